@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HessianOperator', 'norm', 'orthogonalise', 'Eigenpairs', 'lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #c543d587
+# %% ../nbs/02_curvature.ipynb #c2cbf292
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
 
-# %% ../nbs/02_curvature.ipynb #2741827c
+# %% ../nbs/02_curvature.ipynb #66846072
 class HessianOperator:
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
@@ -53,7 +53,7 @@ class HessianOperator:
             out = out + torch.cat([p.reshape(*v.shape[:-1], -1) for p in parts], dim=-1)
         return out
 
-# %% ../nbs/02_curvature.ipynb #08c056be
+# %% ../nbs/02_curvature.ipynb #b0c4c9be
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
@@ -65,7 +65,7 @@ def orthogonalise(v: Tensor, *bases: Tensor) -> Tensor:
             if len(basis): v = v - (basis @ v) @ basis
     return v
 
-# %% ../nbs/02_curvature.ipynb #a4f929b9
+# %% ../nbs/02_curvature.ipynb #0159b079
 @dataclass
 class Eigenpairs:
     "Result of `lanczos`: values (k,), vectors (k, d), true relative residuals (k,), iterations (k,)."
@@ -93,7 +93,7 @@ def _eigenvector(coefficients, krylov, against):
     b = b / norm(b)
     return b * b[b.abs().argmax()].sign()
 
-# %% ../nbs/02_curvature.ipynb #103a328a
+# %% ../nbs/02_curvature.ipynb #c316a4e9
 def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
     "The top eigenpair of ΠHΠ: value, vector, true relative residual, iterations, size of the largest |vᵀHv| met."
     limit, eps = min(max_iterations, d - len(against)), torch.finfo(against.dtype).eps
@@ -119,7 +119,7 @@ def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
         if m + 1 < limit: krylov[m + 1] = w / beta[-1]
     return value, b, residual, m + 1, scale
 
-# %% ../nbs/02_curvature.ipynb #30878910
+# %% ../nbs/02_curvature.ipynb #75dfcf60
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu") -> Eigenpairs:
     """The top `k` eigenpairs of ΠHΠ, Π projecting out the rows of `against`: one step of Algorithm 1 of the paper.
@@ -147,12 +147,12 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
         f"{', '.join(f'{r:.1e}' for r in residuals)}. Raise max_iterations or tol", RuntimeWarning, stacklevel=2)
     return Eigenpairs(np.array(values), torch.stack(vectors), np.array(residuals), np.array(iterations))
 
-# %% ../nbs/02_curvature.ipynb #b6ceb238
+# %% ../nbs/02_curvature.ipynb #09387ff1
 def mean_curvature(hessian: HessianOperator, directions: Tensor, chunk: int = 16) -> Tensor:
     "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,), `chunk` directions at a time."
     return torch.cat([((hessian @ part).double() * part.double()).sum(1) for part in directions.split(chunk)]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #ef0e298c
+# %% ../nbs/02_curvature.ipynb #bd3a371c
 def token_curvature(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     "λ(x, b) = bᵀH(x)b for every token x and row b of `directions` (K, d): shape (tokens, K)."
     def along(i, direction):
