@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #183848ef
+# %% ../nbs/11_arithmetic.ipynb #7d83edcf
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .checkpoints import Checkpoints, atomic_path
 from .losses import TokenLosses, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #7ebdf569
+# %% ../nbs/11_arithmetic.ipynb #47c27a21
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -62,7 +62,7 @@ class ArithmeticConfig:
     @property
     def recorded_steps(self) -> list[int]: return list(range(0, self.steps + 1, self.interval))
 
-# %% ../nbs/11_arithmetic.ipynb #ab4a3ea7
+# %% ../nbs/11_arithmetic.ipynb #ddad8317
 PRESETS = {
     "paper": ArithmeticConfig(),
     "small": ArithmeticConfig(
@@ -98,7 +98,7 @@ def check_config(config: ArithmeticConfig) -> None:
          f"min_cluster_size={config.min_cluster_size} is more than the {4 * config.validation_sums} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
-# %% ../nbs/11_arithmetic.ipynb #ec121c64
+# %% ../nbs/11_arithmetic.ipynb #b25ff7fa
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -122,7 +122,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #c5fcaca2
+# %% ../nbs/11_arithmetic.ipynb #7e2d9dba
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -138,7 +138,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #78714f10
+# %% ../nbs/11_arithmetic.ipynb #8cb2343d
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -159,7 +159,7 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #6333dd74
+# %% ../nbs/11_arithmetic.ipynb #c47c9e24
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -194,7 +194,7 @@ def _train_step(model, optimizer, schedule, pairs):
     optimizer.step()
     schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #42d1b825
+# %% ../nbs/11_arithmetic.ipynb #defcf4b8
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_engine', 'project_tokens', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #6bc754f7
+# %% ../nbs/04_projection.ipynb #29a66a20
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from .curvature import HessianOperator, mean_curvature
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #627b7877
+# %% ../nbs/04_projection.ipynb #a6e75945
 def _forward(losses: TokenLosses, params: Params, directions: Tensor, names: Sequence[str] | None = None) -> Tensor:
     "P (tokens, K) by one forward-mode derivative per direction; `names` restricts the directions to those parameters."
     moving = {n: p for n, p in params.items() if names is None or n in names}
@@ -35,7 +35,7 @@ def _forward(losses: TokenLosses, params: Params, directions: Tensor, names: Seq
     tangents = [unflatten(b, params) for b in directions]
     return torch.stack([torch.cat([slope(i, t) for i in range(len(losses.batches))]) for t in tangents], dim=1)
 
-# %% ../nbs/04_projection.ipynb #dccaffe7
+# %% ../nbs/04_projection.ipynb #6df61862
 def _linear(x, delta, weight):
     "⟨W_b, Σ_s δ_s x_sᵀ⟩ for `weight` (K, out, in): tokens in slices, so that their gradients stay in the cache."
     n, flat = len(x), weight.flatten(1)
@@ -65,7 +65,7 @@ def _known(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, nn.LayerNorm) or conv1d \
         or (type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq)
 
-# %% ../nbs/04_projection.ipynb #70d69954
+# %% ../nbs/04_projection.ipynb #84a8effe
 class _Record:
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -88,7 +88,7 @@ class _Record:
         self.calls.append((module, args[0].detach().expand(self.n, *args[0].shape[1:]), out))
         return out
 
-# %% ../nbs/04_projection.ipynb #cead0360
+# %% ../nbs/04_projection.ipynb #8d87a877
 def _slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
     "For the tokens of batch `i`: the sequence each is in, and its rank among the targets of that sequence."
     first = sum(losses.sizes[:i])
@@ -113,7 +113,7 @@ def _reverse_batch(losses, i, params, directions, slices, owned):
             if delta is not None: P[token] += _contract(module, x[row], delta[row], parts)
     return P, left
 
-# %% ../nbs/04_projection.ipynb #b224d1c7
+# %% ../nbs/04_projection.ipynb #742b8bea
 def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     "P (tokens, K) by back-propagation from every target to the outputs of the layers, and contraction there."
     if "example" not in losses.tokens: raise ValueError(
@@ -134,7 +134,7 @@ def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
                                                           "use engine='forward'")
     return P + _forward(losses, params, directions, left)
 
-# %% ../nbs/04_projection.ipynb #162cbd30
+# %% ../nbs/04_projection.ipynb #65589d2b
 def _check_sum(losses, i, params, slices, P):
     "Raise ValueError unless `P` of batch `i` agrees with a back-propagation of a random combination of its losses."
     signs = torch.randn(len(P), generator=torch.Generator().manual_seed(i)).to(P)
@@ -147,7 +147,7 @@ def _check_sum(losses, i, params, slices, P):
         f"engine='reverse' does not see all of this model (a check sum is off by {error:.1e}): it uses a weight outside "
         "the layer that owns it, or mixes the sequences of a batch. Use engine='forward'")
 
-# %% ../nbs/04_projection.ipynb #b5a225f0
+# %% ../nbs/04_projection.ipynb #9f5222b6
 def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     "\"forward\" or \"reverse\", whichever needs fewer floating-point operations for these tokens."
     if "example" not in losses.tokens or not all("labels" in b for b in losses.batches): return "forward"
@@ -164,7 +164,7 @@ def project_tokens(losses: TokenLosses, params: Params, directions: Tensor, engi
     if engine == "auto": engine = choose_engine(losses, len(directions))
     return (_forward if engine == "forward" else _reverse)(losses, params, directions)
 
-# %% ../nbs/04_projection.ipynb #6174de29
+# %% ../nbs/04_projection.ipynb #1e8d50a2
 def _variables(losses, steps, basis, curvature):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -194,7 +194,7 @@ def _create(path, losses, steps, basis, curvature, settings, dtype):
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #b013f585
+# %% ../nbs/04_projection.ipynb #6a220923
 def _project_step(losses, params, basis, engine, curvature):
     "The numbers of one checkpoint, by name."
     values = {"loss": losses(params), "gradient": project_tokens(losses, params, basis.directions, engine)}
@@ -211,7 +211,7 @@ def _check_values(values, step, store):
             f"{name} is not finite for {(~np.isfinite(v)).sum()} of {v.size} entries at step {step} of {store.path}: "
             "the model diverges on these tokens there. Use steps before it, or tokens without them")
 
-# %% ../nbs/04_projection.ipynb #8bd17261
+# %% ../nbs/04_projection.ipynb #d543b735
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
