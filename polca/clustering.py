@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OUTLIER', 'DROPPED', 'filter_directions', 'filter_tokens', 'medoid', 'quartiles', 'Clusters', 'cluster_directions',
-           'skill_scores']
+           'skill_scores', 'linear_probe']
 
-# %% ../nbs/06_clustering.ipynb #4137378e
+# %% ../nbs/06_clustering.ipynb #f26154ff
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,14 @@ import pandas as pd
 import xarray as xr
 from sklearn.base import ClusterMixin, clone
 from sklearn.cluster import HDBSCAN
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances_chunked
+from sklearn.model_selection import cross_val_score, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-# %% ../nbs/06_clustering.ipynb #bbd5dd2b
+# %% ../nbs/06_clustering.ipynb #73d693f3
 def filter_directions(curves: xr.DataArray) -> xr.DataArray:
     "Filter 1: True (direction) where the mean over tokens of `curves` (step, token, direction) does not rise, first to last."
     mean = curves.mean("token")
@@ -27,7 +31,7 @@ def filter_tokens(curves: xr.DataArray) -> xr.DataArray:
     "Filter 2: True (token, direction) where the curve of the token does not rise, first to last."
     return (curves.isel(step=-1) <= curves.isel(step=0)).transpose("token", "direction").rename("kept")
 
-# %% ../nbs/06_clustering.ipynb #aade773c
+# %% ../nbs/06_clustering.ipynb #7115f44a
 def medoid(curves: np.ndarray) -> int:
     "The row of `curves` (tokens, steps) with the smallest sum of Euclidean distances to the other rows."
     sums = pairwise_distances_chunked(curves, reduce_func=lambda part, start: part.sum(axis=1))
@@ -37,7 +41,7 @@ def quartiles(curves: np.ndarray) -> np.ndarray:
     "First quartile, median and third quartile over the rows of `curves` (tokens, steps): (3, steps)."
     return np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
 
-# %% ../nbs/06_clustering.ipynb #03e229c9
+# %% ../nbs/06_clustering.ipynb #71a41cf2
 OUTLIER, DROPPED = -1, -2
 
 @dataclass
@@ -63,7 +67,7 @@ class Clusters:
         return {"dropped": float((labels == DROPPED).sum(1).mean()), "outliers": float((labels == OUTLIER).sum(1).mean()),
                 "clustered": float((labels >= 0).sum(1).mean())}
 
-# %% ../nbs/06_clustering.ipynb #1e282b63
+# %% ../nbs/06_clustering.ipynb #c2df25d9
 def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_samples: int | None = None, *,
                        keep_directions: xr.DataArray | None = None, keep_tokens: xr.DataArray | None = None,
                        clusterer: ClusterMixin | None = None, progress: bool = False) -> Clusters:
@@ -102,7 +106,7 @@ def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_sa
     table = pd.DataFrame(rows, columns=["direction", "cluster", "size", "medoid"])
     return Clusters(xr.DataArray(labels, coords, ("direction", "token"), "cluster"), table, notes)
 
-# %% ../nbs/06_clustering.ipynb #bc7dd204
+# %% ../nbs/06_clustering.ipynb #cfff3420
 def skill_scores(clusters: Clusters, skill: np.ndarray, places: np.ndarray | None = None, share: float = 0.85) -> pd.DataFrame:
     """Homogeneity, recall and F1 of every cluster against a known skill, best homogeneity first.
 
@@ -122,3 +126,26 @@ def skill_scores(clusters: Clusters, skill: np.ndarray, places: np.ndarray | Non
                      "recall": recall, "f1": 2 * homogeneity * recall / (homogeneity + recall)})
     columns = ["direction", "cluster", "size", "homogeneity", "recall", "f1"]
     return pd.DataFrame(rows, columns=columns).sort_values("homogeneity", ascending=False, ignore_index=True, kind="stable")
+
+# %% ../nbs/06_clustering.ipynb #d76d3d3f
+def linear_probe(curves: xr.DataArray, skill: np.ndarray, tokens: np.ndarray | None = None, seed: int = 0) -> dict:
+    """How well a logistic regression on the curve along *one* direction tells the tokens that need `skill` from the others.
+
+    curves  (step, token, direction)
+    skill   (token) True where the token needs the skill
+    tokens  (token) True for the tokens to tell apart; default all
+
+    Returns `accuracy` on the half of the tokens that was held out, the `direction` chosen on the other half, and
+    `majority`, the accuracy of always giving the commoner answer. Raises ValueError with under 10 tokens of either kind.
+    """
+    chosen = np.flatnonzero(np.ones(len(skill), bool) if tokens is None else tokens)
+    y = np.asarray(skill, bool)[chosen]
+    if min(y.sum(), (~y).sum()) < 10: raise ValueError(
+        f"a probe needs at least 10 tokens with the skill and 10 without, not {y.sum()} and {(~y).sum()}: analyse more tokens")
+    x = curves.transpose("direction", "token", "step").values[:, chosen]
+    fit, held = train_test_split(np.arange(len(y)), test_size=0.5, stratify=y, random_state=seed)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    inner = [cross_val_score(model, part[fit], y[fit], cv=5).mean() for part in x]
+    best = int(np.argmax(inner))
+    return {"accuracy": float(model.fit(x[best, fit], y[fit]).score(x[best, held], y[held])),
+            "direction": int(curves["direction"][best]), "majority": float(max(y[held].mean(), 1 - y[held].mean()))}
