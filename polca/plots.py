@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'cluster_color', 'plot_loss_by', 'plot_clusters', 'plot_completeness']
 
-# %% ../nbs/09_plots.ipynb #e041fedd
+# %% ../nbs/09_plots.ipynb #0a3dbdde
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .clustering import Clusters, quartiles
 
-# %% ../nbs/09_plots.ipynb #39ef354f
+# %% ../nbs/09_plots.ipynb #8b3d1450
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
 
@@ -31,7 +31,7 @@ def _band(ax: Axes, steps, values, color, label, middle=None):
     ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, label=label)
 
-# %% ../nbs/09_plots.ipynb #1a6b3683
+# %% ../nbs/09_plots.ipynb #2bbf7657
 def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float | None = None) -> Figure:
     """Median and quartiles of the exact loss (step, token) for each value of `skill` (token), called `name`.
 
@@ -46,7 +46,7 @@ def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float 
     ax.legend(title=name, loc="upper right")
     return fig
 
-# %% ../nbs/09_plots.ipynb #ffb4a232
+# %% ../nbs/09_plots.ipynb #a658b6e3
 def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
     "Stacked bars: share of each cluster's tokens by the values of the first entry of `by`, hatched where the second is 1."
     (first, values), *rest = by.items()
@@ -55,15 +55,16 @@ def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
         left, members = 0.0, labels == cluster
         for j, value in enumerate(pd.unique(values)):
             for on in (0, 1):
-                share = (members & (values == value) & (flag == on)).sum() / max(members.sum(), 1)
-                ax.barh(i, share, left=left, color=_GREYS[j % 4], hatch="////" if on else None, edgecolor="#FFFFFF" if j < 2 else "#000000",
-                        lw=0.4, label=f"{value}{f', {rest[0][0]}' if on else ''}" if i == 0 and (rest or not on) else None)
+                kind = (values == value) & (flag == on)
+                share = (members & kind).sum() / max(members.sum(), 1)
+                ax.barh(i, share, left=left, color=_GREYS[j % 4], hatch="////" if on else None, lw=0.4,
+                        edgecolor="#FFFFFF" if j < 2 else "#000000", label=f"{value}{f', {rest[0][0]}' if on else ''}" if i == 0 and kind.any() else None)
                 left += share
     ax.set(xlim=(0, 1), xlabel="share of the cluster's tokens", yticks=range(len(shown)),
            yticklabels=[f"{c if c >= 0 else 'outliers'} ({(labels == c).sum()})" for c in shown], ylabel="cluster (tokens)")
     ax.invert_yaxis()
 
-# %% ../nbs/09_plots.ipynb #51a360bd
+# %% ../nbs/09_plots.ipynb #aaa30d23
 def _cluster_row(axes, curves, clusters, direction, loss, by, unit, source_step):
     "One direction: its curves, the exact loss of its clusters, their composition."
     labels = clusters.labels.sel(direction=direction).values
@@ -101,7 +102,7 @@ def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence
     if title: fig.suptitle(title)
     return fig
 
-# %% ../nbs/09_plots.ipynb #5b01c5df
+# %% ../nbs/09_plots.ipynb #775e046e
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:
     "The change of the mean of `loss` (step, token), and the mean over tokens of Σ_b of each rule's projected loss: {rule: (step, token, direction)}."
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Subspace', 'orthonormality_error', 'check_basis', 'as_subspace', 'load_subspace', 'hessian_subspace']
 
-# %% ../nbs/03_subspace.ipynb #6b0a8ab1
+# %% ../nbs/03_subspace.ipynb #1c327ea0
 import hashlib
 import json
 import warnings
@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import Checkpoints, atomic_path, check_finite, open_weights, require_steps
+from .checkpoints import Checkpoints, atomic_path, check_finite, open_weights, verify_checkpoints
 from .curvature import HessianOperator, lanczos
 from .losses import Params, TokenLosses, check_params, fingerprint, n_parameters
 
-# %% ../nbs/03_subspace.ipynb #04e32834
+# %% ../nbs/03_subspace.ipynb #b02e4a72
 @dataclass
 class Subspace:
     """An orthonormal basis of directions in weight space.
@@ -50,7 +50,7 @@ def orthonormality_error(directions: Tensor) -> float:
     for part in directions.split(1 << 20, dim=1): gram += (part.double() @ part.double().T).cpu()
     return float((gram - torch.eye(len(gram))).abs().sum(1).max())
 
-# %% ../nbs/03_subspace.ipynb #e61b00bb
+# %% ../nbs/03_subspace.ipynb #0b851da8
 def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
     "Raise ValueError unless `directions` is (K, d) with 1 ≤ K ≤ d, finite, and ‖BᵀB − I‖∞ ≤ `tol`."
     if directions.ndim != 2 or directions.shape[1] != d: raise ValueError(
@@ -67,7 +67,7 @@ def as_subspace(directions: Tensor, like: Params, table: pd.DataFrame | None = N
     if table is None: table = pd.DataFrame({"source_step": np.full(len(directions), -1)})
     return Subspace(directions, table.rename_axis("direction"), {n: tuple(p.shape) for n, p in like.items()})
 
-# %% ../nbs/03_subspace.ipynb #714bdb3c
+# %% ../nbs/03_subspace.ipynb #f10b13c8
 _FILE = "directions-{:08d}.safetensors"
 
 def _save_directions(path, step, directions, rows, shapes, settings):
@@ -101,15 +101,14 @@ def load_subspace(path: str | Path, like: Params | None = None) -> Subspace:
     check_basis(directions, directions.shape[1])
     return Subspace(directions, table, parts[0][2])
 
-# %% ../nbs/03_subspace.ipynb #4195a943
-def _check_request(store, losses, steps, k, first):
+# %% ../nbs/03_subspace.ipynb #baaa55f7
+def _check_request(store, losses, steps, k):
     "What can be known to be wrong before the first Hessian-vector product."
-    require_steps(store, steps)
     d = n_parameters(losses.params)
     if not steps or len(set(steps)) != len(steps): raise ValueError(f"the steps {steps} must be at least one, each once")
     if k < 1 or k * len(steps) > d: raise ValueError(
         f"k={k} at {len(steps)} steps asks for {k * len(steps)} directions of {d} weights: ask for 1 to {d} in all")
-    check_params({n: p.shape for n, p in first.items()}, losses.params, f"the checkpoint of step {steps[0]} in {store.path}")
+    verify_checkpoints(store, sorted(steps), like=losses.params)
 
 def _resume(path, settings):
     "What an earlier call left in `path`: {step: directions}, {step: rows}."
@@ -121,7 +120,7 @@ def _resume(path, settings):
         found[rows[0]["source_step"]] = (directions, rows)
     return found
 
-# %% ../nbs/03_subspace.ipynb #688eaaaf
+# %% ../nbs/03_subspace.ipynb #5d25bfcd
 def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], k: int = 1, tol: float = 1e-3, *,
                      which: str = "largest", max_iterations: int = 200, seed: int = 0, path: str | Path | None = None,
                      cache_graph: bool = True, progress: bool = True) -> Subspace:
@@ -132,11 +131,13 @@ def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
     tol, which, max_iterations, seed   as in `lanczos`; steps that miss `tol` are named in one warning, with residuals
     path            a directory that keeps each step's directions as they are found, and from which a call that was
                     interrupted goes on
+
+    Raises ValueError, before anything is computed, for steps that are not in `store`, checkpoints that are damaged or of
+    another model, k < 1 or more directions than weights, and a `path` made with other settings.
     """
     device, dtype = next(iter((p.device, p.dtype) for p in losses.params.values()))
     steps = list(map(int, steps))
-    require_steps(store, steps)
-    _check_request(store, losses, steps, k, store.load(steps[0]))
+    _check_request(store, losses, steps, k)
     settings = {"steps": steps, "k": k, "tol": tol, "which": which, "max_iterations": max_iterations, "seed": seed,
                 "data": fingerprint(losses.batches)}
     found, d = _resume(path, settings), n_parameters(losses.params)

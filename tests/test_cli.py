@@ -1,0 +1,115 @@
+"""The command line as a user meets it: a run, its directory, interruptions, bad input."""
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+POLCA = Path(sys.executable).with_name("polca")
+VARIES = ("seconds", "peak_memory_gib")
+
+
+def polca(*args, **kwargs):
+    return subprocess.run([POLCA, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def numbers(out):
+    return {k: v for k, v in json.loads((out / "results.json").read_text()).items() if k not in VARIES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A complete tiny run, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    done = polca("run", "arithmetic", "--preset", "tiny", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_a_run_prints_its_table_and_where_to_look(finished):
+    out, done = finished
+    assert all(f"[{i}/5]" in done.stdout for i in range(1, 6))
+    assert "Fisher" in done.stdout and "0.973 / 0.736 / 0.838" in done.stdout
+    assert "training" in done.stderr and "projection" in done.stderr  # progress bars
+    last = done.stdout.split("Every number: ")[1].split()
+    assert last[0] == str(out / "results.json")
+    assert all(Path(f).read_bytes().startswith(b"\x89PNG") for f in last[2:]) and len(last[2:]) == 4
+
+
+def test_results_hold_what_was_asked_for(finished):
+    results = numbers(finished[0])
+    assert results["config"]["preset"] == "tiny" and results["config"]["seed"] == 0
+    assert set(results["kinds"]) == {"loss", "change", "fisher", "first", "paper", "trapezoid"}
+    assert results["environment"]["torch"] and results["orthonormality_error"] <= 1e-6
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    done = polca("run", "arithmetic", "--preset", "tiny", "--seed", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    other = numbers(tmp_path / "runs" / "arithmetic-tiny-seed1")
+    assert other["config"]["seed"] == 1 and other["explained"] != numbers(finished[0])["explained"]
+
+
+def test_killed_at_any_stage_it_goes_on_to_the_same_numbers(finished, tmp_path):
+    out, marks = tmp_path / "killed", ("checkpoints/step-00000100.safetensors", "basis/directions-00000080.safetensors",
+                                       "projection.zarr/gradient/3.0.0", "clusters.zarr")
+    for mark in marks:
+        process = subprocess.Popen([POLCA, "run", "arithmetic", "--preset", "tiny", "--out", str(out)],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while not (out / mark).exists() and process.poll() is None and time.monotonic() < until: time.sleep(0.002)
+        assert process.poll() is None, f"the run ended before {mark} appeared"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "results.json").exists()
+    assert polca("run", "arithmetic", "--preset", "tiny", "--out", out).returncode == 0
+    assert numbers(out) == numbers(finished[0])
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen([POLCA, "run", "arithmetic", "--preset", "tiny", "--out", str(tmp_path / "run")],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "checkpoints").exists() and process.poll() is None: time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in errors and "Traceback" not in errors
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    done = polca("run", "arithmetic", "--preset", "tiny", "--out", tmp_path)
+    assert done.returncode == 2 and "--out" in done.stderr and "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_of_another_configuration_is_left_alone(finished):
+    out, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    for changed in (("--seed", "7"), ("--preset", "small")):
+        done = polca("run", "arithmetic", *(("--preset", "tiny") if "--preset" not in changed else ()), "--out", out, *changed)
+        assert done.returncode == 2 and "another configuration" in done.stderr and "Traceback" not in done.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+
+
+@pytest.mark.parametrize("file, what", [("checkpoints/step-00000080.safetensors", "step-00000080.safetensors"),
+                                        ("basis/directions-00000080.safetensors", "directions-00000080.safetensors")])
+def test_a_damaged_file_is_named_and_nothing_is_lost(finished, tmp_path, file, what):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    (out / file).write_bytes((out / file).read_bytes()[:-100])
+    done = polca("run", "arithmetic", "--preset", "tiny", "--out", out)
+    assert done.returncode == 2 and what in done.stderr and "damaged or cut short" in done.stderr and "delete it" in done.stderr
+    (out / file).unlink()  # the remedy that the message names
+    assert polca("run", "arithmetic", "--preset", "tiny", "--out", out).returncode == 0
+    assert numbers(out) == numbers(finished[0])
+
+
+def test_wrong_words_show_the_usage():
+    done = polca("run", "arithmetic", "--preset", "huge")
+    assert done.returncode == 2 and "invalid choice" in done.stderr
+    assert polca("--version").stdout.startswith("polca ")
+    assert "--preset" in polca("run", "arithmetic", "--help").stdout
