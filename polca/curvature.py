@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HessianOperator', 'norm', 'orthogonalise', 'Eigenpairs', 'lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #c2cbf292
+# %% ../nbs/02_curvature.ipynb #2986dec4
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
 
-# %% ../nbs/02_curvature.ipynb #66846072
+# %% ../nbs/02_curvature.ipynb #ea693b8a
 class HessianOperator:
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
         hessian = HessianOperator(losses, params)
-        hessian @ v            # (d,) -> (d,);  (K, d) -> (K, d), one product per row
+        hessian @ v            # (d,) -> (d,)
         hessian.gradient       # mean gradient, (d,)
 
     `products` counts the vectors multiplied so far. Raises ValueError if the loss or its gradient is not finite.
@@ -44,28 +44,34 @@ class HessianOperator:
         return self._graphs if self._graphs is not None else map(self._build, range(len(self.losses.batches)))
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        batched, tangents = v.ndim == 2, tuple(unflatten(v, self.params).values())
-        self.products += len(v) if batched else 1
-        out = 0
+        tangents, out = tuple(unflatten(v, self.params).values()), 0
+        self.products += 1
         for grads in self._all_graphs():
-            parts = torch.autograd.grad(grads, tuple(self.params.values()), tangents, retain_graph=self._graphs is not None,
-                                        is_grads_batched=batched, materialize_grads=True)
-            out = out + torch.cat([p.reshape(*v.shape[:-1], -1) for p in parts], dim=-1)
+            parts = torch.autograd.grad(grads, tuple(self.params.values()), tangents,
+                                        retain_graph=self._graphs is not None, materialize_grads=True)
+            out = out + flatten(dict(zip(self.params, parts)))
         return out
 
-# %% ../nbs/02_curvature.ipynb #b0c4c9be
+# %% ../nbs/02_curvature.ipynb #055a2b0b
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
 
-def orthogonalise(v: Tensor, *bases: Tensor) -> Tensor:
-    "`v` (d,) less its components along the rows of each of `bases` (K, d), by two passes of classical Gram–Schmidt."
+def _dots(basis: Tensor, v: Tensor) -> Tensor:
+    "`basis` (K, d) times `v` (d,), summed in float64, a million columns at a time."
+    return sum(b.double() @ part.double() for b, part in zip(basis.split(1 << 20, dim=1), v.split(1 << 20))).to(v)
+
+def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False) -> Tensor:
+    """`v` (d,) less its components along the rows of each of `bases` (K, d), by two passes of classical Gram–Schmidt.
+
+    exact   sum the components in float64, whatever the dtype: slower, and needed for what is stored
+    """
     for _ in range(2):
         for basis in bases:
-            if len(basis): v = v - (basis @ v) @ basis
+            if len(basis): v = v - (_dots(basis, v) if exact else basis @ v) @ basis
     return v
 
-# %% ../nbs/02_curvature.ipynb #0159b079
+# %% ../nbs/02_curvature.ipynb #4b3ec301
 @dataclass
 class Eigenpairs:
     "Result of `lanczos`: values (k,), vectors (k, d), true relative residuals (k,), iterations (k,)."
@@ -89,11 +95,11 @@ def _start(like, generator, *bases):
 
 def _eigenvector(coefficients, krylov, against):
     "The Ritz vector, unit, in the complement; an eigenvector has no sign, so its largest entry is made positive."
-    b = orthogonalise(torch.as_tensor(coefficients, dtype=krylov.dtype, device=krylov.device) @ krylov, against)
+    b = orthogonalise(torch.as_tensor(coefficients, dtype=krylov.dtype, device=krylov.device) @ krylov, against, exact=True)
     b = b / norm(b)
     return b * b[b.abs().argmax()].sign()
 
-# %% ../nbs/02_curvature.ipynb #c316a4e9
+# %% ../nbs/02_curvature.ipynb #2b42888b
 def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
     "The top eigenpair of ΠHΠ: value, vector, true relative residual, iterations, size of the largest |vᵀHv| met."
     limit, eps = min(max_iterations, d - len(against)), torch.finfo(against.dtype).eps
@@ -119,7 +125,7 @@ def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
         if m + 1 < limit: krylov[m + 1] = w / beta[-1]
     return value, b, residual, m + 1, scale
 
-# %% ../nbs/02_curvature.ipynb #75dfcf60
+# %% ../nbs/02_curvature.ipynb #84220bcf
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu") -> Eigenpairs:
     """The top `k` eigenpairs of ΠHΠ, Π projecting out the rows of `against`: one step of Algorithm 1 of the paper.
@@ -147,12 +153,12 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
         f"{', '.join(f'{r:.1e}' for r in residuals)}. Raise max_iterations or tol", RuntimeWarning, stacklevel=2)
     return Eigenpairs(np.array(values), torch.stack(vectors), np.array(residuals), np.array(iterations))
 
-# %% ../nbs/02_curvature.ipynb #09387ff1
-def mean_curvature(hessian: HessianOperator, directions: Tensor, chunk: int = 16) -> Tensor:
-    "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,), `chunk` directions at a time."
-    return torch.cat([((hessian @ part).double() * part.double()).sum(1) for part in directions.split(chunk)]).to(directions)
+# %% ../nbs/02_curvature.ipynb #a6342ba2
+def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
+    "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,)."
+    return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #bd3a371c
+# %% ../nbs/02_curvature.ipynb #2d8ab200
 def token_curvature(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     "λ(x, b) = bᵀH(x)b for every token x and row b of `directions` (K, d): shape (tokens, K)."
     def along(i, direction):

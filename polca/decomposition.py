@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RULES', 'KINDS', 'allocate', 'projected_loss', 'residual', 'explained', 'trajectories']
 
-# %% ../nbs/05_decomposition.ipynb #027ea2f4
+# %% ../nbs/05_decomposition.ipynb #a349d7c4
 import numpy as np
 import xarray as xr
 
-# %% ../nbs/05_decomposition.ipynb #1b9de30c
+# %% ../nbs/05_decomposition.ipynb #34f40f3f
 RULES = ("first", "paper", "trapezoid")
 
 def _ends(values: xr.DataArray, like: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -39,21 +39,20 @@ def allocate(projection: xr.Dataset, rule: str = "trapezoid") -> xr.DataArray:
     out.attrs |= {"rule": rule, "units": "nats"}
     return out.transpose("interval", "token", "direction").rename("allocation")
 
-# %% ../nbs/05_decomposition.ipynb #a38a9941
+# %% ../nbs/05_decomposition.ipynb #00209a20
 def _paper_curvature(projection, start, end):
     "The paper's estimate of λ_t(x, b), and how many of its denominators vanish."
     if "curvature" not in projection: raise ValueError(
         "rule='paper' needs the curvature along each direction, which this projection lacks: project again with "
         "project(..., curvature=losses), or use rule='trapezoid', which needs none")
     curvature, _ = _ends(projection["curvature"], projection["movement"])
-    mean_start, mean_end = _ends(projection["mean_gradient"], projection["movement"])
+    mean_start, mean_end = (g.mean("token", dtype=np.float64) for g in (start, end))
     change = mean_end - mean_start
-    rounding = np.finfo(change.dtype).eps * np.maximum(abs(mean_start), abs(mean_end))
-    vanished = abs(change) <= rounding
-    ratio = xr.where(vanished, 1.0, (end - start) / change.where(~vanished, 1.0))
+    vanished = abs(change) <= np.finfo(start.dtype).eps * np.maximum(abs(mean_start), abs(mean_end))
+    ratio = xr.where(vanished, 1.0, (end - start) / change.where(~vanished, 1.0)).astype(start.dtype)
     return curvature * ratio, vanished.sum()
 
-# %% ../nbs/05_decomposition.ipynb #e953fc34
+# %% ../nbs/05_decomposition.ipynb #96de92a8
 def projected_loss(allocation: xr.DataArray) -> xr.DataArray:
     "L_b(x; t), the sum of the allocations before step t, nats: (step, token, direction), zero at the first step."
     steps = np.append(allocation["interval"], allocation["interval_end"][-1])
@@ -67,7 +66,7 @@ def residual(projection: xr.Dataset, allocation: xr.DataArray) -> xr.DataArray:
     start, end = _ends(projection["loss"], projection["movement"])
     return (end - start - allocation.sum("direction")).transpose("interval", "token").rename("residual")
 
-# %% ../nbs/05_decomposition.ipynb #c26d4851
+# %% ../nbs/05_decomposition.ipynb #7f6f5e4a
 def explained(projection: xr.Dataset, allocation: xr.DataArray) -> dict[str, float]:
     """How the mean loss change from first to last step is accounted for, in nats per token.
 
@@ -81,7 +80,7 @@ def explained(projection: xr.Dataset, allocation: xr.DataArray) -> dict[str, flo
     net = float(mean.sum())
     return {"true": true, "net": net, "gross": float(abs(mean).sum()), "residual": true - net}
 
-# %% ../nbs/05_decomposition.ipynb #85b7a535
+# %% ../nbs/05_decomposition.ipynb #8b1aa204
 KINDS = {"loss": "exact loss", "change": "change in exact loss", "fisher": "Fisher", "first": "first-order POLCA",
          "paper": "POLCA, the paper's second order", "trapezoid": "POLCA, trapezoid"}
 

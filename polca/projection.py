@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_engine', 'project_tokens', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #29a66a20
+# %% ../nbs/04_projection.ipynb #65406c92
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +24,20 @@ from .curvature import HessianOperator, mean_curvature
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #a6e75945
-def _forward(losses: TokenLosses, params: Params, directions: Tensor, names: Sequence[str] | None = None) -> Tensor:
-    "P (tokens, K) by one forward-mode derivative per direction; `names` restricts the directions to those parameters."
-    moving = {n: p for n, p in params.items() if names is None or n in names}
-    fixed = {n: p for n, p in params.items() if n not in moving}
-    def slope(i, tangent):
-        def loss(p): return losses.batch(i, {n: (p if n in p else fixed)[n] for n in params})
-        return torch.func.jvp(loss, (moving,), ({n: tangent[n] for n in moving},))[1].detach()
-    tangents = [unflatten(b, params) for b in directions]
-    return torch.stack([torch.cat([slope(i, t) for i in range(len(losses.batches))]) for t in tangents], dim=1)
+# %% ../nbs/04_projection.ipynb #0fff305e
+def _forward_batch(losses: TokenLosses, i: int, params: Params, slices: Params) -> Tensor:
+    "P (tokens of batch `i`, K) by one forward-mode derivative per direction, over the parameters in `slices` (K, …)."
+    moving = {n: params[n] for n in slices}
+    def loss(p): return losses.batch(i, {n: p.get(n, params[n]) for n in params})
+    def slope(k): return torch.func.jvp(loss, (moving,), ({n: s[k] for n, s in slices.items()},))[1].detach()
+    return torch.stack([slope(k) for k in range(len(next(iter(slices.values()))))], dim=1)
 
-# %% ../nbs/04_projection.ipynb #6df61862
+def _forward(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
+    "P (tokens, K), batch by batch."
+    slices = unflatten(directions, params)
+    return torch.cat([_forward_batch(losses, i, params, slices) for i in range(len(losses.batches))])
+
+# %% ../nbs/04_projection.ipynb #35d225f7
 def _linear(x, delta, weight):
     "⟨W_b, Σ_s δ_s x_sᵀ⟩ for `weight` (K, out, in): tokens in slices, so that their gradients stay in the cache."
     n, flat = len(x), weight.flatten(1)
@@ -65,7 +67,7 @@ def _known(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, nn.LayerNorm) or conv1d \
         or (type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq)
 
-# %% ../nbs/04_projection.ipynb #84a8effe
+# %% ../nbs/04_projection.ipynb #49e27e70
 class _Record:
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -88,7 +90,7 @@ class _Record:
         self.calls.append((module, args[0].detach().expand(self.n, *args[0].shape[1:]), out))
         return out
 
-# %% ../nbs/04_projection.ipynb #8d87a877
+# %% ../nbs/04_projection.ipynb #3021a7b9
 def _slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
     "For the tokens of batch `i`: the sequence each is in, and its rank among the targets of that sequence."
     first = sum(losses.sizes[:i])
@@ -113,7 +115,7 @@ def _reverse_batch(losses, i, params, directions, slices, owned):
             if delta is not None: P[token] += _contract(module, x[row], delta[row], parts)
     return P, left
 
-# %% ../nbs/04_projection.ipynb #742b8bea
+# %% ../nbs/04_projection.ipynb #58a3348a
 def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     "P (tokens, K) by back-propagation from every target to the outputs of the layers, and contraction there."
     if "example" not in losses.tokens: raise ValueError(
@@ -126,15 +128,10 @@ def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     for i in range(len(losses.batches)):
         P, left = _reverse_batch(losses, i, params, directions, slices, owned)
         _check_sum(losses, i, params, {n: s for n, s in slices.items() if n not in left}, P)
-        parts.append((P, left))
-    left = set().union(*(l for _, l in parts))
-    P = torch.cat([p for p, _ in parts])
-    if not left: return P
-    if any(l != left for _, l in parts): raise ValueError("engine='reverse' knows a layer in one batch and not in another: "
-                                                          "use engine='forward'")
-    return P + _forward(losses, params, directions, left)
+        parts.append(P + _forward_batch(losses, i, params, {n: slices[n] for n in left}) if left else P)
+    return torch.cat(parts)
 
-# %% ../nbs/04_projection.ipynb #65589d2b
+# %% ../nbs/04_projection.ipynb #bd73edff
 def _check_sum(losses, i, params, slices, P):
     "Raise ValueError unless `P` of batch `i` agrees with a back-propagation of a random combination of its losses."
     signs = torch.randn(len(P), generator=torch.Generator().manual_seed(i)).to(P)
@@ -147,7 +144,7 @@ def _check_sum(losses, i, params, slices, P):
         f"engine='reverse' does not see all of this model (a check sum is off by {error:.1e}): it uses a weight outside "
         "the layer that owns it, or mixes the sequences of a batch. Use engine='forward'")
 
-# %% ../nbs/04_projection.ipynb #9f5222b6
+# %% ../nbs/04_projection.ipynb #2ac5629a
 def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     "\"forward\" or \"reverse\", whichever needs fewer floating-point operations for these tokens."
     if "example" not in losses.tokens or not all("labels" in b for b in losses.batches): return "forward"
@@ -164,16 +161,14 @@ def project_tokens(losses: TokenLosses, params: Params, directions: Tensor, engi
     if engine == "auto": engine = choose_engine(losses, len(directions))
     return (_forward if engine == "forward" else _reverse)(losses, params, directions)
 
-# %% ../nbs/04_projection.ipynb #1e8d50a2
+# %% ../nbs/04_projection.ipynb #1d74a1a9
 def _variables(losses, steps, basis, curvature):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
     variables = {"loss": (("step", "token"), (T, N), (1, N)),
                  "gradient": (("step", "token", "direction"), (T, N, K), (1, N, K)),
                  "movement": (("interval", "direction"), (T - 1, K), (1, K))}
-    if curvature:
-        variables |= {name: (("step", "direction"), (T, K), (1, K)) for name in ("curvature", "mean_gradient")}
-    return variables
+    return variables | ({"curvature": (("step", "direction"), (T, K), (1, K))} if curvature else {})
 
 def _create(path, losses, steps, basis, curvature, settings, dtype):
     "An empty Zarr group with the coordinates; it appears at `path` whole or not at all."
@@ -194,14 +189,12 @@ def _create(path, losses, steps, basis, curvature, settings, dtype):
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #6a220923
+# %% ../nbs/04_projection.ipynb #038de3b0
 def _project_step(losses, params, basis, engine, curvature):
     "The numbers of one checkpoint, by name."
     values = {"loss": losses(params), "gradient": project_tokens(losses, params, basis.directions, engine)}
     if curvature is not None:
-        hessian = HessianOperator(curvature, params)
-        values |= {"curvature": mean_curvature(hessian, basis.directions),
-                   "mean_gradient": basis.directions @ hessian.gradient}
+        values |= {"curvature": mean_curvature(HessianOperator(curvature, params), basis.directions)}
     return {name: v.cpu().numpy() for name, v in values.items()}
 
 def _check_values(values, step, store):
@@ -211,7 +204,7 @@ def _check_values(values, step, store):
             f"{name} is not finite for {(~np.isfinite(v)).sum()} of {v.size} entries at step {step} of {store.path}: "
             "the model diverges on these tokens there. Use steps before it, or tokens without them")
 
-# %% ../nbs/04_projection.ipynb #d543b735
+# %% ../nbs/04_projection.ipynb #ae684379
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
@@ -226,7 +219,7 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     """Project every token's gradient on every direction at every one of `steps` (default: all in `store`).
 
     losses      the tokens that are analysed
-    curvature   the data set X of `curvature` and `mean_gradient`; without it they are left out
+    curvature   the tokens whose mean curvature is computed, `losses` itself or a sample of them; default: no curvature
     engine      as in `project_tokens`
     path        where to keep the Dataset; an interrupted call goes on from there. Default: in memory
 

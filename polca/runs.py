@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'open_run', 'cluster_kind', 'summarise', 'format_table', 'format_summary', 'save_figures', 'run_arithmetic',
            'main']
 
-# %% ../nbs/13_runs.ipynb #480a4890
+# %% ../nbs/13_runs.ipynb #fef7bb1e
 import argparse
 import importlib.metadata
 import json
@@ -33,7 +33,7 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import hessian_subspace, orthonormality_error
 
-# %% ../nbs/13_runs.ipynb #58f3a5e9
+# %% ../nbs/13_runs.ipynb #d3ff29be
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -54,7 +54,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #9c1e2467
+# %% ../nbs/13_runs.ipynb #4f208453
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     "The clusters of one kind of trajectory, and its row of numbers; `flat` is the step where the mean loss is flat."
     curves = trajectories(projection, kind)
@@ -77,7 +77,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #f6e14400
+# %% ../nbs/13_runs.ipynb #e0f8d2cb
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -92,7 +92,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #662ca1bd
+# %% ../nbs/13_runs.ipynb #a2164e2a
 PAPER = {"loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
          "first": ("0.948 / 0.767 / 0.848", "0.928 / 0.769 / 0.841", "0.887 / 0.751 / 0.813", 0.307),
@@ -113,7 +113,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #38e84779
+# %% ../nbs/13_runs.ipynb #3d68895a
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -133,7 +133,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #f472c76d
+# %% ../nbs/13_runs.ipynb #e86a99c2
 def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters], config: ArithmeticConfig, flat: float) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -163,7 +163,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #75ae1d97
+# %% ../nbs/13_runs.ipynb #f1097092
 def _environment() -> dict:
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
     return {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
@@ -186,7 +186,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #0a1d4b4c
+# %% ../nbs/13_runs.ipynb #4aae4d6f
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int = 0,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -230,7 +230,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
     return results
 
-# %% ../nbs/13_runs.ipynb #daa2b0dc
+# %% ../nbs/13_runs.ipynb #9df860f3
 def _cluster_all(projection, config, flat, progress):
     "`cluster_kind` for every kind, with a progress bar."
     from tqdm.auto import tqdm
@@ -252,7 +252,7 @@ def _say_notes(kinds, say):
     unclustered = [KINDS[kind] for kind, row in kinds.items() if row["clusters"] == 0]
     if unclustered: say(f"No cluster at all: {', '.join(unclustered)}.")
 
-# %% ../nbs/13_runs.ipynb #0a86059b
+# %% ../nbs/13_runs.ipynb #1f963191
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
