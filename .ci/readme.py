@@ -8,6 +8,8 @@ from nbconvert import MarkdownExporter
 
 root = Path(__file__).resolve().parent.parent
 notebook = nbformat.read(root / "nbs" / "index.ipynb", as_version=4)
+notebook.metadata["language_info"] = {"name": "python"}  # for the fences around code
+notebook.cells = [c for c in notebook.cells if not c.source.startswith("#| hide")]
 for cell in notebook.cells:
     for output in cell.get("outputs", []):
         # GitHub shows no HTML tables with styles; the plain text of an output says the same

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #182988ad
+# %% ../nbs/11_arithmetic.ipynb #35a75709
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .checkpoints import Checkpoints, atomic_path
 from .losses import TokenLosses, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #5a59528a
+# %% ../nbs/11_arithmetic.ipynb #9dba1454
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -63,11 +63,11 @@ class ArithmeticConfig:
     @property
     def recorded_steps(self) -> list[int]: return list(range(0, self.steps + 1, self.interval))
 
-# %% ../nbs/11_arithmetic.ipynb #786f2de2
+# %% ../nbs/11_arithmetic.ipynb #7d41bd5a
 PRESETS = {
     "paper": ArithmeticConfig(),
     "small": ArithmeticConfig(
-        preset="small", width=128, lr=3e-4, steps=960, validation_sums=250, hessian_sums=200, curvature_sums=20,
+        preset="small", width=128, lr=3e-4, steps=960, validation_sums=250, hessian_sums=200, curvature_sums=10,
         basis_every=40, basis_steps=24, tol=1e-2, min_cluster_size=30, plateau=None),
     "tiny": ArithmeticConfig(
         preset="tiny", width=32, layers=1, heads=2, lr=3e-3, steps=200, validation_sums=50, hessian_sums=50,
@@ -99,7 +99,7 @@ def check_config(config: ArithmeticConfig) -> None:
          f"min_cluster_size={config.min_cluster_size} is more than the {4 * config.validation_sums} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
-# %% ../nbs/11_arithmetic.ipynb #f1070a00
+# %% ../nbs/11_arithmetic.ipynb #03a25eef
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -123,7 +123,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #0039d360
+# %% ../nbs/11_arithmetic.ipynb #097f1af6
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -139,7 +139,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #06e00cf6
+# %% ../nbs/11_arithmetic.ipynb #63c386e7
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -160,7 +160,7 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #9fc7a223
+# %% ../nbs/11_arithmetic.ipynb #03555f75
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -195,7 +195,7 @@ def _train_step(model, optimizer, schedule, pairs):
     optimizer.step()
     schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #597297d6
+# %% ../nbs/11_arithmetic.ipynb #5b4f23df
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),

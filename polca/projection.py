@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_engine', 'project_tokens', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #65406c92
+# %% ../nbs/04_projection.ipynb #85a8df1a
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from .curvature import HessianOperator, mean_curvature
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #0fff305e
+# %% ../nbs/04_projection.ipynb #f707ff77
 def _forward_batch(losses: TokenLosses, i: int, params: Params, slices: Params) -> Tensor:
     "P (tokens of batch `i`, K) by one forward-mode derivative per direction, over the parameters in `slices` (K, …)."
     moving = {n: params[n] for n in slices}
@@ -37,7 +37,7 @@ def _forward(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     slices = unflatten(directions, params)
     return torch.cat([_forward_batch(losses, i, params, slices) for i in range(len(losses.batches))])
 
-# %% ../nbs/04_projection.ipynb #35d225f7
+# %% ../nbs/04_projection.ipynb #8c8e5993
 def _linear(x, delta, weight):
     "⟨W_b, Σ_s δ_s x_sᵀ⟩ for `weight` (K, out, in): tokens in slices, so that their gradients stay in the cache."
     n, flat = len(x), weight.flatten(1)
@@ -67,7 +67,7 @@ def _known(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, nn.LayerNorm) or conv1d \
         or (type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq)
 
-# %% ../nbs/04_projection.ipynb #49e27e70
+# %% ../nbs/04_projection.ipynb #539663c8
 class _Record:
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -90,7 +90,7 @@ class _Record:
         self.calls.append((module, args[0].detach().expand(self.n, *args[0].shape[1:]), out))
         return out
 
-# %% ../nbs/04_projection.ipynb #3021a7b9
+# %% ../nbs/04_projection.ipynb #207c6ef6
 def _slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
     "For the tokens of batch `i`: the sequence each is in, and its rank among the targets of that sequence."
     first = sum(losses.sizes[:i])
@@ -115,7 +115,7 @@ def _reverse_batch(losses, i, params, directions, slices, owned):
             if delta is not None: P[token] += _contract(module, x[row], delta[row], parts)
     return P, left
 
-# %% ../nbs/04_projection.ipynb #58a3348a
+# %% ../nbs/04_projection.ipynb #a85d86f0
 def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     "P (tokens, K) by back-propagation from every target to the outputs of the layers, and contraction there."
     if "example" not in losses.tokens: raise ValueError(
@@ -131,7 +131,7 @@ def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
         parts.append(P + _forward_batch(losses, i, params, {n: slices[n] for n in left}) if left else P)
     return torch.cat(parts)
 
-# %% ../nbs/04_projection.ipynb #bd73edff
+# %% ../nbs/04_projection.ipynb #7756a9e5
 def _check_sum(losses, i, params, slices, P):
     "Raise ValueError unless `P` of batch `i` agrees with a back-propagation of a random combination of its losses."
     signs = torch.randn(len(P), generator=torch.Generator().manual_seed(i)).to(P)
@@ -144,7 +144,7 @@ def _check_sum(losses, i, params, slices, P):
         f"engine='reverse' does not see all of this model (a check sum is off by {error:.1e}): it uses a weight outside "
         "the layer that owns it, or mixes the sequences of a batch. Use engine='forward'")
 
-# %% ../nbs/04_projection.ipynb #2ac5629a
+# %% ../nbs/04_projection.ipynb #8adb4955
 def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     "\"forward\" or \"reverse\", whichever needs fewer floating-point operations for these tokens."
     if "example" not in losses.tokens or not all("labels" in b for b in losses.batches): return "forward"
@@ -161,7 +161,7 @@ def project_tokens(losses: TokenLosses, params: Params, directions: Tensor, engi
     if engine == "auto": engine = choose_engine(losses, len(directions))
     return (_forward if engine == "forward" else _reverse)(losses, params, directions)
 
-# %% ../nbs/04_projection.ipynb #1d74a1a9
+# %% ../nbs/04_projection.ipynb #f5446fc2
 def _variables(losses, steps, basis, curvature):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -189,7 +189,7 @@ def _create(path, losses, steps, basis, curvature, settings, dtype):
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #038de3b0
+# %% ../nbs/04_projection.ipynb #6ae7677b
 def _project_step(losses, params, basis, engine, curvature):
     "The numbers of one checkpoint, by name."
     values = {"loss": losses(params), "gradient": project_tokens(losses, params, basis.directions, engine)}
@@ -204,7 +204,7 @@ def _check_values(values, step, store):
             f"{name} is not finite for {(~np.isfinite(v)).sum()} of {v.size} entries at step {step} of {store.path}: "
             "the model diverges on these tokens there. Use steps before it, or tokens without them")
 
-# %% ../nbs/04_projection.ipynb #ae684379
+# %% ../nbs/04_projection.ipynb #e32b87d1
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Subspace', 'orthonormality_error', 'check_basis', 'as_subspace', 'load_subspace', 'hessian_subspace']
 
-# %% ../nbs/03_subspace.ipynb #26665e3b
+# %% ../nbs/03_subspace.ipynb #92f06071
 import hashlib
 import json
 import warnings
@@ -24,7 +24,7 @@ from .checkpoints import Checkpoints, atomic_path, check_finite, open_weights, v
 from .curvature import HessianOperator, lanczos
 from .losses import Params, TokenLosses, check_params, fingerprint, n_parameters
 
-# %% ../nbs/03_subspace.ipynb #70cbd3e1
+# %% ../nbs/03_subspace.ipynb #39b35092
 @dataclass
 class Subspace:
     """An orthonormal basis of directions in weight space.
@@ -50,7 +50,7 @@ def orthonormality_error(directions: Tensor) -> float:
     for part in directions.split(1 << 20, dim=1): gram += (part.double() @ part.double().T).cpu()
     return float((gram - torch.eye(len(gram))).abs().sum(1).max())
 
-# %% ../nbs/03_subspace.ipynb #6dd6107e
+# %% ../nbs/03_subspace.ipynb #b9f56118
 def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
     "Raise ValueError unless `directions` is (K, d) with 1 ≤ K ≤ d, finite, and ‖BᵀB − I‖∞ ≤ `tol`."
     if directions.ndim != 2 or directions.shape[1] != d: raise ValueError(
@@ -67,7 +67,7 @@ def as_subspace(directions: Tensor, like: Params, table: pd.DataFrame | None = N
     if table is None: table = pd.DataFrame({"source_step": np.full(len(directions), -1)})
     return Subspace(directions, table.rename_axis("direction"), {n: tuple(p.shape) for n, p in like.items()})
 
-# %% ../nbs/03_subspace.ipynb #2804fb04
+# %% ../nbs/03_subspace.ipynb #cf084623
 _FILE = "directions-{:08d}.safetensors"
 
 def _save_directions(path, step, directions, rows, shapes, settings):
@@ -101,7 +101,7 @@ def load_subspace(path: str | Path, like: Params | None = None) -> Subspace:
     check_basis(directions, directions.shape[1])
     return Subspace(directions, table, parts[0][2])
 
-# %% ../nbs/03_subspace.ipynb #7b4fb63b
+# %% ../nbs/03_subspace.ipynb #73cee59b
 def _check_request(store, losses, steps, k):
     "What can be known to be wrong before the first Hessian-vector product."
     d = n_parameters(losses.params)
@@ -120,7 +120,7 @@ def _resume(path, settings):
         found[rows[0]["source_step"]] = (directions, rows)
     return found
 
-# %% ../nbs/03_subspace.ipynb #ab5a3bde
+# %% ../nbs/03_subspace.ipynb #3d7b5ec7
 def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], k: int = 1, tol: float = 1e-3, *,
                      which: str = "largest", max_iterations: int = 200, seed: int = 0, path: str | Path | None = None,
                      cache_graph: bool = True, progress: bool = True) -> Subspace:
