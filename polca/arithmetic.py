@@ -6,7 +6,8 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #35a75709
+# %% ../nbs/11_arithmetic.ipynb #a222d862
+import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .checkpoints import Checkpoints, atomic_path
-from .losses import TokenLosses, token_table
+from .checkpoints import Checkpoints, atomic_path, write_json
+from .losses import TokenLosses, check_params, parameters, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #9dba1454
+# %% ../nbs/11_arithmetic.ipynb #66546fde
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -63,7 +64,7 @@ class ArithmeticConfig:
     @property
     def recorded_steps(self) -> list[int]: return list(range(0, self.steps + 1, self.interval))
 
-# %% ../nbs/11_arithmetic.ipynb #7d41bd5a
+# %% ../nbs/11_arithmetic.ipynb #fd7ecc62
 PRESETS = {
     "paper": ArithmeticConfig(),
     "small": ArithmeticConfig(
@@ -86,10 +87,14 @@ def check_config(config: ArithmeticConfig) -> None:
     "Raise ValueError if `config` cannot be run."
     def need(holds, message):
         if not holds: raise ValueError(message)
+    for name in ("width", "layers", "heads", "steps", "batch_size", "warmup", "basis_every", "basis_steps", "k", "interval",
+                 "min_samples_divisor", "window", "validation_sums", "hessian_sums", "curvature_sums", "lr", "tol"):
+        value = getattr(config, name)
+        need(0 < value < float("inf"), f"{name}={value} must be a number above 0")
+    need(config.interval > 1 or config.warmup < 2, "interval=1 gives two equal checkpoints, 0 and 1, because the first step of the "
+         "warm-up has learning rate 0: use interval=2 or more")
     sums = config.steps * config.batch_size + config.hessian_sums + config.validation_sums
     need(sums <= 10**6, f"{sums:,} different sums are asked for, there are 1,000,000: lower steps, batch_size or the samples")
-    need(min(config.validation_sums, config.hessian_sums, config.curvature_sums, config.steps) >= 1,
-         "steps and samples must be at least 1")
     need(config.curvature_sums <= config.validation_sums, "curvature_sums is a part of validation_sums: make it smaller")
     need(config.steps % config.interval == 0, f"steps={config.steps} is not a multiple of interval={config.interval}")
     need(config.width % config.heads == 0, f"width={config.width} is not a multiple of heads={config.heads}")
@@ -99,7 +104,7 @@ def check_config(config: ArithmeticConfig) -> None:
          f"min_cluster_size={config.min_cluster_size} is more than the {4 * config.validation_sums} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
-# %% ../nbs/11_arithmetic.ipynb #03a25eef
+# %% ../nbs/11_arithmetic.ipynb #c132c547
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -123,7 +128,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #097f1af6
+# %% ../nbs/11_arithmetic.ipynb #b376c749
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -139,7 +144,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #63c386e7
+# %% ../nbs/11_arithmetic.ipynb #c1d03907
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -160,26 +165,26 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #03555f75
+# %% ../nbs/11_arithmetic.ipynb #81c1edfe
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
-    Goes on where an earlier call stopped; `save_state_every` seconds of work are lost at most. Raises ValueError if
-    the weights stop being finite.
+    Goes on where an earlier call stopped, at the last checkpoint with a saved state; one is saved every `save_state_every`
+    seconds or more. Raises ValueError if the weights stop being finite, if `store` is of another training, and if
+    training again does not reproduce a checkpoint that is there.
     """
+    _claim(config, store)
     wanted, model = sorted({*config.recorded_steps, *config.source_steps}), AdditionModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(i / config.warmup, 1))
     state_file, start = store.path / "training-state.pt", 0
-    if store.steps == wanted and not state_file.exists():
-        model.load_state_dict(store.load(wanted[-1]), strict=False)
-        return model.eval()
-    if state_file.exists(): start = _restore(state_file, model, optimizer, schedule)
+    if store.steps == wanted and not state_file.exists(): return _load(model, store, wanted[-1])
+    if state_file.exists(): start = _restore(state_file, store, wanted, model, optimizer, schedule)
     pairs, saved = draw_pairs(config)["train"], time.monotonic()
     for step in tqdm(range(start, config.steps + 1), initial=start, total=config.steps, desc="training", unit="step",
                      disable=not progress):
         if step in wanted:
-            store.save(step, model)
+            _record(store, step, model)
             if time.monotonic() - saved > save_state_every:
                 _save_state(state_file, step, model, optimizer, schedule)
                 saved = time.monotonic()
@@ -195,16 +200,44 @@ def _train_step(model, optimizer, schedule, pairs):
     optimizer.step()
     schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #5b4f23df
+# %% ../nbs/11_arithmetic.ipynb #45eecdc4
+_TRAINING = ("seed", "width", "layers", "heads", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
+             "validation_sums", "hessian_sums")  # the samples are cut from one permutation
+
+def _claim(config, store):
+    "Make `store` the one of this training, or find it to be so."
+    file, wanted = store.path / "training.json", json.loads(json.dumps({n: getattr(config, n) for n in _TRAINING}))
+    if not file.exists():
+        if store.steps: raise ValueError(f"{store.path} holds checkpoints of something else: use another directory")
+        return write_json(file, wanted)
+    have = json.loads(file.read_text(encoding="utf-8"))
+    differ = [f"{n}={have.get(n)}, not {v}" for n, v in wanted.items() if have.get(n) != v]
+    if differ: raise ValueError(f"{store.path} holds checkpoints of another training ({'; '.join(differ)}): use another directory")
+
+def _record(store, step, model):
+    "Save the checkpoint of `step`; one that is already there must be equal."
+    if step in store.steps and any(not torch.equal(p, q) for p, q in zip(store.load(step).values(), parameters(model).values())):
+        raise ValueError(f"training again gives other weights at step {step} than {store.file(step)}, with another number of "
+                         f"threads or other versions perhaps: delete {store.path.parent} and start over")
+    store.save(step, model)
+
+def _load(model, store, step):
+    "`model` with the weights of `step`."
+    check_params({n: p.shape for n, p in store.load(step).items()}, parameters(model), str(store.file(step)))
+    model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
+    return model.eval()
+
+# %% ../nbs/11_arithmetic.ipynb #843173dc
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict()}, part)
 
-def _restore(file: Path, model, optimizer, schedule) -> int:
-    "Load what `_save_state` wrote; returns the step."
+def _restore(file: Path, store, wanted, model, optimizer, schedule) -> int:
+    "Load what `_save_state` wrote and return its step; 0, to start over, if a checkpoint before it is gone."
     try: state = torch.load(file, weights_only=True)
     except Exception as e: raise ValueError(f"{file} is damaged ({e}): delete it, and training starts over") from e
+    if not {s for s in wanted if s < state["step"]} <= set(store.steps): return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])

@@ -6,7 +6,7 @@
 __all__ = ['Params', 'parameters', 'n_parameters', 'flatten', 'unflatten', 'check_params', 'next_token_loss', 'token_table',
            'fingerprint', 'TokenLosses']
 
-# %% ../nbs/00_losses.ipynb #22a74e52
+# %% ../nbs/00_losses.ipynb #5af634aa
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# %% ../nbs/00_losses.ipynb #45181225
+# %% ../nbs/00_losses.ipynb #2a9bf9cb
 Params = dict[str, Tensor]
 
 def parameters(model: nn.Module) -> Params:
@@ -44,7 +44,7 @@ def unflatten(vector: Tensor, like: Params) -> Params:
     parts = vector.split([p.numel() for p in like.values()], dim=-1)
     return {name: part.reshape(*vector.shape[:-1], *p.shape) for (name, p), part in zip(like.items(), parts)}
 
-# %% ../nbs/00_losses.ipynb #9c2d86c8
+# %% ../nbs/00_losses.ipynb #0d514541
 def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -> None:
     "Raise ValueError, naming `what` and the first differences, unless names and shapes are those of `like`."
     expected = {n: tuple(p.shape) for n, p in like.items()}
@@ -57,7 +57,7 @@ def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -
     raise ValueError(f"{what} belongs to another model: {'; '.join(notes) or 'the parameters are in another order'}. "
                      "Use checkpoints, basis and model of one run")
 
-# %% ../nbs/00_losses.ipynb #dc3e9f4e
+# %% ../nbs/00_losses.ipynb #285d22a9
 def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) -> str:
     "Check that `call` raises `error` with `match` in its message; return the message, so that a notebook can show it."
     try: call(*args, **kwargs)
@@ -66,7 +66,7 @@ def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) 
         return str(e)
     raise AssertionError(f"{call} did not raise {error.__name__}")
 
-# %% ../nbs/00_losses.ipynb #522e99f0
+# %% ../nbs/00_losses.ipynb #0197a19a
 def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Cross-entropy in nats of every target token: shape (tokens,), by example, then by position.
 
@@ -83,7 +83,7 @@ def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if chosen.dtype in (torch.float16, torch.bfloat16): chosen = chosen.float()
     return F.cross_entropy(chosen, targets[keep], reduction="none")
 
-# %% ../nbs/00_losses.ipynb #70bda211
+# %% ../nbs/00_losses.ipynb #72106bd0
 def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     "One row per target token of `batches`, in the order of `next_token_loss`: example, position, target_id."
     rows, first = [], 0
@@ -96,7 +96,7 @@ def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["example", "position", "target_id"])
     return table.rename_axis("token")
 
-# %% ../nbs/00_losses.ipynb #873cd7a3
+# %% ../nbs/00_losses.ipynb #0870a5be
 class _LossFunction(nn.Module):
     "Model and loss as one module, so that `functional_call` can run both at given parameters."
     def __init__(self, model, loss):
@@ -106,17 +106,17 @@ class _LossFunction(nn.Module):
 
     def forward(self, batch): return self.loss(self.model, batch)
 
-# %% ../nbs/00_losses.ipynb #7ce98860
+# %% ../nbs/00_losses.ipynb #beeefa4e
 def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
     "A short hash of `batches`: equal for equal data."
     digest = hashlib.sha256()
     for batch in batches:
         for name, value in sorted(batch.items()):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_losses.ipynb #ce08dc87
+# %% ../nbs/00_losses.ipynb #73a45a2e
 class TokenLosses:
     """The loss of every target token as a function of the parameters: `losses(params) -> Tensor[token]`.
 

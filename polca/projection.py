@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_engine', 'project_tokens', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #85a8df1a
+# %% ../nbs/04_projection.ipynb #11faa4b9
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from .curvature import HessianOperator, mean_curvature
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #f707ff77
+# %% ../nbs/04_projection.ipynb #bdfdecd9
 def _forward_batch(losses: TokenLosses, i: int, params: Params, slices: Params) -> Tensor:
     "P (tokens of batch `i`, K) by one forward-mode derivative per direction, over the parameters in `slices` (K, …)."
     moving = {n: params[n] for n in slices}
@@ -37,7 +37,7 @@ def _forward(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     slices = unflatten(directions, params)
     return torch.cat([_forward_batch(losses, i, params, slices) for i in range(len(losses.batches))])
 
-# %% ../nbs/04_projection.ipynb #8c8e5993
+# %% ../nbs/04_projection.ipynb #9705626b
 def _linear(x, delta, weight):
     "⟨W_b, Σ_s δ_s x_sᵀ⟩ for `weight` (K, out, in): tokens in slices, so that their gradients stay in the cache."
     n, flat = len(x), weight.flatten(1)
@@ -67,7 +67,7 @@ def _known(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, nn.LayerNorm) or conv1d \
         or (type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq)
 
-# %% ../nbs/04_projection.ipynb #539663c8
+# %% ../nbs/04_projection.ipynb #b20b9df4
 class _Record:
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -90,7 +90,7 @@ class _Record:
         self.calls.append((module, args[0].detach().expand(self.n, *args[0].shape[1:]), out))
         return out
 
-# %% ../nbs/04_projection.ipynb #207c6ef6
+# %% ../nbs/04_projection.ipynb #2eb7d105
 def _slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
     "For the tokens of batch `i`: the sequence each is in, and its rank among the targets of that sequence."
     first = sum(losses.sizes[:i])
@@ -106,7 +106,7 @@ def _reverse_batch(losses, i, params, directions, slices, owned):
     left = {n for m, names in owned.items() if not _known(m) or m in record.failed for n in names.values()}
     calls = [c for c in record.calls if not left.issuperset(owned[c[0]].values())]
     P = directions.new_zeros(len(loss), len(directions))
-    for j in range(rank.max() + 1 if calls else 0):
+    for j in range(rank.max() + 1 if calls and len(loss) else 0):
         token = torch.as_tensor(np.flatnonzero(rank == j), device=P.device)
         row = torch.as_tensor(example, device=P.device)[token]
         deltas = torch.autograd.grad(loss[token].sum(), [out for *_, out in calls], retain_graph=True, allow_unused=True)
@@ -115,7 +115,7 @@ def _reverse_batch(losses, i, params, directions, slices, owned):
             if delta is not None: P[token] += _contract(module, x[row], delta[row], parts)
     return P, left
 
-# %% ../nbs/04_projection.ipynb #a85d86f0
+# %% ../nbs/04_projection.ipynb #a5269d91
 def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     "P (tokens, K) by back-propagation from every target to the outputs of the layers, and contraction there."
     if "example" not in losses.tokens: raise ValueError(
@@ -131,9 +131,10 @@ def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
         parts.append(P + _forward_batch(losses, i, params, {n: slices[n] for n in left}) if left else P)
     return torch.cat(parts)
 
-# %% ../nbs/04_projection.ipynb #7756a9e5
+# %% ../nbs/04_projection.ipynb #063a454b
 def _check_sum(losses, i, params, slices, P):
     "Raise ValueError unless `P` of batch `i` agrees with a back-propagation of a random combination of its losses."
+    if not len(P) or not slices: return
     signs = torch.randn(len(P), generator=torch.Generator().manual_seed(i)).to(P)
     moving = {n: params[n].detach().requires_grad_() for n in slices}
     total = (losses.batch(i, {n: moving.get(n, p) for n, p in params.items()}) * signs).sum()
@@ -144,7 +145,7 @@ def _check_sum(losses, i, params, slices, P):
         f"engine='reverse' does not see all of this model (a check sum is off by {error:.1e}): it uses a weight outside "
         "the layer that owns it, or mixes the sequences of a batch. Use engine='forward'")
 
-# %% ../nbs/04_projection.ipynb #8adb4955
+# %% ../nbs/04_projection.ipynb #c0d859fc
 def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     "\"forward\" or \"reverse\", whichever needs fewer floating-point operations for these tokens."
     if "example" not in losses.tokens or not all("labels" in b for b in losses.batches): return "forward"
@@ -161,7 +162,7 @@ def project_tokens(losses: TokenLosses, params: Params, directions: Tensor, engi
     if engine == "auto": engine = choose_engine(losses, len(directions))
     return (_forward if engine == "forward" else _reverse)(losses, params, directions)
 
-# %% ../nbs/04_projection.ipynb #f5446fc2
+# %% ../nbs/04_projection.ipynb #e5d7aaba
 def _variables(losses, steps, basis, curvature):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -189,7 +190,7 @@ def _create(path, losses, steps, basis, curvature, settings, dtype):
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #6ae7677b
+# %% ../nbs/04_projection.ipynb #4bc8be7d
 def _project_step(losses, params, basis, engine, curvature):
     "The numbers of one checkpoint, by name."
     values = {"loss": losses(params), "gradient": project_tokens(losses, params, basis.directions, engine)}
@@ -204,7 +205,15 @@ def _check_values(values, step, store):
             f"{name} is not finite for {(~np.isfinite(v)).sum()} of {v.size} entries at step {step} of {store.path}: "
             "the model diverges on these tokens there. Use steps before it, or tokens without them")
 
-# %% ../nbs/04_projection.ipynb #e32b87d1
+def _check_existing(path, settings):
+    "Refuse a `path` that holds something else than a projection with these settings."
+    if not path.exists(): return
+    if not (path / ".zgroup").exists(): raise ValueError(f"{path} exists and holds no projection: use another path")
+    have = dict(zarr.open_group(path, mode="r").attrs).get("settings", {})
+    differ = [n for n, v in settings.items() if have.get(n) != v]
+    if differ: raise ValueError(f"{path} holds a projection with other {', '.join(differ)}: delete it, or use another path")
+
+# %% ../nbs/04_projection.ipynb #f02c2d37
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
@@ -233,11 +242,9 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     check_params(basis.shapes, losses.params, "the basis")
     check_basis(basis.directions, n_parameters(losses.params))
     settings = {"steps": steps, "basis": basis.fingerprint(), "data": fingerprint(losses.batches),
-                "curvature": curvature and fingerprint(curvature.batches)}
-    existing = dict(zarr.open_group(path, mode="r").attrs).get("settings") if path and path.exists() else settings
-    if existing != settings: raise ValueError(f"{path} holds a projection of other checkpoints, directions or tokens: delete it, "
-                                              "or use another path")
-    verify_checkpoints(store, steps, like=losses.params)
+                "curvature": curvature and fingerprint(curvature.batches),
+                "weights": verify_checkpoints(store, steps, losses=losses)}
+    if path: _check_existing(path, settings)
     device, dtype = basis.directions.device, basis.directions.dtype
     group = zarr.open_group(path, mode="r+") if path and path.exists() else \
         _create(path, losses, steps, basis, curvature is not None, settings, str(dtype).removeprefix("torch."))

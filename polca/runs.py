@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'open_run', 'cluster_kind', 'summarise', 'format_table', 'format_summary', 'save_figures', 'run_arithmetic',
            'main']
 
-# %% ../nbs/13_runs.ipynb #fef7bb1e
+# %% ../nbs/13_runs.ipynb #55cd7362
 import argparse
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +26,14 @@ import xarray as xr
 
 from .arithmetic import AdditionModel, ArithmeticConfig, addition_losses, check_config, draw_pairs, preset, train
 from .breakthroughs import breakthroughs, plateau
-from .checkpoints import Checkpoints, atomic_path, write_json
+from .checkpoints import Checkpoints, atomic_path, verify_checkpoints, write_json
 from .clustering import Clusters, cluster_directions, filter_directions, filter_tokens, linear_probe, skill_scores
 from .decomposition import KINDS, RULES, allocate, explained, trajectories
 from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import hessian_subspace, orthonormality_error
 
-# %% ../nbs/13_runs.ipynb #d3ff29be
+# %% ../nbs/13_runs.ipynb #5da105a1
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -43,8 +43,9 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     if out.exists() and not out.is_dir(): raise ValueError(f"{out} is a file: give a directory with --out")
     found = out / "config.json"
     if found.exists():
-        try: have = json.loads(found.read_text(encoding="utf-8"))
-        except ValueError as e: raise ValueError(f"{found} is damaged ({e}): restore it, or use another --out") from e
+        try: have = dict(json.loads(found.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"{found} is damaged or not of polca ({e}): restore it, or use another --out") from e
         differ = [k for k in wanted if have.get(k) != wanted[k]]
         if differ: raise ValueError(
             f"{out} holds a run of another configuration ({', '.join(f'{k}={have.get(k)}, not {wanted[k]}' for k in differ[:3])}): "
@@ -54,7 +55,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #4f208453
+# %% ../nbs/13_runs.ipynb #13cb9306
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     "The clusters of one kind of trajectory, and its row of numbers; `flat` is the step where the mean loss is flat."
     curves = trajectories(projection, kind)
@@ -63,7 +64,7 @@ def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, fl
     place, carry = projection["place"].values, projection["carry"].values.astype(bool)
     found = breakthroughs(curves, clusters, config.window, flat)
     row = {
-        "directions": int(kept["keep_directions"].sum()) if kept else curves.sizes["direction"],
+        "directions": [int(d) for d in (curves["direction"][kept["keep_directions"].values] if kept else curves["direction"])],
         "clusters": len(clusters.table), **clusters.counts(), "not_clustered": {str(k): v for k, v in clusters.notes.items()},
         "carry": skill_scores(clusters, carry, np.isin(place, ["10s", "100s"])).to_dict("records"),
         "hidden": float(found["hidden"].mean()) if len(found) else None,
@@ -77,7 +78,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #e0f8d2cb
+# %% ../nbs/13_runs.ipynb #5e358497
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -92,7 +93,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #a2164e2a
+# %% ../nbs/13_runs.ipynb #e31c2e62
 PAPER = {"loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
          "first": ("0.948 / 0.767 / 0.848", "0.928 / 0.769 / 0.841", "0.887 / 0.751 / 0.813", 0.307),
@@ -113,14 +114,16 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #3d68895a
+# %% ../nbs/13_runs.ipynb #da5c70a7
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
     booked = "; ".join(f"{rule} {e['net']:+.2f} (gross {e['gross']:.2f})" for rule, e in table.items())
     lines = [
-        f"Best three carry clusters: homogeneity / recall / F1. Random tokens of the 10s and 100s: homogeneity {results['carry_base_rate']:.3f}.",
+        f"Best three carry clusters, of those with over 85% of their carries in the 10s and 100s: homogeneity / recall / F1. Random tokens there: homogeneity {results['carry_base_rate']:.3f}.",
         f"Hidden: share of clusters whose break is later than step {results['plateau']:g}, where the mean loss is flat.",
+        f"HDBSCAN with min_cluster_size={config['min_cluster_size']} and min_samples = tokens / {config['min_samples_divisor']}; "
+        f"the paper's second order takes λ(X, b) from {config['curvature_sums']} of the {config['validation_sums']} sums analysed.",
         f"True change of the mean loss: {table['first']['true']:+.2f} nats per token; booked on the {len(results['basis'])} directions: {booked}.",
     ]
     for kind in ("loss", "trapezoid"):
@@ -133,7 +136,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #e86a99c2
+# %% ../nbs/13_runs.ipynb #02291538
 def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters], config: ArithmeticConfig, flat: float) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -146,7 +149,7 @@ def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters
         "figure3_exact_loss": plot_clusters(trajectories(projection, "loss"), clusters["loss"], [-1], projection["loss"], by,
                                             "exact loss (nats)", "Clusters of the exact loss"),
         "figure4_directions": plot_clusters(rules["trapezoid"], clusters["trapezoid"], top, projection["loss"], by,
-                                            title="Clusters of the projected loss (trapezoid) along the two directions with most clusters"),
+                                            title="Clusters of the projected loss (trapezoid)"),
         "figure6_digits": plot_loss_by(projection["loss"], place, "digit place", flat),
         "completeness": plot_completeness(projection["loss"], rules),
     }
@@ -163,7 +166,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #f1097092
+# %% ../nbs/13_runs.ipynb #660932cc
 def _environment() -> dict:
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
     return {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
@@ -186,30 +189,34 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #4aae4d6f
-def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int = 0,
+# %% ../nbs/13_runs.ipynb #72c1e7a1
+def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
 
-    config    a preset ("tiny", "small", "paper") with `seed`, or a configuration of your own
+    config    a preset ("tiny", "small", "paper"), or a configuration of your own
+    seed      of data, initialisation and Lanczos, instead of the configuration's
     out       default `runs/arithmetic-PRESET-seedSEED`; a run that was interrupted there goes on
     say       what to do with messages; None for silence
 
     Returns the contents of `results.json`. Raises ValueError for an impossible configuration or an `out` that holds
     something else, before anything is computed.
     """
-    config = preset(config, seed=seed) if isinstance(config, str) else config
+    config = preset(config) if isinstance(config, str) else config
+    if seed is not None: config = replace(config, seed=seed)
     check_config(config)
     out = open_run(out or f"runs/arithmetic-{config.preset}-seed{config.seed}", config)
     say = say or (lambda message: None)
     stages = _Stages(5, say)
     stages.start("train", f"{n_parameters(parameters(AdditionModel(config))):,} weights, {config.steps:,} steps")
     store, pairs = Checkpoints(out / "checkpoints"), draw_pairs(config)
+    resumed = bool(store.steps)
     model = train(config, store, progress)
+    tokens = addition_losses(model, pairs["validation"])
+    verify_checkpoints(store, losses=tokens)  # before the basis, which does not read all of them
     stages.start("basis", f"{config.k * config.basis_steps} directions, Hessian of {config.hessian_sums} sums")
     basis = hessian_subspace(store, addition_losses(model, pairs["hessian"]), config.source_steps, config.k, config.tol,
                              seed=config.seed, path=out / "basis", progress=progress)
-    tokens = addition_losses(model, pairs["validation"])
     stages.start("project", f"{len(tokens)} tokens on {len(basis)} directions at {len(config.recorded_steps)} checkpoints")
     projection = project(store, basis, tokens, config.recorded_steps, path=out / "projection.zarr", progress=progress,
                          curvature=addition_losses(model, pairs["validation"][:config.curvature_sums])).load()
@@ -222,15 +229,15 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     stages.finish()
     results = {"config": asdict(config), "environment": _environment(), "parameters": n_parameters(tokens.params),
                "orthonormality_error": orthonormality_error(basis.directions), **summarise(projection, kinds, flat),
-               "seconds": stages.seconds, "peak_memory_gib": round(_peak_memory(), 2)}
+               "resumed": resumed, "seconds": stages.seconds, "peak_memory_gib": round(_peak_memory(), 2)}
     write_json(out / "results.json", results)
     say(f"\n{format_table(results)}\n\n{format_summary(results)}\n")
     _say_notes(kinds, say)
-    say(f"{sum(stages.seconds.values()):.0f} s, peak memory {results['peak_memory_gib']:.1f} GiB. Every number: {out / 'results.json'}")
+    say(f"{sum(stages.seconds.values()):.0f} s{' since it was resumed' if resumed else ''}, peak memory {results['peak_memory_gib']:.1f} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
     return results
 
-# %% ../nbs/13_runs.ipynb #9df860f3
+# %% ../nbs/13_runs.ipynb #fd0c32fb
 def _cluster_all(projection, config, flat, progress):
     "`cluster_kind` for every kind, with a progress bar."
     from tqdm.auto import tqdm
@@ -247,12 +254,12 @@ def _save_clusters(path: Path, clusters: dict[str, Clusters]):
 def _say_notes(kinds, say):
     "Count the directions that were not clustered."
     for kind, row in kinds.items():
-        if row["not_clustered"]: say(f"{KINDS[kind]}: {len(row['not_clustered'])} of {row['directions']} directions were not "
+        if row["not_clustered"]: say(f"{KINDS[kind]}: {len(row['not_clustered'])} of {len(row['directions'])} directions were not "
                                      f"clustered ({next(iter(row['not_clustered'].values()))}).")
     unclustered = [KINDS[kind] for kind, row in kinds.items() if row["clusters"] == 0]
     if unclustered: say(f"No cluster at all: {', '.join(unclustered)}.")
 
-# %% ../nbs/13_runs.ipynb #1f963191
+# %% ../nbs/13_runs.ipynb #a763b63d
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
@@ -263,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     task.add_argument("--preset", default="small", choices=("tiny", "small", "paper"),
                       help="tiny: seconds, for tests; small (default): minutes on two cores; paper: the published size, hours on a CPU")
     task.add_argument("--out", help="run directory (default: runs/arithmetic-PRESET-seedSEED); an interrupted run goes on there")
-    task.add_argument("--seed", type=int, default=0, help="seed of data, initialisation and Lanczos (default: 0)")
+    task.add_argument("--seed", type=int, default=None, help="seed of data, initialisation and Lanczos (default: 0)")
     return parser
 
 def main(args: list[str] | None = None) -> int:

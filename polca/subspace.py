@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Subspace', 'orthonormality_error', 'check_basis', 'as_subspace', 'load_subspace', 'hessian_subspace']
 
-# %% ../nbs/03_subspace.ipynb #92f06071
+# %% ../nbs/03_subspace.ipynb #70f38bc5
 import hashlib
 import json
 import warnings
@@ -24,7 +24,7 @@ from .checkpoints import Checkpoints, atomic_path, check_finite, open_weights, v
 from .curvature import HessianOperator, lanczos
 from .losses import Params, TokenLosses, check_params, fingerprint, n_parameters
 
-# %% ../nbs/03_subspace.ipynb #39b35092
+# %% ../nbs/03_subspace.ipynb #7c90fd45
 @dataclass
 class Subspace:
     """An orthonormal basis of directions in weight space.
@@ -50,7 +50,7 @@ def orthonormality_error(directions: Tensor) -> float:
     for part in directions.split(1 << 20, dim=1): gram += (part.double() @ part.double().T).cpu()
     return float((gram - torch.eye(len(gram))).abs().sum(1).max())
 
-# %% ../nbs/03_subspace.ipynb #b9f56118
+# %% ../nbs/03_subspace.ipynb #4d3f9b61
 def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
     "Raise ValueError unless `directions` is (K, d) with 1 ≤ K ≤ d, finite, and ‖BᵀB − I‖∞ ≤ `tol`."
     if directions.ndim != 2 or directions.shape[1] != d: raise ValueError(
@@ -64,10 +64,12 @@ def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
 def as_subspace(directions: Tensor, like: Params, table: pd.DataFrame | None = None) -> Subspace:
     "A `Subspace` of the user's own orthonormal `directions` (K, d) for a model with the parameters `like`."
     check_basis(directions, n_parameters(like))
+    if table is not None and len(table) != len(directions): raise ValueError(
+        f"the table has {len(table)} rows for {len(directions)} directions: give one row per direction")
     if table is None: table = pd.DataFrame({"source_step": np.full(len(directions), -1)})
     return Subspace(directions, table.rename_axis("direction"), {n: tuple(p.shape) for n, p in like.items()})
 
-# %% ../nbs/03_subspace.ipynb #cf084623
+# %% ../nbs/03_subspace.ipynb #7ed9f29f
 _FILE = "directions-{:08d}.safetensors"
 
 def _save_directions(path, step, directions, rows, shapes, settings):
@@ -96,19 +98,22 @@ def load_subspace(path: str | Path, like: Params | None = None) -> Subspace:
     parts = [_load_directions(f) for f in files]
     parts.sort(key=lambda part: part[1][0]["order"])
     if like is not None: check_params(parts[0][2], like, f"the basis in {path}")
+    wanted, have = parts[0][3]["steps"], [part[1][0]["source_step"] for part in parts]
+    if have != wanted: raise ValueError(f"the basis in {path} is unfinished, {len(have)} of {len(wanted)} source steps: call "
+                                        "hessian_subspace(...) again with the same arguments, it goes on there")
     table = pd.DataFrame([row for part in parts for row in part[1]]).drop(columns="order").rename_axis("direction")
     directions = torch.cat([part[0] for part in parts])
     check_basis(directions, directions.shape[1])
     return Subspace(directions, table, parts[0][2])
 
-# %% ../nbs/03_subspace.ipynb #73cee59b
+# %% ../nbs/03_subspace.ipynb #0d76bd55
 def _check_request(store, losses, steps, k):
-    "What can be known to be wrong before the first Hessian-vector product."
+    "Refuse what can be known to be wrong before the first Hessian-vector product; returns the hash of the weights."
     d = n_parameters(losses.params)
     if not steps or len(set(steps)) != len(steps): raise ValueError(f"the steps {steps} must be at least one, each once")
     if k < 1 or k * len(steps) > d: raise ValueError(
         f"k={k} at {len(steps)} steps asks for {k * len(steps)} directions of {d} weights: ask for 1 to {d} in all")
-    verify_checkpoints(store, sorted(steps), like=losses.params)
+    return verify_checkpoints(store, sorted(steps), losses=losses)
 
 def _resume(path, settings):
     "What an earlier call left in `path`: {step: directions}, {step: rows}."
@@ -116,11 +121,13 @@ def _resume(path, settings):
     for file in sorted(Path(path).glob(_FILE.replace("{:08d}", "*"))) if path else []:
         directions, rows, _, made_with = _load_directions(file)
         if made_with != settings: raise ValueError(
-            f"{file} was made with other settings or data ({made_with}, not {settings}): delete {path}, or use another path")
+            f"{file} was made with other settings, data or weights "
+            f"({', '.join(f'{n}={made_with.get(n)}, not {v}' for n, v in settings.items() if made_with.get(n) != v)}): "
+            f"delete {path}, or use another path")
         found[rows[0]["source_step"]] = (directions, rows)
     return found
 
-# %% ../nbs/03_subspace.ipynb #3d7b5ec7
+# %% ../nbs/03_subspace.ipynb #6101b52d
 def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], k: int = 1, tol: float = 1e-3, *,
                      which: str = "largest", max_iterations: int = 200, seed: int = 0, path: str | Path | None = None,
                      cache_graph: bool = True, progress: bool = True) -> Subspace:
@@ -137,19 +144,16 @@ def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
     """
     device, dtype = next(iter((p.device, p.dtype) for p in losses.params.values()))
     steps = list(map(int, steps))
-    _check_request(store, losses, steps, k)
-    settings = {"steps": steps, "k": k, "tol": tol, "which": which, "max_iterations": max_iterations, "seed": seed,
+    weights = _check_request(store, losses, steps, k)
+    settings = {"weights": weights, "steps": steps, "k": k, "tol": tol, "which": which, "max_iterations": max_iterations, "seed": seed,
                 "data": fingerprint(losses.batches)}
     found, d = _resume(path, settings), n_parameters(losses.params)
     shapes = {n: tuple(p.shape) for n, p in losses.params.items()}
     directions, rows = torch.empty(0, d, dtype=dtype, device=device), []
     for i, step in enumerate(tqdm(steps, desc="basis", unit="step", disable=not progress)):
         if step not in found:
-            hessian = HessianOperator(losses, store.load(step, device, dtype), cache_graph)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # gathered into one warning at the end
-                pairs = lanczos(hessian.__matmul__, d, k, tol=tol, against=directions, which=which, dtype=dtype,
-                                max_iterations=max_iterations, seed=seed + i, device=device)
+            pairs = _pairs_at(store, step, losses, directions, cache_graph, k=k, tol=tol, which=which,
+                              max_iterations=max_iterations, seed=seed + i)
             found[step] = pairs.vectors, [
                 {"source_step": step, "eigenvalue": float(v), "residual": float(r), "iterations": int(n), "order": i * k + j}
                 for j, (v, r, n) in enumerate(zip(pairs.values, pairs.residuals, pairs.iterations))]
@@ -157,8 +161,18 @@ def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
         directions, rows = torch.cat([directions, found[step][0].to(device, dtype)]), rows + found[step][1]
     table = pd.DataFrame(rows).drop(columns="order").rename_axis("direction")
     _warn_unconverged(table, tol)
-    check_basis(directions, d)
+    check_basis(directions, d, tol=1e-6)
     return Subspace(directions, table, shapes)
+
+def _pairs_at(store, step, losses, directions, cache_graph, **settings):
+    "The eigenpairs of one source step."
+    try:
+        params = store.load(step, directions.device, directions.dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # gathered into one warning at the end
+            return lanczos(HessianOperator(losses, params, cache_graph).__matmul__, directions.shape[1], against=directions,
+                           dtype=directions.dtype, device=directions.device, **settings)
+    except ValueError as e: raise ValueError(f"at step {step} of {store.path}: {e}") from e
 
 def _warn_unconverged(table, tol):
     late = table[table.residual > tol]
