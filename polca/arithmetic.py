@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #a222d862
+# %% ../nbs/11_arithmetic.ipynb #8c4d52fa
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checkpoints import Checkpoints, atomic_path, write_json
 from .losses import TokenLosses, check_params, parameters, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #66546fde
+# %% ../nbs/11_arithmetic.ipynb #4bb852b3
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -64,7 +64,7 @@ class ArithmeticConfig:
     @property
     def recorded_steps(self) -> list[int]: return list(range(0, self.steps + 1, self.interval))
 
-# %% ../nbs/11_arithmetic.ipynb #fd7ecc62
+# %% ../nbs/11_arithmetic.ipynb #4d5e290f
 PRESETS = {
     "paper": ArithmeticConfig(),
     "small": ArithmeticConfig(
@@ -76,6 +76,7 @@ PRESETS = {
         plateau=None),
 }
 
+# %% ../nbs/11_arithmetic.ipynb #20cc712f
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
     if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
@@ -104,7 +105,7 @@ def check_config(config: ArithmeticConfig) -> None:
          f"min_cluster_size={config.min_cluster_size} is more than the {4 * config.validation_sums} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
-# %% ../nbs/11_arithmetic.ipynb #c132c547
+# %% ../nbs/11_arithmetic.ipynb #ca0e4515
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -128,7 +129,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #b376c749
+# %% ../nbs/11_arithmetic.ipynb #352bfdea
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -144,7 +145,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #c1d03907
+# %% ../nbs/11_arithmetic.ipynb #f703d9fc
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -165,7 +166,16 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #81c1edfe
+# %% ../nbs/11_arithmetic.ipynb #b3ad9efa
+def _train_step(model, optimizer, schedule, pairs):
+    ids = encode(pairs)
+    loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+
+# %% ../nbs/11_arithmetic.ipynb #5b1ca94b
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -192,15 +202,7 @@ def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, s
     state_file.unlink(missing_ok=True)
     return model.eval()
 
-def _train_step(model, optimizer, schedule, pairs):
-    ids = encode(pairs)
-    loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    schedule.step()
-
-# %% ../nbs/11_arithmetic.ipynb #45eecdc4
+# %% ../nbs/11_arithmetic.ipynb #64777b08
 _TRAINING = ("seed", "width", "layers", "heads", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
@@ -218,7 +220,7 @@ def _record(store, step, model):
     "Save the checkpoint of `step`; one that is already there must be equal."
     if step in store.steps and any(not torch.equal(p, q) for p, q in zip(store.load(step).values(), parameters(model).values())):
         raise ValueError(f"training again gives other weights at step {step} than {store.file(step)}, with another number of "
-                         f"threads or other versions perhaps: delete {store.path.parent} and start over")
+                         f"threads or other versions perhaps: start over in another directory")
     store.save(step, model)
 
 def _load(model, store, step):
@@ -227,7 +229,7 @@ def _load(model, store, step):
     model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #843173dc
+# %% ../nbs/11_arithmetic.ipynb #3bb43848
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),

@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'open_run', 'cluster_kind', 'summarise', 'format_table', 'format_summary', 'save_figures', 'run_arithmetic',
            'main']
 
-# %% ../nbs/13_runs.ipynb #55cd7362
+# %% ../nbs/13_runs.ipynb #5e693cb0
 import argparse
 import importlib.metadata
 import json
@@ -33,7 +33,7 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import hessian_subspace, orthonormality_error
 
-# %% ../nbs/13_runs.ipynb #5da105a1
+# %% ../nbs/13_runs.ipynb #94c9326b
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -55,7 +55,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #13cb9306
+# %% ../nbs/13_runs.ipynb #6bfb2606
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     "The clusters of one kind of trajectory, and its row of numbers; `flat` is the step where the mean loss is flat."
     curves = trajectories(projection, kind)
@@ -78,7 +78,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #5e358497
+# %% ../nbs/13_runs.ipynb #4828a6f7
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -93,7 +93,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #e31c2e62
+# %% ../nbs/13_runs.ipynb #f4c8ad07
 PAPER = {"loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
          "first": ("0.948 / 0.767 / 0.848", "0.928 / 0.769 / 0.841", "0.887 / 0.751 / 0.813", 0.307),
@@ -114,7 +114,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #da5c70a7
+# %% ../nbs/13_runs.ipynb #f731bbb7
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -136,7 +136,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #02291538
+# %% ../nbs/13_runs.ipynb #9df4e667
 def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters], config: ArithmeticConfig, flat: float) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -166,15 +166,15 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #660932cc
-def _environment() -> dict:
+# %% ../nbs/13_runs.ipynb #1a935dc2
+def _environment(resumed: bool, seconds: dict) -> dict:
+    "What the numbers were made with, the seconds of each stage, and the largest resident memory of this process."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
-    return {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "device": "cpu", **{p: importlib.metadata.version(p) for p in packages}}
-
-def _peak_memory() -> float:
-    "The largest resident memory of this process so far, GiB."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return {"environment": {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
+                            "threads": torch.get_num_threads(), "device": "cpu",
+                            **{p: importlib.metadata.version(p) for p in packages}},
+            "resumed": resumed, "seconds": seconds, "peak_memory_gib": round(peak, 2)}
 
 class _Stages:
     "Announces each stage and keeps its seconds."
@@ -189,7 +189,34 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #72c1e7a1
+# %% ../nbs/13_runs.ipynb #42052020
+def _cluster_all(projection, config, flat, progress):
+    "`cluster_kind` for every kind, with a progress bar."
+    from tqdm.auto import tqdm
+    found = {kind: cluster_kind(projection, kind, config, flat)
+             for kind in tqdm(KINDS, desc="clustering", unit="kind", disable=not progress)}
+    return {k: c for k, (c, _) in found.items()}, {k: row for k, (_, row) in found.items()}
+
+def _save_clusters(path: Path, clusters: dict[str, Clusters]):
+    "One Zarr group per kind of trajectory: labels (direction, token)."
+    for kind, c in clusters.items():
+        labels = c.labels.drop_vars([n for n in c.labels.coords if n not in c.labels.dims])
+        labels.to_dataset(name="cluster").to_zarr(path, group=kind, mode="w", zarr_format=2, consolidated=False)
+
+def _say_results(results, figures, out, say):
+    "The table, what to know beside it, what was not clustered, and where to look."
+    say(f"\n{format_table(results)}\n\n{format_summary(results)}\n")
+    kinds = results["kinds"]
+    for kind, row in kinds.items():
+        if row["not_clustered"]: say(f"{KINDS[kind]}: {len(row['not_clustered'])} of {len(row['directions'])} directions were not "
+                                     f"clustered ({next(iter(row['not_clustered'].values()))}).")
+    unclustered = [KINDS[kind] for kind, row in kinds.items() if row["clusters"] == 0]
+    if unclustered: say(f"No cluster at all: {', '.join(unclustered)}.")
+    say(f"{sum(results['seconds'].values()):.0f} s{' since it was resumed' if results['resumed'] else ''}, peak memory "
+        f"{results['peak_memory_gib']:.1f} GiB. Every number: {out / 'results.json'}")
+    say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
+
+# %% ../nbs/13_runs.ipynb #69908d98
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -227,39 +254,13 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _save_clusters(out / "clusters.zarr", clusters)
     figures = save_figures(out, projection, clusters, config, flat)
     stages.finish()
-    results = {"config": asdict(config), "environment": _environment(), "parameters": n_parameters(tokens.params),
-               "orthonormality_error": orthonormality_error(basis.directions), **summarise(projection, kinds, flat),
-               "resumed": resumed, "seconds": stages.seconds, "peak_memory_gib": round(_peak_memory(), 2)}
+    results = {"config": asdict(config), **_environment(resumed, stages.seconds), "parameters": n_parameters(tokens.params),
+               "orthonormality_error": orthonormality_error(basis.directions), **summarise(projection, kinds, flat)}
     write_json(out / "results.json", results)
-    say(f"\n{format_table(results)}\n\n{format_summary(results)}\n")
-    _say_notes(kinds, say)
-    say(f"{sum(stages.seconds.values()):.0f} s{' since it was resumed' if resumed else ''}, peak memory {results['peak_memory_gib']:.1f} GiB. Every number: {out / 'results.json'}")
-    say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
+    _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #fd0c32fb
-def _cluster_all(projection, config, flat, progress):
-    "`cluster_kind` for every kind, with a progress bar."
-    from tqdm.auto import tqdm
-    found = {kind: cluster_kind(projection, kind, config, flat)
-             for kind in tqdm(KINDS, desc="clustering", unit="kind", disable=not progress)}
-    return {k: c for k, (c, _) in found.items()}, {k: row for k, (_, row) in found.items()}
-
-def _save_clusters(path: Path, clusters: dict[str, Clusters]):
-    "One Zarr group per kind of trajectory: labels (direction, token)."
-    for kind, c in clusters.items():
-        labels = c.labels.drop_vars([n for n in c.labels.coords if n not in c.labels.dims])
-        labels.to_dataset(name="cluster").to_zarr(path, group=kind, mode="w", zarr_format=2, consolidated=False)
-
-def _say_notes(kinds, say):
-    "Count the directions that were not clustered."
-    for kind, row in kinds.items():
-        if row["not_clustered"]: say(f"{KINDS[kind]}: {len(row['not_clustered'])} of {len(row['directions'])} directions were not "
-                                     f"clustered ({next(iter(row['not_clustered'].values()))}).")
-    unclustered = [KINDS[kind] for kind, row in kinds.items() if row["clusters"] == 0]
-    if unclustered: say(f"No cluster at all: {', '.join(unclustered)}.")
-
-# %% ../nbs/13_runs.ipynb #a763b63d
+# %% ../nbs/13_runs.ipynb #27d83293
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
