@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'open_run', 'cluster_kind', 'summarise', 'format_table', 'format_summary', 'save_figures', 'run_arithmetic',
            'main']
 
-# %% ../nbs/13_runs.ipynb #5e693cb0
+# %% ../nbs/13_runs.ipynb #caecdaf8
 import argparse
 import importlib.metadata
 import json
@@ -33,12 +33,14 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import hessian_subspace, orthonormality_error
 
-# %% ../nbs/13_runs.ipynb #94c9326b
+# %% ../nbs/13_runs.ipynb #d728f5a6
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
-    Raises ValueError, before anything is written, if it holds files of something else or a run of another configuration.
+    Raises ValueError, before anything is written, for an impossible configuration, and if `out` holds files of something
+    else or a run of another configuration.
     """
+    check_config(config)
     out, wanted = Path(out), json.loads(json.dumps(asdict(config)))
     if out.exists() and not out.is_dir(): raise ValueError(f"{out} is a file: give a directory with --out")
     found = out / "config.json"
@@ -55,7 +57,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #6bfb2606
+# %% ../nbs/13_runs.ipynb #6857f549
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     "The clusters of one kind of trajectory, and its row of numbers; `flat` is the step where the mean loss is flat."
     curves = trajectories(projection, kind)
@@ -78,7 +80,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #4828a6f7
+# %% ../nbs/13_runs.ipynb #9b8a2910
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -93,7 +95,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #f4c8ad07
+# %% ../nbs/13_runs.ipynb #30a4b164
 PAPER = {"loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
          "first": ("0.948 / 0.767 / 0.848", "0.928 / 0.769 / 0.841", "0.887 / 0.751 / 0.813", 0.307),
@@ -114,7 +116,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #f731bbb7
+# %% ../nbs/13_runs.ipynb #4c51e858
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -136,7 +138,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #9df4e667
+# %% ../nbs/13_runs.ipynb #62703d84
 def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters], config: ArithmeticConfig, flat: float) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -166,7 +168,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #1a935dc2
+# %% ../nbs/13_runs.ipynb #9d84d433
 def _environment(resumed: bool, seconds: dict) -> dict:
     "What the numbers were made with, the seconds of each stage, and the largest resident memory of this process."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
@@ -189,7 +191,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #42052020
+# %% ../nbs/13_runs.ipynb #a7018827
 def _cluster_all(projection, config, flat, progress):
     "`cluster_kind` for every kind, with a progress bar."
     from tqdm.auto import tqdm
@@ -216,7 +218,7 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib']:.1f} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/13_runs.ipynb #69908d98
+# %% ../nbs/13_runs.ipynb #ca86af59
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -231,7 +233,6 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     """
     config = preset(config) if isinstance(config, str) else config
     if seed is not None: config = replace(config, seed=seed)
-    check_config(config)
     out = open_run(out or f"runs/arithmetic-{config.preset}-seed{config.seed}", config)
     say = say or (lambda message: None)
     stages = _Stages(5, say)
@@ -260,7 +261,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #27d83293
+# %% ../nbs/13_runs.ipynb #1eccbc6e
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
