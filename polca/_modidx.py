@@ -146,6 +146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                             'polca.runs._cluster_all': ('runs.html#_cluster_all', 'polca/runs.py'),
                             'polca.runs._environment': ('runs.html#_environment', 'polca/runs.py'),
                             'polca.runs._parser': ('runs.html#_parser', 'polca/runs.py'),
+                            'polca.runs._peak_memory': ('runs.html#_peak_memory', 'polca/runs.py'),
                             'polca.runs._probe': ('runs.html#_probe', 'polca/runs.py'),
                             'polca.runs._save_clusters': ('runs.html#_save_clusters', 'polca/runs.py'),
                             'polca.runs._say_results': ('runs.html#_say_results', 'polca/runs.py'),

@@ -6,13 +6,12 @@
 __all__ = ['PAPER', 'open_run', 'cluster_kind', 'summarise', 'format_table', 'format_summary', 'save_figures', 'run_arithmetic',
            'main']
 
-# %% ../nbs/13_runs.ipynb #caecdaf8
+# %% ../nbs/13_runs.ipynb #49568041
 import argparse
 import importlib.metadata
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import hessian_subspace, orthonormality_error
 
-# %% ../nbs/13_runs.ipynb #d728f5a6
+# %% ../nbs/13_runs.ipynb #3464b84c
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -57,7 +56,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #6857f549
+# %% ../nbs/13_runs.ipynb #b4b7f83b
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     "The clusters of one kind of trajectory, and its row of numbers; `flat` is the step where the mean loss is flat."
     curves = trajectories(projection, kind)
@@ -80,7 +79,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #9b8a2910
+# %% ../nbs/13_runs.ipynb #4302d497
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -95,7 +94,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #30a4b164
+# %% ../nbs/13_runs.ipynb #5449ca50
 PAPER = {"loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
          "first": ("0.948 / 0.767 / 0.848", "0.928 / 0.769 / 0.841", "0.887 / 0.751 / 0.813", 0.307),
@@ -116,7 +115,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #4c51e858
+# %% ../nbs/13_runs.ipynb #4d1d07c4
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -138,7 +137,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #62703d84
+# %% ../nbs/13_runs.ipynb #41fb0610
 def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters], config: ArithmeticConfig, flat: float) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -168,15 +167,20 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #9d84d433
+# %% ../nbs/13_runs.ipynb #2ee83f33
 def _environment(resumed: bool, seconds: dict) -> dict:
     "What the numbers were made with, the seconds of each stage, and the largest resident memory of this process."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     return {"environment": {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
                             "threads": torch.get_num_threads(), "device": "cpu",
                             **{p: importlib.metadata.version(p) for p in packages}},
-            "resumed": resumed, "seconds": seconds, "peak_memory_gib": round(peak, 2)}
+            "resumed": resumed, "seconds": seconds, "peak_memory_gib": _peak_memory()}
+
+def _peak_memory() -> float | None:
+    "The largest resident memory of this process so far, GiB; None where the system does not tell."
+    try: import resource
+    except ImportError: return None  # Windows
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20), 2)
 
 class _Stages:
     "Announces each stage and keeps its seconds."
@@ -191,7 +195,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #a7018827
+# %% ../nbs/13_runs.ipynb #79e1ea35
 def _cluster_all(projection, config, flat, progress):
     "`cluster_kind` for every kind, with a progress bar."
     from tqdm.auto import tqdm
@@ -215,10 +219,10 @@ def _say_results(results, figures, out, say):
     unclustered = [KINDS[kind] for kind, row in kinds.items() if row["clusters"] == 0]
     if unclustered: say(f"No cluster at all: {', '.join(unclustered)}.")
     say(f"{sum(results['seconds'].values()):.0f} s{' since it was resumed' if results['resumed'] else ''}, peak memory "
-        f"{results['peak_memory_gib']:.1f} GiB. Every number: {out / 'results.json'}")
+        f"{results['peak_memory_gib'] or '?'} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/13_runs.ipynb #ca86af59
+# %% ../nbs/13_runs.ipynb #9ad9df49
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -261,7 +265,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #1eccbc6e
+# %% ../nbs/13_runs.ipynb #caccd804
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
@@ -270,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks = run.add_subparsers(dest="task", required=True)
     task = tasks.add_parser("arithmetic", help="a small transformer learns to add three-digit numbers")
     task.add_argument("--preset", default="small", choices=("tiny", "small", "paper"),
-                      help="tiny: seconds, for tests; small (default): minutes on two cores; paper: the published size, hours on a CPU")
+                      help="tiny: seconds, for tests; small (default): minutes on two cores; paper: the published size, a day or more on a CPU")
     task.add_argument("--out", help="run directory (default: runs/arithmetic-PRESET-seedSEED); an interrupted run goes on there")
     task.add_argument("--seed", type=int, default=None, help="seed of data, initialisation and Lanczos (default: 0)")
     return parser
