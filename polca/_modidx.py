@@ -127,6 +127,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                   'polca.projection._create': ('projection.html#_create', 'polca/projection.py'),
                                   'polca.projection._forward': ('projection.html#_forward', 'polca/projection.py'),
                                   'polca.projection._forward_batch': ('projection.html#_forward_batch', 'polca/projection.py'),
+                                  'polca.projection._intact': ('projection.html#_intact', 'polca/projection.py'),
                                   'polca.projection._known': ('projection.html#_known', 'polca/projection.py'),
                                   'polca.projection._linear': ('projection.html#_linear', 'polca/projection.py'),
                                   'polca.projection._project_step': ('projection.html#_project_step', 'polca/projection.py'),

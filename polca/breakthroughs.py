@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['second_difference', 'break_steps', 'plateau', 'breakthroughs']
 
-# %% ../nbs/07_breakthroughs.ipynb #d56f1a05
+# %% ../nbs/07_breakthroughs.ipynb #16a81104
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from .clustering import Clusters
 
-# %% ../nbs/07_breakthroughs.ipynb #c9766d42
+# %% ../nbs/07_breakthroughs.ipynb #7fc8de3e
 def second_difference(curves: np.ndarray, steps: np.ndarray, window: float) -> tuple[np.ndarray, np.ndarray]:
     """[f(t+Δ) − f(t)] − [f(t) − f(t−Δ)] for `curves` (tokens, steps), wherever t−Δ and t+Δ are inside the steps.
 
@@ -38,14 +38,14 @@ def break_steps(curves: np.ndarray, steps: np.ndarray, window: float, bend: str 
     inner, bends = second_difference(curves, steps, window)
     return inner[np.argmax(bends if bend == "up" else -bends, axis=1)]
 
-# %% ../nbs/07_breakthroughs.ipynb #1ca89039
+# %% ../nbs/07_breakthroughs.ipynb #6d102bf8
 def plateau(loss: np.ndarray, steps: np.ndarray, share: float = 0.05) -> float:
     "The first of `steps` from which `loss` (steps,) never again exceeds its last value by over `share` of its whole drop."
     loss = np.asarray(loss, float)
     above = np.flatnonzero(loss > loss[-1] + share * max(loss[0] - loss[-1], 0.0))
     return float(steps[min(above[-1] + 1, len(steps) - 1)]) if len(above) else float(steps[0])
 
-# %% ../nbs/07_breakthroughs.ipynb #99458d68
+# %% ../nbs/07_breakthroughs.ipynb #374d5459
 def breakthroughs(curves: xr.DataArray, clusters: Clusters, window: float, plateau: float, bend: str = "up",
                   draws: int = 200, seed: int = 0) -> pd.DataFrame:
     """`clusters.table` with the breakthrough of every cluster in `curves` (step, token, direction).

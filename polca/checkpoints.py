@@ -6,7 +6,7 @@
 __all__ = ['atomic_path', 'write_json', 'open_weights', 'check_finite', 'Checkpoints', 'require_steps', 'check_losses',
            'verify_checkpoints']
 
-# %% ../nbs/01_checkpoints.ipynb #7be2e345
+# %% ../nbs/01_checkpoints.ipynb #361d1487
 import hashlib
 import json
 import os
@@ -22,7 +22,7 @@ from torch import nn
 
 from .losses import Params, TokenLosses, check_params, parameters
 
-# %% ../nbs/01_checkpoints.ipynb #f92ba799
+# %% ../nbs/01_checkpoints.ipynb #f5afff46
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "A temporary path to write to; on leaving the block without an error it becomes `path`, in one step."
@@ -33,13 +33,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield part
         with open(part, "rb+") as f: os.fsync(f.fileno())
         os.replace(part, path)
+    except SafetensorError as e: raise OSError(f"{path} could not be written ({e}): free some space, then start again") from e
     finally: part.unlink(missing_ok=True)
 
 def write_json(path: str | Path, value) -> None:
     "Write `value` as JSON to `path`, atomically."
     with atomic_path(path) as part: part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/01_checkpoints.ipynb #331a6003
+# %% ../nbs/01_checkpoints.ipynb #935f360c
 @contextmanager
 def open_weights(path: str | Path) -> Iterator:
     "Open a safetensors file; a missing or damaged one raises ValueError that names it and the remedy."
@@ -59,7 +60,7 @@ def check_finite(params: Params, what: str) -> None:
     if bad: raise ValueError(f"{what} has weights that are not finite, in {', '.join(bad[:3])}: "
                              "training diverged there; use the steps before")
 
-# %% ../nbs/01_checkpoints.ipynb #16893fdb
+# %% ../nbs/01_checkpoints.ipynb #8320b1ce
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 class Checkpoints:
@@ -101,7 +102,7 @@ class Checkpoints:
         check_finite(params, str(self.file(step)))
         return {n: p.to(device=device, dtype=dtype) for n, p in params.items()}
 
-# %% ../nbs/01_checkpoints.ipynb #9034f819
+# %% ../nbs/01_checkpoints.ipynb #a1cb1813
 def require_steps(store: Checkpoints, steps: Iterable[int]) -> None:
     "Raise ValueError, naming the nearest steps there are, if one of `steps` is not in `store`."
     have = store.steps
@@ -114,7 +115,7 @@ def require_steps(store: Checkpoints, steps: Iterable[int]) -> None:
                          f"{f' (and {len(missing) - 1} more of those asked for)' if missing[1:] else ''}: "
                          f"the nearest are {', '.join(map(str, near))}")
 
-# %% ../nbs/01_checkpoints.ipynb #daa69945
+# %% ../nbs/01_checkpoints.ipynb #880804d1
 def check_losses(losses: TokenLosses, params: Params, what: str) -> None:
     "Raise ValueError, naming `what`, unless every token of `losses` has a finite loss at `params`."
     values = losses(params)
@@ -125,7 +126,7 @@ def check_losses(losses: TokenLosses, params: Params, what: str) -> None:
 def _update(digest, params: Params) -> None:
     for p in params.values(): digest.update(p.reshape(-1).contiguous().view(torch.uint8).numpy().data)
 
-# %% ../nbs/01_checkpoints.ipynb #90e33c11
+# %% ../nbs/01_checkpoints.ipynb #bea46c09
 def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, like: Params | None = None,
                        losses: TokenLosses | None = None) -> str:
     """Read every checkpoint of `store` once, before long work starts; returns a hash of all weights read.

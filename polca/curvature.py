@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HessianOperator', 'norm', 'orthogonalise', 'Eigenpairs', 'lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #e381c1c1
+# %% ../nbs/02_curvature.ipynb #277fb3bf
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
 
-# %% ../nbs/02_curvature.ipynb #3f4e916c
+# %% ../nbs/02_curvature.ipynb #25c75324
 class HessianOperator:
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
@@ -52,7 +52,7 @@ class HessianOperator:
             out = out + flatten(dict(zip(self.params, parts)))
         return out
 
-# %% ../nbs/02_curvature.ipynb #d9ff3393
+# %% ../nbs/02_curvature.ipynb #e75b6117
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
@@ -71,7 +71,7 @@ def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False) -> Tensor:
             if len(basis): v = v - (_dots(basis, v) if exact else basis @ v) @ basis
     return v
 
-# %% ../nbs/02_curvature.ipynb #9f531ad1
+# %% ../nbs/02_curvature.ipynb #fac67ffe
 @dataclass
 class Eigenpairs:
     "Result of `lanczos`: values (k,), vectors (k, d), true relative residuals (k,), iterations (k,)."
@@ -99,7 +99,7 @@ def _eigenvector(coefficients, krylov, against):
     b = b / norm(b)
     return b * b[b.abs().argmax()].sign()
 
-# %% ../nbs/02_curvature.ipynb #b19aec7b
+# %% ../nbs/02_curvature.ipynb #d5ccb382
 def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
     "The top eigenpair of ΠHΠ: value, vector, true relative residual, iterations, size of the largest |vᵀHv| met."
     limit, eps = min(max_iterations, d - len(against)), torch.finfo(against.dtype).eps
@@ -125,7 +125,7 @@ def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
         if m + 1 < limit: krylov[m + 1] = w / beta[-1]
     return value, b, residual, m + 1, scale
 
-# %% ../nbs/02_curvature.ipynb #3d03a095
+# %% ../nbs/02_curvature.ipynb #12b5e0b4
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu") -> Eigenpairs:
     """The top `k` eigenpairs of ΠHΠ, Π projecting out the rows of `against`: one step of Algorithm 1 of the paper.
@@ -153,12 +153,12 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
         f"{', '.join(f'{r:.1e}' for r in residuals)}. Raise max_iterations or tol", RuntimeWarning, stacklevel=2)
     return Eigenpairs(np.array(values), torch.stack(vectors), np.array(residuals), np.array(iterations))
 
-# %% ../nbs/02_curvature.ipynb #0a748a9c
+# %% ../nbs/02_curvature.ipynb #2d01a87f
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
     "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,)."
     return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #6d66983d
+# %% ../nbs/02_curvature.ipynb #8527acc0
 def token_curvature(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     "λ(x, b) = bᵀH(x)b for every token x and row b of `directions` (K, d): shape (tokens, K)."
     def along(i, direction):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RULES', 'KINDS', 'allocate', 'projected_loss', 'residual', 'explained', 'trajectories']
 
-# %% ../nbs/05_decomposition.ipynb #eb7e251d
+# %% ../nbs/05_decomposition.ipynb #e66f4a6a
 import numpy as np
 import xarray as xr
 
-# %% ../nbs/05_decomposition.ipynb #d1bdac70
+# %% ../nbs/05_decomposition.ipynb #abaa913f
 RULES = ("first", "paper", "trapezoid")
 
 def _ends(values: xr.DataArray, like: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -39,7 +39,7 @@ def allocate(projection: xr.Dataset, rule: str = "trapezoid") -> xr.DataArray:
     out.attrs |= {"rule": rule, "units": "nats"}
     return out.transpose("interval", "token", "direction").rename("allocation")
 
-# %% ../nbs/05_decomposition.ipynb #5b06166f
+# %% ../nbs/05_decomposition.ipynb #daf2d012
 def _paper_curvature(projection, start, end):
     "The paper's estimate of λ_t(x, b), and how many of its denominators vanish."
     if "curvature" not in projection: raise ValueError(
@@ -52,7 +52,7 @@ def _paper_curvature(projection, start, end):
     ratio = xr.where(vanished, 1.0, (end - start) / change.where(~vanished, 1.0)).astype(start.dtype)
     return curvature * ratio, vanished.sum()
 
-# %% ../nbs/05_decomposition.ipynb #5b9d33df
+# %% ../nbs/05_decomposition.ipynb #37da416e
 def projected_loss(allocation: xr.DataArray) -> xr.DataArray:
     "L_b(x; t), the sum of the allocations before step t, nats: (step, token, direction), zero at the first step."
     steps = np.append(allocation["interval"], allocation["interval_end"][-1])
@@ -66,7 +66,7 @@ def residual(projection: xr.Dataset, allocation: xr.DataArray) -> xr.DataArray:
     start, end = _ends(projection["loss"], projection["movement"])
     return (end - start - allocation.sum("direction")).transpose("interval", "token").rename("residual")
 
-# %% ../nbs/05_decomposition.ipynb #bce3ecea
+# %% ../nbs/05_decomposition.ipynb #fff22c1b
 def explained(projection: xr.Dataset, allocation: xr.DataArray) -> dict[str, float]:
     """How the mean loss change from first to last step is accounted for, in nats per token.
 
@@ -80,7 +80,7 @@ def explained(projection: xr.Dataset, allocation: xr.DataArray) -> dict[str, flo
     net = float(mean.sum())
     return {"true": true, "net": net, "gross": float(abs(mean).sum()), "residual": true - net}
 
-# %% ../nbs/05_decomposition.ipynb #8d7d4cde
+# %% ../nbs/05_decomposition.ipynb #5350f186
 KINDS = {"loss": "exact loss", "change": "change in exact loss", "fisher": "Fisher", "first": "first-order POLCA",
          "paper": "POLCA, the paper's second order", "trapezoid": "POLCA, trapezoid"}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'cluster_color', 'plot_loss_by', 'plot_clusters', 'plot_completeness']
 
-# %% ../nbs/09_plots.ipynb #74091f09
+# %% ../nbs/09_plots.ipynb #a7a0fe0a
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -15,9 +15,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .clustering import Clusters, quartiles
+from .clustering import DROPPED, Clusters, quartiles
 
-# %% ../nbs/09_plots.ipynb #bf1aec7d
+# %% ../nbs/09_plots.ipynb #a5c19cfd
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
 
@@ -31,7 +31,7 @@ def _band(ax: Axes, steps, values, color, label, middle=None):
     ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, label=label)
 
-# %% ../nbs/09_plots.ipynb #69874eb7
+# %% ../nbs/09_plots.ipynb #deac42a8
 def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float | None = None) -> Figure:
     """Median and quartiles of the exact loss (step, token) for each value of `skill` (token), called `name`.
 
@@ -46,7 +46,7 @@ def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float 
     ax.legend(title=name, loc="upper right")
     return fig
 
-# %% ../nbs/09_plots.ipynb #dc4c2f32
+# %% ../nbs/09_plots.ipynb #bfea9d26
 def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
     "Stacked bars: share of each cluster's tokens by the values of the first entry of `by`, hatched where the second is 1."
     (first, values), *rest = by.items()
@@ -64,7 +64,7 @@ def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
            yticklabels=[f"{c if c >= 0 else 'outliers'} ({(labels == c).sum()})" for c in shown], ylabel="cluster (tokens)")
     ax.invert_yaxis()
 
-# %% ../nbs/09_plots.ipynb #d3b2d6c1
+# %% ../nbs/09_plots.ipynb #93cb7084
 def _cluster_row(axes, curves, clusters, direction, loss, by, unit, source_step):
     "One direction: its curves, the exact loss of its clusters, their composition."
     labels = clusters.labels.sel(direction=direction).values
@@ -80,13 +80,15 @@ def _cluster_row(axes, curves, clusters, direction, loss, by, unit, source_step)
     axes[0].set(xlabel="training step", ylabel=unit)
     axes[1].set(xlabel="training step", ylabel="median exact loss (nats)")
     _composition(axes[2], labels, shown, by)
+    if (labels == DROPPED).any(): axes[2].set_title(f"{(labels == DROPPED).sum()} of {len(labels)} tokens dropped by a filter", fontsize=10)
     for i, tick in enumerate(axes[2].get_yticklabels()): tick.set_color("#888888" if shown[i] < 0 else cluster_color(shown[i]))
 
 def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence[int], loss: xr.DataArray,
                   by: Mapping[str, Sequence], unit: str = "projected loss (nats)", title: str = "") -> Figure:
     """The clusters along each of `directions`: medoid and quartiles, median exact loss, composition (Figures 3 and 4).
 
-    curves   (step, token, direction); its coordinate `source_step`, if any, is drawn
+    curves   (step, token, direction); its coordinate `source_step`, if any, is drawn. Lines are medoids; for the outliers,
+             in light grey, medians
     loss     exact loss (step, token)
     by       {name: value per token}; the first splits the bars, the second (0 or 1), if given, hatches them
     """
@@ -102,7 +104,7 @@ def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence
     if title: fig.suptitle(title)
     return fig
 
-# %% ../nbs/09_plots.ipynb #7b73eb80
+# %% ../nbs/09_plots.ipynb #03a29ad6
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:
     "The change of the mean of `loss` (step, token), and the mean over tokens of Σ_b of each rule's projected loss: {rule: (step, token, direction)}."
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")

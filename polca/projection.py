@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_engine', 'project_tokens', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #501e07fc
+# %% ../nbs/04_projection.ipynb #17134a6f
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from .curvature import HessianOperator, mean_curvature
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #abe28a3b
+# %% ../nbs/04_projection.ipynb #73ad62ab
 def _forward_batch(losses: TokenLosses, i: int, params: Params, slices: Params) -> Tensor:
     "P (tokens of batch `i`, K) by one forward-mode derivative per direction, over the parameters in `slices` (K, …)."
     moving = {n: params[n] for n in slices}
@@ -37,7 +37,7 @@ def _forward(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     slices = unflatten(directions, params)
     return torch.cat([_forward_batch(losses, i, params, slices) for i in range(len(losses.batches))])
 
-# %% ../nbs/04_projection.ipynb #caf5e0f1
+# %% ../nbs/04_projection.ipynb #3ca78cc8
 def _linear(x, delta, weight):
     """⟨W_b, Σ_s δ_s x_sᵀ⟩ for `weight` (K, out, in): tokens in slices, few enough for their gradients to
     stay in the cache, many enough (16) not to read all of `weight` for each.
@@ -69,7 +69,7 @@ def _known(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, nn.LayerNorm) or conv1d \
         or (type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq)
 
-# %% ../nbs/04_projection.ipynb #be0d7c8d
+# %% ../nbs/04_projection.ipynb #5c0ccd2d
 class _Record:
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -92,7 +92,7 @@ class _Record:
         self.calls.append((module, args[0].detach().expand(self.n, *args[0].shape[1:]), out))
         return out
 
-# %% ../nbs/04_projection.ipynb #fbc008f2
+# %% ../nbs/04_projection.ipynb #ca237195
 def _slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
     "For the tokens of batch `i`: the sequence each is in, and its rank among the targets of that sequence."
     first = sum(losses.sizes[:i])
@@ -117,7 +117,7 @@ def _reverse_batch(losses, i, params, directions, slices, owned):
             if delta is not None: P[token] += _contract(module, x[row], delta[row], parts)
     return P, left
 
-# %% ../nbs/04_projection.ipynb #2c7b36b2
+# %% ../nbs/04_projection.ipynb #6c6d49d0
 def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     "P (tokens, K) by back-propagation from every target to the outputs of the layers, and contraction there."
     if "example" not in losses.tokens: raise ValueError(
@@ -133,7 +133,7 @@ def _reverse(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
         parts.append(P + _forward_batch(losses, i, params, {n: slices[n] for n in left}) if left else P)
     return torch.cat(parts)
 
-# %% ../nbs/04_projection.ipynb #80904865
+# %% ../nbs/04_projection.ipynb #9c5662e2
 def _check_sum(losses, i, params, slices, P):
     "Raise ValueError unless `P` of batch `i` agrees with a back-propagation of a random combination of its losses."
     if not len(P) or not slices: return
@@ -147,7 +147,7 @@ def _check_sum(losses, i, params, slices, P):
         f"engine='reverse' does not see all of this model (a check sum is off by {error:.1e}): it uses a weight outside "
         "the layer that owns it, or mixes the sequences of a batch. Use engine='forward'")
 
-# %% ../nbs/04_projection.ipynb #ebdf6f33
+# %% ../nbs/04_projection.ipynb #bbe8abef
 def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     "\"forward\" or \"reverse\", whichever needs fewer floating-point operations for these tokens."
     if "example" not in losses.tokens or not all("labels" in b for b in losses.batches): return "forward"
@@ -164,7 +164,7 @@ def project_tokens(losses: TokenLosses, params: Params, directions: Tensor, engi
     if engine == "auto": engine = choose_engine(losses, len(directions))
     return (_forward if engine == "forward" else _reverse)(losses, params, directions)
 
-# %% ../nbs/04_projection.ipynb #73c7fd01
+# %% ../nbs/04_projection.ipynb #3815dce3
 def _variables(losses, steps, basis, curvature):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -192,7 +192,7 @@ def _create(path, losses, steps, basis, curvature, settings, dtype):
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #e9fca7ad
+# %% ../nbs/04_projection.ipynb #875bd2e1
 def _project_step(losses, params, basis, engine, curvature):
     "The numbers of one checkpoint, by name."
     values = {"loss": losses(params), "gradient": project_tokens(losses, params, basis.directions, engine)}
@@ -207,6 +207,12 @@ def _check_values(values, step, store):
             f"{name} is not finite for {(~np.isfinite(v)).sum()} of {v.size} entries at step {step} of {store.path}: "
             "the model diverges on these tokens there. Use steps before it, or tokens without them")
 
+def _intact(group, i) -> bool:
+    "Whether the numbers of checkpoint `i` can be read and are all there; what was damaged is computed again."
+    names = [n for n in ("loss", "gradient", "movement", "curvature") if n in group and i < group[n].shape[0]]
+    try: return all(np.isfinite(group[n][i]).all() for n in names)
+    except (RuntimeError, ValueError, OSError): return False  # what the codec makes of damaged bytes
+
 def _check_existing(path, settings):
     "Refuse a `path` that holds something else than a projection with these settings."
     if not path.exists(): return
@@ -215,7 +221,7 @@ def _check_existing(path, settings):
     differ = [n for n, v in settings.items() if have.get(n) != v]
     if differ: raise ValueError(f"{path} holds a projection with other {', '.join(differ)}: delete it, or use another path")
 
-# %% ../nbs/04_projection.ipynb #30f086b5
+# %% ../nbs/04_projection.ipynb #f8fb19f9
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
@@ -224,7 +230,7 @@ def open_projection(path: str | Path) -> xr.Dataset:
                                         "call project(...) again with the same arguments, it goes on there")
     return xr.open_zarr(path, consolidated=False, chunks=None, drop_variables="complete")
 
-# %% ../nbs/04_projection.ipynb #272c8305
+# %% ../nbs/04_projection.ipynb #afcff6ce
 def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Sequence[int] | None = None, *,
             engine: str = "auto", curvature: TokenLosses | None = None, path: str | Path | None = None,
             progress: bool = True) -> xr.Dataset:
@@ -251,7 +257,7 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     device, dtype = basis.directions.device, basis.directions.dtype
     group = zarr.open_group(path, mode="r+") if path and path.exists() else \
         _create(path, losses, steps, basis, curvature is not None, settings, str(dtype).removeprefix("torch."))
-    done = group["complete"][:]
+    done = [bool(complete) and _intact(group, i) for i, complete in enumerate(group["complete"][:])]
     for i, step in enumerate(tqdm(steps, desc="projection", unit="checkpoint", disable=not progress)):
         if done[i]: continue
         params = store.load(step, device, dtype)
