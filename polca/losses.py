@@ -6,7 +6,7 @@
 __all__ = ['Params', 'parameters', 'n_parameters', 'flatten', 'unflatten', 'check_params', 'next_token_loss', 'token_table',
            'fingerprint', 'TokenLosses']
 
-# %% ../nbs/00_losses.ipynb #d1d671c1
+# %% ../nbs/00_losses.ipynb #1ea44e0f
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# %% ../nbs/00_losses.ipynb #69b663eb
+# %% ../nbs/00_losses.ipynb #647c0227
 Params = dict[str, Tensor]
 
 def parameters(model: nn.Module) -> Params:
@@ -44,7 +44,7 @@ def unflatten(vector: Tensor, like: Params) -> Params:
     parts = vector.split([p.numel() for p in like.values()], dim=-1)
     return {name: part.reshape(*vector.shape[:-1], *p.shape) for (name, p), part in zip(like.items(), parts)}
 
-# %% ../nbs/00_losses.ipynb #0cafde49
+# %% ../nbs/00_losses.ipynb #9acea67c
 def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -> None:
     "Raise ValueError, naming `what` and the first differences, unless names and shapes are those of `like`."
     expected = {n: tuple(p.shape) for n, p in like.items()}
@@ -57,7 +57,7 @@ def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -
     raise ValueError(f"{what} belongs to another model: {'; '.join(notes) or 'the parameters are in another order'}. "
                      "Use checkpoints, basis and model of one run")
 
-# %% ../nbs/00_losses.ipynb #8eefbf85
+# %% ../nbs/00_losses.ipynb #1bcfc173
 def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) -> str:
     "Check that `call` raises `error` with `match` in its message; return the message, so that a notebook can show it."
     try: call(*args, **kwargs)
@@ -66,7 +66,7 @@ def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) 
         return str(e)
     raise AssertionError(f"{call} did not raise {error.__name__}")
 
-# %% ../nbs/00_losses.ipynb #fa6e5eba
+# %% ../nbs/00_losses.ipynb #185524fc
 def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Cross-entropy in nats of every target token: shape (tokens,), by example, then by position.
 
@@ -83,7 +83,7 @@ def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if chosen.dtype in (torch.float16, torch.bfloat16): chosen = chosen.float()
     return F.cross_entropy(chosen, targets[keep], reduction="none")
 
-# %% ../nbs/00_losses.ipynb #4abe18dd
+# %% ../nbs/00_losses.ipynb #fd5ca28c
 def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     "One row per target token of `batches`, in the order of `next_token_loss`: example, position, target_id."
     rows, first = [], 0
@@ -96,7 +96,7 @@ def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["example", "position", "target_id"])
     return table.rename_axis("token")
 
-# %% ../nbs/00_losses.ipynb #ba23b29f
+# %% ../nbs/00_losses.ipynb #b88908ed
 class _LossFunction(nn.Module):
     "Model and loss as one module, so that `functional_call` can run both at given parameters."
     def __init__(self, model, loss):
@@ -106,7 +106,7 @@ class _LossFunction(nn.Module):
 
     def forward(self, batch): return self.loss(self.model, batch)
 
-# %% ../nbs/00_losses.ipynb #030d6eb3
+# %% ../nbs/00_losses.ipynb #fba84b4d
 def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
     "A short hash of `batches`: equal for equal data."
     digest = hashlib.sha256()
@@ -116,7 +116,7 @@ def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
             digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_losses.ipynb #c3d4d3c8
+# %% ../nbs/00_losses.ipynb #0e705bf3
 class TokenLosses:
     """The loss of every target token as a function of the parameters: `losses(params) -> Tensor[token]`.
 
@@ -134,8 +134,7 @@ class TokenLosses:
             "the model is in training mode, where dropout makes its losses random: call model.eval() first")
         if isinstance(batches, Mapping) or not all(isinstance(b, Mapping) for b in batches):
             raise ValueError("batches must be a list of dictionaries of tensors: put a single batch in a list")
-        self.batches = [dict(b) for b in batches]
-        self.model, self.loss = model, loss or next_token_loss
+        self.model, self.loss, self.batches = model, loss or next_token_loss, [dict(b) for b in batches]
         self._function = _LossFunction(model, self.loss)
         self.sizes = [len(self.batch(i)) for i in range(len(self.batches))]
         if sum(self.sizes) == 0: raise ValueError(
