@@ -6,7 +6,7 @@
 __all__ = ['OUTLIER', 'DROPPED', 'filter_directions', 'filter_tokens', 'medoid', 'quartiles', 'Clusters', 'cluster_directions',
            'skill_scores', 'linear_probe']
 
-# %% ../nbs/06_clustering.ipynb #cf3c7cfb
+# %% ../nbs/06_clustering.ipynb #03e49445
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-# %% ../nbs/06_clustering.ipynb #37960325
+# %% ../nbs/06_clustering.ipynb #bcfff476
 def filter_directions(curves: xr.DataArray) -> xr.DataArray:
     "Filter 1: True (direction) where the mean over tokens of `curves` (step, token, direction) does not rise, first to last."
     mean = curves.mean("token")
@@ -31,7 +31,7 @@ def filter_tokens(curves: xr.DataArray) -> xr.DataArray:
     "Filter 2: True (token, direction) where the curve of the token does not rise, first to last."
     return (curves.isel(step=-1) <= curves.isel(step=0)).transpose("token", "direction").rename("kept")
 
-# %% ../nbs/06_clustering.ipynb #24c26579
+# %% ../nbs/06_clustering.ipynb #baac4f46
 def medoid(curves: np.ndarray) -> int:
     "The row of `curves` (tokens, steps) with the smallest sum of Euclidean distances to the other rows."
     sums = pairwise_distances_chunked(curves, reduce_func=lambda part, start: part.sum(axis=1))
@@ -41,7 +41,7 @@ def quartiles(curves: np.ndarray) -> np.ndarray:
     "First quartile, median and third quartile over the rows of `curves` (tokens, steps): (3, steps)."
     return np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
 
-# %% ../nbs/06_clustering.ipynb #aafa08b6
+# %% ../nbs/06_clustering.ipynb #39124849
 OUTLIER, DROPPED = -1, -2
 
 @dataclass
@@ -67,7 +67,7 @@ class Clusters:
         return {"dropped": float((labels == DROPPED).sum(1).mean()), "outliers": float((labels == OUTLIER).sum(1).mean()),
                 "clustered": float((labels >= 0).sum(1).mean())}
 
-# %% ../nbs/06_clustering.ipynb #bec0c3d7
+# %% ../nbs/06_clustering.ipynb #4b463a00
 def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_samples: int | None = None, *,
                        keep_directions: xr.DataArray | None = None, keep_tokens: xr.DataArray | None = None,
                        clusterer: ClusterMixin | None = None, progress: bool = False) -> Clusters:
@@ -107,7 +107,7 @@ def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_sa
     table = pd.DataFrame(rows, columns=["direction", "cluster", "size", "medoid"])
     return Clusters(xr.DataArray(labels, coords, ("direction", "token"), "cluster"), table, notes)
 
-# %% ../nbs/06_clustering.ipynb #93fea043
+# %% ../nbs/06_clustering.ipynb #0785cbba
 def skill_scores(clusters: Clusters, skill: np.ndarray, places: np.ndarray | None = None, share: float = 0.85) -> pd.DataFrame:
     """Homogeneity, recall and F1 of every cluster against a known skill, best homogeneity first.
 
@@ -128,7 +128,7 @@ def skill_scores(clusters: Clusters, skill: np.ndarray, places: np.ndarray | Non
     columns = ["direction", "cluster", "size", "homogeneity", "recall", "f1"]
     return pd.DataFrame(rows, columns=columns).sort_values("homogeneity", ascending=False, ignore_index=True, kind="stable")
 
-# %% ../nbs/06_clustering.ipynb #79f8024c
+# %% ../nbs/06_clustering.ipynb #71e0f21c
 def linear_probe(curves: xr.DataArray, skill: np.ndarray, tokens: np.ndarray | None = None, seed: int = 0) -> dict:
     """How well a logistic regression on the curve along *one* direction tells the tokens that need `skill` from the others.
 

@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'open_run', 'cluster_kind', 'summarise', 'format_table', 'format_summary', 'save_figures', 'run_arithmetic',
            'main']
 
-# %% ../nbs/13_runs.ipynb #251fcca6
+# %% ../nbs/13_runs.ipynb #d8b2cbba
 import argparse
 import importlib.metadata
 import json
@@ -32,7 +32,7 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import hessian_subspace, orthonormality_error
 
-# %% ../nbs/13_runs.ipynb #7959900b
+# %% ../nbs/13_runs.ipynb #15d693a7
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -56,7 +56,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #d573ed6b
+# %% ../nbs/13_runs.ipynb #77ba6917
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     "The clusters of one kind of trajectory, and its row of numbers; `flat` is the step where the mean loss is flat."
     curves = trajectories(projection, kind)
@@ -79,7 +79,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #fc53d0e3
+# %% ../nbs/13_runs.ipynb #4cb4b404
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -94,7 +94,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #b5760267
+# %% ../nbs/13_runs.ipynb #5b5642b5
 PAPER = {"loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
          "first": ("0.948 / 0.767 / 0.848", "0.928 / 0.769 / 0.841", "0.887 / 0.751 / 0.813", 0.307),
@@ -116,7 +116,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #6bf640cc
+# %% ../nbs/13_runs.ipynb #4a38ae04
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -142,7 +142,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #0e4708bc
+# %% ../nbs/13_runs.ipynb #d14afac6
 def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters], config: ArithmeticConfig, flat: float) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -156,7 +156,7 @@ def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters
                                             "exact loss (nats)", "Clusters of the exact loss"),
         "figure4_directions": plot_clusters(rules["trapezoid"], clusters["trapezoid"], top, projection["loss"], by,
                                             title="Clusters of the projected loss (trapezoid)"),
-        "figure6_digits": plot_loss_by(projection["loss"], place, "digit place", flat),
+        "figure6_digits": plot_loss_by(projection["loss"], place, "digit place", flat if flat + config.window < config.steps else None),
         "completeness": plot_completeness(projection["loss"], rules),
     }
     files = []
@@ -172,7 +172,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #16d7f11c
+# %% ../nbs/13_runs.ipynb #d4cb19fa
 def _environment(resumed: bool, seconds: dict) -> dict:
     "What the numbers were made with, the seconds of each stage, and the largest resident memory of this process."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
@@ -200,7 +200,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #faa410f4
+# %% ../nbs/13_runs.ipynb #77cdda8d
 def _cluster_all(projection, config, flat, progress):
     "`cluster_kind` for every kind, with a progress bar."
     from tqdm.auto import tqdm
@@ -227,7 +227,7 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib'] or '?'} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/13_runs.ipynb #50c6cf21
+# %% ../nbs/13_runs.ipynb #1edda400
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -270,7 +270,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #64b124c7
+# %% ../nbs/13_runs.ipynb #be313afa
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
