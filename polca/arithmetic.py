@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #39c243e7
+# %% ../nbs/11_arithmetic.ipynb #de5c70ee
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checkpoints import Checkpoints, atomic_path, write_json
 from .losses import TokenLosses, check_params, parameters, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #e828f963
+# %% ../nbs/11_arithmetic.ipynb #696a5f63
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -52,6 +52,7 @@ class ArithmeticConfig:
     # decomposition
     interval: int = 20                 # training steps between checkpoints; the paper's table of settings has 5
     # clustering and breakthroughs
+    lca_weights: int = 50              # largest final weights, the directions of Loss Change Allocation
     min_cluster_size: int = 150
     min_samples_divisor: int = 15      # min_samples = tokens analysed / divisor
     window: int = 100                  # of break, in steps
@@ -64,7 +65,7 @@ class ArithmeticConfig:
     @property
     def recorded_steps(self) -> list[int]: return list(range(0, self.steps + 1, self.interval))
 
-# %% ../nbs/11_arithmetic.ipynb #c793dabf
+# %% ../nbs/11_arithmetic.ipynb #f3a4369a
 PRESETS = {
     "paper": ArithmeticConfig(),
     "small": ArithmeticConfig(
@@ -72,11 +73,11 @@ PRESETS = {
         basis_every=40, basis_steps=24, tol=1e-2, min_cluster_size=30, plateau=None),
     "tiny": ArithmeticConfig(
         preset="tiny", width=32, layers=1, heads=2, lr=3e-3, steps=200, validation_sums=50, hessian_sums=50,
-        curvature_sums=20, basis_every=40, basis_steps=4, tol=1e-2, interval=20, min_cluster_size=10, window=40,
+        curvature_sums=20, lca_weights=5, basis_every=40, basis_steps=4, tol=1e-2, interval=20, min_cluster_size=10, window=40,
         plateau=None),
 }
 
-# %% ../nbs/11_arithmetic.ipynb #4110fc00
+# %% ../nbs/11_arithmetic.ipynb #24893af3
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
     if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
@@ -89,7 +90,7 @@ def check_config(config: ArithmeticConfig) -> None:
     def need(holds, message):
         if not holds: raise ValueError(message)
     for name in ("width", "layers", "heads", "steps", "batch_size", "warmup", "basis_every", "basis_steps", "k", "interval",
-                 "min_samples_divisor", "window", "validation_sums", "hessian_sums", "curvature_sums", "lr", "tol"):
+                 "min_samples_divisor", "window", "lca_weights", "validation_sums", "hessian_sums", "curvature_sums", "lr", "tol"):
         value = getattr(config, name)
         need(0 < value < float("inf"), f"{name}={value} must be a number above 0")
     need(0 <= config.seed < 2**62, f"seed={config.seed} must be from 0 to 2**62 - 1")
@@ -106,7 +107,7 @@ def check_config(config: ArithmeticConfig) -> None:
          f"min_cluster_size={config.min_cluster_size} is more than the {4 * config.validation_sums} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
-# %% ../nbs/11_arithmetic.ipynb #ff94cf16
+# %% ../nbs/11_arithmetic.ipynb #a0924595
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -130,7 +131,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #746700bd
+# %% ../nbs/11_arithmetic.ipynb #e89fba5c
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -146,7 +147,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #61f8a7fb
+# %% ../nbs/11_arithmetic.ipynb #b899d04c
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -167,7 +168,7 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #a51c6c16
+# %% ../nbs/11_arithmetic.ipynb #f4bf126d
 def _train_step(model, optimizer, schedule, pairs):
     ids = encode(pairs)
     loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
@@ -176,7 +177,7 @@ def _train_step(model, optimizer, schedule, pairs):
     optimizer.step()
     schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #b543df82
+# %% ../nbs/11_arithmetic.ipynb #64088f1a
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -203,7 +204,7 @@ def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, s
     state_file.unlink(missing_ok=True)
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #00ca8c33
+# %% ../nbs/11_arithmetic.ipynb #6cf77ef5
 _TRAINING = ("seed", "width", "layers", "heads", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
@@ -230,7 +231,7 @@ def _load(model, store, step):
     model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #1b2fbdb4
+# %% ../nbs/11_arithmetic.ipynb #0818356b
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HessianOperator', 'norm', 'orthogonalise', 'Eigenpairs', 'lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #277fb3bf
+# %% ../nbs/02_curvature.ipynb #508c501b
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
 
-# %% ../nbs/02_curvature.ipynb #25c75324
+# %% ../nbs/02_curvature.ipynb #9d8661ec
 class HessianOperator:
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
@@ -52,7 +52,7 @@ class HessianOperator:
             out = out + flatten(dict(zip(self.params, parts)))
         return out
 
-# %% ../nbs/02_curvature.ipynb #e75b6117
+# %% ../nbs/02_curvature.ipynb #8667fb78
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
@@ -71,7 +71,7 @@ def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False) -> Tensor:
             if len(basis): v = v - (_dots(basis, v) if exact else basis @ v) @ basis
     return v
 
-# %% ../nbs/02_curvature.ipynb #fac67ffe
+# %% ../nbs/02_curvature.ipynb #ab6be804
 @dataclass
 class Eigenpairs:
     "Result of `lanczos`: values (k,), vectors (k, d), true relative residuals (k,), iterations (k,)."
@@ -99,7 +99,7 @@ def _eigenvector(coefficients, krylov, against):
     b = b / norm(b)
     return b * b[b.abs().argmax()].sign()
 
-# %% ../nbs/02_curvature.ipynb #d5ccb382
+# %% ../nbs/02_curvature.ipynb #00fb4244
 def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
     "The top eigenpair of ΠHΠ: value, vector, true relative residual, iterations, size of the largest |vᵀHv| met."
     limit, eps = min(max_iterations, d - len(against)), torch.finfo(against.dtype).eps
@@ -125,7 +125,7 @@ def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
         if m + 1 < limit: krylov[m + 1] = w / beta[-1]
     return value, b, residual, m + 1, scale
 
-# %% ../nbs/02_curvature.ipynb #12b5e0b4
+# %% ../nbs/02_curvature.ipynb #32d83955
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu") -> Eigenpairs:
     """The top `k` eigenpairs of ΠHΠ, Π projecting out the rows of `against`: one step of Algorithm 1 of the paper.
@@ -153,16 +153,46 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
         f"{', '.join(f'{r:.1e}' for r in residuals)}. Raise max_iterations or tol", RuntimeWarning, stacklevel=2)
     return Eigenpairs(np.array(values), torch.stack(vectors), np.array(residuals), np.array(iterations))
 
-# %% ../nbs/02_curvature.ipynb #2d01a87f
+# %% ../nbs/02_curvature.ipynb #3fd543a5
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
     "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,)."
     return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #8527acc0
+# %% ../nbs/02_curvature.ipynb #48eb3de5
+class _WrittenOut:
+    "In its `with` block, the LayerNorms of `model` compute in elementary operations."
+    def __init__(self, model): self.norms = [m for m in model.modules() if type(m) is torch.nn.LayerNorm]
+
+    def __enter__(self): self.handles = [m.register_forward_hook(self._hook) for m in self.norms]
+
+    def __exit__(self, *error):
+        for handle in self.handles: handle.remove()
+
+    @staticmethod
+    def _hook(module, args, out):
+        axes = tuple(range(-len(module.normalized_shape), 0))
+        centred = args[0] - args[0].mean(axes, keepdim=True)
+        unit = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + module.eps)
+        if module.weight is None: return unit
+        return unit * module.weight if module.bias is None else unit * module.weight + module.bias
+
+def _check_curvature(losses, params, direction, curvature):
+    "Raise ValueError if the mean of `curvature` (tokens,) is not that of a Hessian-vector product."
+    product = HessianOperator(losses, params, cache_graph=False) @ direction
+    expected, size = float(direction.double() @ product.double()), float(curvature.abs().mean()) + norm(product)
+    if not abs(float(curvature.double().mean()) - expected) <= 30 * torch.finfo(direction.dtype).eps ** 0.5 * size: raise ValueError(
+        f"the mean of the tokens' curvature is {float(curvature.mean()):.4g}, a Hessian-vector product gives {expected:.4g}: an operation of "
+        "this model has a wrong second forward derivative in torch. Use the mean curvature, or another rule")
+
 def token_curvature(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
-    "λ(x, b) = bᵀH(x)b for every token x and row b of `directions` (K, d): shape (tokens, K)."
+    """λ(x, b) = bᵀH(x)b for every token x and row b of `directions` (K, d): shape (tokens, K).
+
+    Raises ValueError if the first direction's mean disagrees with a Hessian-vector product.
+    """
     def along(i, direction):
         def slope(p): return torch.func.jvp(lambda q: losses.batch(i, q), (p,), (direction,))[1]
         return torch.func.jvp(slope, (params,), (direction,))[1].detach()
-    return torch.stack([torch.cat([along(i, unflatten(b, params)) for i in range(len(losses.batches))])
-                        for b in directions], dim=1)
+    with _WrittenOut(losses.model):
+        out = torch.stack([torch.cat([along(i, unflatten(b, params)) for i in range(len(losses.batches))]) for b in directions], dim=1)
+    _check_curvature(losses, params, directions[0], out[:, 0])
+    return out
