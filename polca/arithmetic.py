@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #de5c70ee
+# %% ../nbs/11_arithmetic.ipynb #08291652
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checkpoints import Checkpoints, atomic_path, write_json
 from .losses import TokenLosses, check_params, parameters, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #696a5f63
+# %% ../nbs/11_arithmetic.ipynb #7283b278
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -42,8 +42,7 @@ class ArithmeticConfig:
     # data, in sums; each has 4 target tokens
     validation_sums: int = 1250        # analysed
     hessian_sums: int = 1250           # for the basis
-    curvature_sums: int = 50           # of the analysed, to estimate λ(X, b) for the paper's second-order rule: on all
-                                       # of them it would cost more than everything else together
+    curvature_sums: int = 50           # of the analysed, for the paper's estimate: all would cost more than the rest together
     # basis (Algorithm 1)
     basis_every: int = 200
     basis_steps: int = 50              # number of source steps
@@ -51,8 +50,8 @@ class ArithmeticConfig:
     tol: float = 1e-3
     # decomposition
     interval: int = 20                 # training steps between checkpoints; the paper's table of settings has 5
-    # clustering and breakthroughs
     lca_weights: int = 50              # largest final weights, the directions of Loss Change Allocation
+    # clustering and breakthroughs
     min_cluster_size: int = 150
     min_samples_divisor: int = 15      # min_samples = tokens analysed / divisor
     window: int = 100                  # of break, in steps
@@ -65,7 +64,7 @@ class ArithmeticConfig:
     @property
     def recorded_steps(self) -> list[int]: return list(range(0, self.steps + 1, self.interval))
 
-# %% ../nbs/11_arithmetic.ipynb #f3a4369a
+# %% ../nbs/11_arithmetic.ipynb #2d2e22fa
 PRESETS = {
     "paper": ArithmeticConfig(),
     "small": ArithmeticConfig(
@@ -77,7 +76,7 @@ PRESETS = {
         plateau=None),
 }
 
-# %% ../nbs/11_arithmetic.ipynb #24893af3
+# %% ../nbs/11_arithmetic.ipynb #34bd0565
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
     if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
@@ -107,7 +106,7 @@ def check_config(config: ArithmeticConfig) -> None:
          f"min_cluster_size={config.min_cluster_size} is more than the {4 * config.validation_sums} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
-# %% ../nbs/11_arithmetic.ipynb #a0924595
+# %% ../nbs/11_arithmetic.ipynb #b1f33c40
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -131,7 +130,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #e89fba5c
+# %% ../nbs/11_arithmetic.ipynb #589fb878
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -147,7 +146,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #b899d04c
+# %% ../nbs/11_arithmetic.ipynb #b0161ffd
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -168,7 +167,7 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #f4bf126d
+# %% ../nbs/11_arithmetic.ipynb #bdd5abfb
 def _train_step(model, optimizer, schedule, pairs):
     ids = encode(pairs)
     loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
@@ -177,7 +176,7 @@ def _train_step(model, optimizer, schedule, pairs):
     optimizer.step()
     schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #64088f1a
+# %% ../nbs/11_arithmetic.ipynb #12c42a28
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -204,7 +203,7 @@ def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, s
     state_file.unlink(missing_ok=True)
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #6cf77ef5
+# %% ../nbs/11_arithmetic.ipynb #e6da27ee
 _TRAINING = ("seed", "width", "layers", "heads", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
@@ -231,7 +230,7 @@ def _load(model, store, step):
     model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #0818356b
+# %% ../nbs/11_arithmetic.ipynb #48f63159
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),

@@ -6,7 +6,7 @@
 __all__ = ['Params', 'parameters', 'n_parameters', 'flatten', 'unflatten', 'check_params', 'next_token_loss', 'token_table',
            'fingerprint', 'TokenLosses']
 
-# %% ../nbs/00_losses.ipynb #9e46e6ed
+# %% ../nbs/00_losses.ipynb #7ec17ca5
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# %% ../nbs/00_losses.ipynb #058a84ab
+# %% ../nbs/00_losses.ipynb #a01a1d93
 Params = dict[str, Tensor]
 
 def parameters(model: nn.Module) -> Params:
@@ -45,7 +45,7 @@ def unflatten(vector: Tensor, like: Params) -> Params:
     parts = vector.split([p.numel() for p in like.values()], dim=-1)
     return {name: part.reshape(*vector.shape[:-1], *p.shape) for (name, p), part in zip(like.items(), parts)}
 
-# %% ../nbs/00_losses.ipynb #2e51209e
+# %% ../nbs/00_losses.ipynb #25886859
 def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -> None:
     "Raise ValueError, naming `what` and the first differences, unless names and shapes are those of `like`."
     expected = {n: tuple(p.shape) for n, p in like.items()}
@@ -58,7 +58,7 @@ def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -
     raise ValueError(f"{what} belongs to another model: {'; '.join(notes) or 'the parameters are in another order'}. "
                      "Use checkpoints, basis and model of one run")
 
-# %% ../nbs/00_losses.ipynb #e4ec7193
+# %% ../nbs/00_losses.ipynb #9abbfdfe
 def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) -> str:
     "Check that `call` raises `error` with `match` in its message; return the message, so that a notebook can show it."
     try: call(*args, **kwargs)
@@ -67,7 +67,7 @@ def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) 
         return str(e)
     raise AssertionError(f"{call} did not raise {error.__name__}")
 
-# %% ../nbs/00_losses.ipynb #f2a5af2c
+# %% ../nbs/00_losses.ipynb #b775cc63
 def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Cross-entropy in nats of every target token: shape (tokens,), by example, then by position.
 
@@ -84,7 +84,7 @@ def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if chosen.dtype in (torch.float16, torch.bfloat16): chosen = chosen.float()
     return F.cross_entropy(chosen, targets[keep], reduction="none")
 
-# %% ../nbs/00_losses.ipynb #c588efc0
+# %% ../nbs/00_losses.ipynb #08652174
 def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     "One row per target token of `batches`, in the order of `next_token_loss`: example, position, target_id."
     rows, first = [], 0
@@ -97,7 +97,7 @@ def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["example", "position", "target_id"])
     return table.rename_axis("token")
 
-# %% ../nbs/00_losses.ipynb #23556b62
+# %% ../nbs/00_losses.ipynb #664be069
 class _LossFunction(nn.Module):
     "Model and loss as one module, so that `functional_call` can run both at given parameters."
     def __init__(self, model, loss):
@@ -107,7 +107,7 @@ class _LossFunction(nn.Module):
 
     def forward(self, batch): return self.loss(self.model, batch)
 
-# %% ../nbs/00_losses.ipynb #33cb753f
+# %% ../nbs/00_losses.ipynb #dc8b8cc8
 def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
     "A short hash of `batches`: equal for equal data."
     digest = hashlib.sha256()
@@ -117,7 +117,21 @@ def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
             digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_losses.ipynb #4bf2b57b
+# %% ../nbs/00_losses.ipynb #469e175f
+def _check_model(model, batches):
+    if model.training: raise ValueError(
+        "the model is in training mode, where dropout makes its losses random: call model.eval() first")
+    if isinstance(batches, Mapping) or not all(isinstance(b, Mapping) for b in batches):
+        raise ValueError("batches must be a list of dictionaries of tensors: put a single batch in a list")
+
+def _check_repeatable(losses):
+    "Raise ValueError if the first batch has other losses at a second evaluation."
+    first, second = losses.batch(0), losses.batch(0)
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True): raise ValueError(
+        "the model gives other losses at the second evaluation with the same weights: something in it is random, such as dropout "
+        "that stays on in eval mode. Set the dropout probabilities of its configuration to 0")
+
+# %% ../nbs/00_losses.ipynb #00d1b4bc
 class TokenLosses:
     """The loss of every target token as a function of the parameters: `losses(params) -> Tensor[token]`.
 
@@ -126,35 +140,24 @@ class TokenLosses:
     loss     `loss(model, batch) -> Tensor[token]`; default `next_token_loss`
     tokens   a table with one row per token, if the one made from the labels does not say enough; a column `example` (the
              number of the sequence that the token is in) lets `polca.engines` use its reverse engine
-    check    whether to refuse random losses (the first batch is evaluated twice) and batches without a target
+    check    whether to refuse random losses (the first batch is evaluated twice) and no targets, and to make a token table
 
-    Attributes: `tokens` (DataFrame, one row per token), `batches`, `model`, `params` (the model's own).
-    Raises ValueError for a model in training mode or with random losses, no batches, no target token, or a table of the wrong length.
+    Attributes: `tokens` (DataFrame), `batches`, `model`, `params` (the model's own). Raises ValueError for a model in training mode or with random losses, no batches, no target token, or a table of the wrong length.
     """
     def __init__(self, model, batches, loss=None, tokens=None, check=True):
-        if model.training: raise ValueError(
-            "the model is in training mode, where dropout makes its losses random: call model.eval() first")
-        if isinstance(batches, Mapping) or not all(isinstance(b, Mapping) for b in batches):
-            raise ValueError("batches must be a list of dictionaries of tensors: put a single batch in a list")
+        _check_model(model, batches)
         self.model, self.loss, self.batches = model, loss or next_token_loss, [dict(b) for b in batches]
         self._function = _LossFunction(model, self.loss)
         self.sizes = [len(self.batch(i)) for i in range(len(self.batches))]
         if check and sum(self.sizes) == 0: raise ValueError(
             "there is no target token in these batches: give texts of at least two tokens, with labels other than -100")
-        labelled = all("labels" in b for b in self.batches)
-        if check: self._check_repeatable()
-        self.tokens = token_table(self.batches) if tokens is None and labelled else tokens
+        if check: _check_repeatable(self)
+        self.tokens = token_table(self.batches) if tokens is None and check and all("labels" in b for b in self.batches) else tokens
         if self.tokens is None: self.tokens = pd.DataFrame(index=pd.RangeIndex(sum(self.sizes), name="token"))
         if len(self.tokens) != sum(self.sizes): raise ValueError(
             f"the token table has {len(self.tokens)} rows, the loss returns {sum(self.sizes)} tokens: they must agree")
 
     def __len__(self): return sum(self.sizes)
-
-    def _check_repeatable(self):
-        first, second = self.batch(0), self.batch(0)
-        if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True): raise ValueError(
-            "the model gives other losses at the second evaluation with the same weights: something in it is random, such as dropout "
-            "that stays on in eval mode. Set the dropout probabilities of its configuration to 0")
 
     @property
     def params(self) -> Params: return parameters(self.model)

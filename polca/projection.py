@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['clenshaw_curtis', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #1c0731ed
+# %% ../nbs/04_projection.ipynb #715c0afd
+import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 import zarr
@@ -22,7 +25,7 @@ from .engines import Projector, project_tokens
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #961a2606
+# %% ../nbs/04_projection.ipynb #3df7ee8a
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     "Points and weights on [0, 1] with `nodes` interior points and both ends: exact for polynomials of degree `nodes` + 1."
     n = nodes + 1
@@ -31,7 +34,7 @@ def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     weights = np.where((j == 0) | (j == n), 1, 2) / (2 * n) * (1 - terms.sum(0))
     return (1 - np.cos(j * np.pi / n)) / 2, weights
 
-# %% ../nbs/04_projection.ipynb #7c75c2c0
+# %% ../nbs/04_projection.ipynb #d0314143
 def _path_levels(nodes: int | None, tol: float | None, max_nodes: int) -> list[int]:
     "The numbers of interior points to try, one after the other."
     if nodes is not None: return [nodes]
@@ -54,7 +57,7 @@ def _integrate_path(slopes, ends, change, movement, levels, tol):
         if tol is not None and error <= tol: break
     return mean, nodes, error
 
-# %% ../nbs/04_projection.ipynb #f542c568
+# %% ../nbs/04_projection.ipynb #d94c6386
 def _variables(losses, steps, basis, curvature, engine, path):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -70,7 +73,7 @@ def _variables(losses, steps, basis, curvature, engine, path):
                            "path_nodes": (("interval",), (T - 1,), (1,)), "path_error": (("interval",), (T - 1,), (1,))}
     return variables
 
-def _create(path, losses, steps, basis, variables, settings, dtype):
+def _create(path, losses, steps, basis, variables, settings):
     "An empty Zarr group with the coordinates; it appears at `path` whole or not at all."
     coords = {"step": steps, "interval": steps[:-1], "interval_end": ("interval", steps[1:]),
               "token": np.arange(len(losses)), "direction": np.arange(len(basis)),
@@ -83,19 +86,19 @@ def _create(path, losses, steps, basis, variables, settings, dtype):
     group = zarr.open_group(part, mode="r+")
     variables = variables | {"complete": (("step",), (len(steps),), (1,))}
     for name, (dims, shape, chunk) in variables.items():
-        kind = {"dtype": bool, "fill_value": False} if name == "complete" else {"dtype": dtype, "fill_value": np.nan}
+        kind = {"dtype": bool, "fill_value": False} if name == "complete" else {"dtype": str(basis.directions.dtype).removeprefix("torch."), "fill_value": np.nan}
         group.create_array(name, shape=shape, chunks=chunk, attributes={"_ARRAY_DIMENSIONS": list(dims)}, **kind)
     group.attrs["settings"] = settings
     if path is None: return group
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #37e28596
+# %% ../nbs/04_projection.ipynb #b9192602
 class _Walk:
     "Computes the numbers of one checkpoint after the other; `group` holds those that are done."
-    def __init__(self, store, steps, basis, losses, engine, memory, device):
-        self.store, self.steps, self.basis, self.losses = store, steps, basis.directions, losses
-        self.device, self._weights, self._moves = device, {}, {}
+    def __init__(self, store, steps, basis, losses, engine, memory):
+        self.device, self._weights, self._moves = next(iter(losses.params.values())).device, {}, {}
+        self.store, self.steps, self.basis, self.losses = store, steps, basis.directions.to(self.device), losses
         self.along = self.basis.new_zeros(2, self.basis.shape[1])  # unit movements outside the basis, before and after
         self.projector = Projector(losses, self.params(self.weights(0)), [self.basis, self.along], engine, memory)
 
@@ -117,7 +120,8 @@ class _Walk:
             delta = self.weights(i + 1) - self.weights(i)
             movement = self.basis @ delta
             rest = delta - movement @ self.basis
-            rest -= (self.basis @ rest) @ self.basis
+            again = self.basis @ rest  # what rounding, or a basis that is a little off, left of it
+            movement, rest = movement + again, rest - again @ self.basis
             length = norm(rest)
             if length <= 30 * torch.finfo(rest.dtype).eps * norm(delta): rest, length = torch.zeros_like(rest), 0.0  # rounding
             self._moves[i] = movement, rest / (length or 1.0), length
@@ -133,7 +137,7 @@ class _Walk:
         loss, P = self.projector(self.params(weights))
         return loss, P[:, :-2], [P[:, -2] * lengths[0], P[:, -1] * lengths[1]]
 
-# %% ../nbs/04_projection.ipynb #83864c9b
+# %% ../nbs/04_projection.ipynb #488fa370
 def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tuple[str, tuple, Tensor | float]]:
     "(array, index, numbers) for all that belongs to checkpoint i."
     last, theta = len(walk.steps) - 1, walk.weights(i)
@@ -162,13 +166,27 @@ def _project_path(walk, i, group, end, levels, tol):
                                          walk.move(i)[0], levels, tol)
     return [("path_gradient", (i,), mean[:, :-1]), ("path_outside", (i,), mean[:, -1]), ("path_nodes", (i,), nodes), ("path_error", (i,), error)]
 
-# %% ../nbs/04_projection.ipynb #9ce70087
+# %% ../nbs/04_projection.ipynb #bd608288
 def _check_values(values, step, store):
     "A number that is not finite must not get into the Dataset, where NaN means “not computed yet”."
     for name, _, v in values:
         if not (finite := np.isfinite(v)).all(): raise ValueError(
             f"{name} is not finite for {(~finite).sum()} of {finite.size} entries at step {step} of {store.path}: "
             "the model diverges on these tokens there. Use steps before it, or tokens without them")
+
+def _write_step(group, i, values, store, step):
+    "Check and write what belongs to checkpoint i, and then mark it complete."
+    values = [(n, at, v.cpu().numpy() if isinstance(v, Tensor) else v) for n, at, v in values]
+    _check_values(values, step, store)
+    for name, at, v in values: group[name][at] = v
+    group["complete"][i] = True
+
+def _complete(group) -> np.ndarray:
+    "Which checkpoints are marked complete; one whose mark is damaged is not."
+    def read(i):
+        try: return bool(group["complete"][i])
+        except (RuntimeError, ValueError, OSError): return False
+    return np.array([read(i) for i in range(group["complete"].shape[0])])
 
 def _intact(group, i) -> bool:
     "Whether the numbers of checkpoint i can be read and are all there; what was damaged is computed again."
@@ -179,36 +197,49 @@ def _intact(group, i) -> bool:
     try: return all(present(*at) for at in own)
     except (RuntimeError, ValueError, OSError): return False  # what the codec makes of damaged bytes
 
-# %% ../nbs/04_projection.ipynb #1173ed93
+# %% ../nbs/04_projection.ipynb #132fb580
 def _check_existing(path, settings):
     "Refuse a `path` that holds something else than a projection with these settings."
     if not path.exists(): return
     if not (path / ".zgroup").exists(): raise ValueError(f"{path} exists and holds no projection: use another path")
     have = dict(zarr.open_group(path, mode="r").attrs).get("settings", {})
-    differ = [n for n, v in settings.items() if have.get(n) != v]
+    differ = [n for n, v in settings.items() if have.get(n) != v and not (n == "losses" and np.isclose(have.get(n, np.nan), v, rtol=1e-4))]
     if differ: raise ValueError(f"{path} holds a projection with other {', '.join(differ)}: delete it, or use another path")
 
-# %% ../nbs/04_projection.ipynb #7fe284e9
+# %% ../nbs/04_projection.ipynb #82aa3c68
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
-    done = zarr.open_group(path, mode="r")["complete"][:]
+    done = _complete(zarr.open_group(path, mode="r"))
     if not done.all(): raise ValueError(f"the projection in {path} is unfinished, {done.sum()} of {len(done)} checkpoints: "
                                         "call project(...) again with the same arguments, it goes on there")
     return xr.open_zarr(path, consolidated=False, chunks=None, drop_variables="complete")
 
-# %% ../nbs/04_projection.ipynb #ccbaa81c
-def _check_request(store, basis, losses, steps, curvature, nodes, tol):
+# %% ../nbs/04_projection.ipynb #5670b91a
+def _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes):
     "What can be refused without reading a checkpoint."
     if len(steps) < 2: raise ValueError(f"{store.path}: a projection needs at least two checkpoints, not {len(steps)}")
     if isinstance(curvature, str) and curvature != "token": raise ValueError(
         f"curvature={curvature!r}: give 'token', or the TokenLosses whose mean curvature is wanted")
     if nodes is not None and (nodes < 1 or tol is not None): raise ValueError(
         f"nodes={nodes!r}, tol={tol!r}: give `nodes` of 1 or more for a fixed number of interior points, or `tol` for as many as it takes")
+    if tol is not None and max_nodes < 1: raise ValueError(f"max_nodes={max_nodes}: give 1 or more")
+    if basis.directions.element_size() < 4: raise ValueError(
+        f"the directions are in {basis.directions.dtype}, which cannot be orthonormal to rounding: give them in float32 or float64")
     if tol is not None and not tol > 0: raise ValueError(f"tol={tol!r}: give a positive number of nats")
     check_params(basis.shapes, losses.params, "the basis")
     check_basis(basis.directions, n_parameters(losses.params))
 
+def _settings(store, basis, losses, steps, engine, curvature, nodes, tol, max_nodes) -> dict:
+    "What a projection on disk must have in common with this one, to go on with it. Reads and checks every checkpoint."
+    return {"steps": steps, "basis": basis.fingerprint(), "data": fingerprint(losses.batches),
+            "curvature": curvature if curvature in (None, "token") else fingerprint(curvature.batches),
+            "path": {"nodes": nodes, "tol": tol, "max_nodes": max_nodes} if nodes or tol else None,
+            "engine": "difference" if engine == "difference" else "exact", "weights": verify_checkpoints(store, steps, losses=losses),
+            "tokens": hashlib.sha256(pd.util.hash_pandas_object(losses.tokens.astype(str)).values.tobytes()).hexdigest()[:16],
+            "losses": float(losses({n: p.to(losses.params[n]) for n, p in store.load(steps[0]).items()}).double().mean())}
+
+# %% ../nbs/04_projection.ipynb #baf5c32b
 def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Sequence[int] | None = None, *,
             engine: str = "auto", memory: str | int = "2GiB", curvature: TokenLosses | str | None = None, nodes: int | None = None,
             tol: float | None = None, max_nodes: int = 63, path: str | Path | None = None, progress: bool = True) -> xr.Dataset:
@@ -229,24 +260,18 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     that holds a projection of something else.
     """
     steps, path = [int(s) for s in (store.steps if steps is None else steps)], Path(path) if path else None
-    _check_request(store, basis, losses, steps, curvature, nodes, tol)
-    settings = {"steps": steps, "basis": basis.fingerprint(), "data": fingerprint(losses.batches),
-                "curvature": curvature if curvature in (None, "token") else fingerprint(curvature.batches),
-                "path": {"nodes": nodes, "tol": tol, "max_nodes": max_nodes} if nodes or tol else None,
-                "engine": "difference" if engine == "difference" else "exact",
-                "weights": verify_checkpoints(store, steps, losses=losses)}
+    _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes)
+    settings = _settings(store, basis, losses, steps, engine, curvature, nodes, tol, max_nodes)
     if path: _check_existing(path, settings)
-    walk = _Walk(store, steps, basis, losses, engine, memory, basis.directions.device)
+    walk = _Walk(store, steps, basis, losses, engine, memory)
     levels = _path_levels(nodes, tol, max_nodes) if nodes or tol else None
     group = zarr.open_group(path, mode="r+") if path and path.exists() else \
-        _create(path, losses, steps, basis, _variables(losses, steps, basis, curvature, engine, levels), settings,
-                str(basis.directions.dtype).removeprefix("torch."))
-    done = [bool(complete) and _intact(group, i) for i, complete in enumerate(group["complete"][:])]
-    for i, step in enumerate(tqdm(steps, desc="projection", unit="checkpoint", disable=not progress)):
-        if done[i]: continue
-        values = [(n, at, v.cpu().numpy() if isinstance(v, Tensor) else v) for n, at, v in _project_step(walk, i, group, curvature, levels, tol)]
-        _check_values(values, step, store)
-        for name, at, v in values: group[name][at] = v
-        group["complete"][i] = True
+        _create(path, losses, steps, basis, _variables(losses, steps, basis, curvature, engine, levels), settings)
+    done = [complete and _intact(group, i) for i, complete in enumerate(_complete(group))]
+    for i in tqdm(range(len(steps)), desc="projection", unit="checkpoint", disable=not progress):
+        if not done[i]: _write_step(group, i, _project_step(walk, i, group, curvature, levels, tol), store, steps[i])
+    if tol is not None and (late := (group["path_error"][:] > tol).sum()): warnings.warn(
+        f"{late} of {len(steps) - 1} intervals are not within tol={tol:g} nats with {max_nodes} interior points; `path_error` says how far off. Raise "
+        "max_nodes, or tol", stacklevel=2)
     if path: return open_projection(path)
     return xr.open_zarr(group.store, consolidated=False, chunks=None, drop_variables="complete").load()

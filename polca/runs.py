@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'RUN_KINDS', 'open_run', 'cluster_kind', 'summarise', 'format_table', 'format_summary', 'save_figures',
            'run_arithmetic', 'main']
 
-# %% ../nbs/13_runs.ipynb #63734e53
+# %% ../nbs/13_runs.ipynb #9829f193
 import argparse
 import importlib.metadata
 import json
@@ -32,7 +32,7 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import hessian_subspace, orthonormality_error, weight_axes
 
-# %% ../nbs/13_runs.ipynb #c75d0dab
+# %% ../nbs/13_runs.ipynb #bb7742c3
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -56,7 +56,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #e6cd53ab
+# %% ../nbs/13_runs.ipynb #f9644296
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     "The clusters of one kind of trajectory, and its row of numbers; `flat` is the step where the mean loss is flat."
     curves = trajectories(projection, kind)
@@ -79,7 +79,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #c3e33be1
+# %% ../nbs/13_runs.ipynb #15fbf696
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -94,7 +94,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #d9f71833
+# %% ../nbs/13_runs.ipynb #1f84a530
 PAPER = {"lca": ("0.792 / 0.772 / 0.782", "0.614 / 0.873 / 0.721", "0.592 / 0.626 / 0.609", 0.019),
          "loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
@@ -116,7 +116,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #0b9c8dbf
+# %% ../nbs/13_runs.ipynb #014b2f4a
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -143,7 +143,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #ea1718cf
+# %% ../nbs/13_runs.ipynb #ec45efc6
 def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters], config: ArithmeticConfig, flat: float) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -174,7 +174,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #e50efb48
+# %% ../nbs/13_runs.ipynb #de561ae3
 def _environment(resumed: bool, seconds: dict) -> dict:
     "What the numbers were made with, the seconds of each stage, and the largest resident memory of this process."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
@@ -202,7 +202,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #7eda15ae
+# %% ../nbs/13_runs.ipynb #b4f5a6ca
 RUN_KINDS = ("loss", "change", "fisher", "lca", "first", "paper", "trapezoid")
 
 def _cluster_all(projection, axes, config, flat, progress):
@@ -211,6 +211,14 @@ def _cluster_all(projection, axes, config, flat, progress):
     found = {kind: cluster_kind(axes if kind == "lca" else projection, kind, config, flat)
              for kind in tqdm(RUN_KINDS, desc="clustering", unit="kind", disable=not progress)}
     return {k: c for k, (c, _) in found.items()}, {k: row for k, (_, row) in found.items()}
+
+def _project_all(store, basis, model, validation, config, out, progress):
+    "The projections of the analysed tokens on the basis, and on single weights for LCA."
+    tokens = addition_losses(model, validation)
+    axes = weight_axes(store.load(config.steps), config.lca_weights)
+    sample = addition_losses(model, validation[:config.curvature_sums])
+    return [project(store, directions, tokens, config.recorded_steps, curvature=curvature, path=out / name, progress=progress).load()
+            for directions, curvature, name in ((basis, sample, "projection.zarr"), (axes, None, "projection_lca.zarr"))]
 
 def _save_clusters(path: Path, clusters: dict[str, Clusters]):
     "One Zarr group per kind of trajectory: labels (direction, token)."
@@ -231,7 +239,7 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib'] or '?'} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/13_runs.ipynb #5e30560a
+# %% ../nbs/13_runs.ipynb #4daa2a8e
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -259,10 +267,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     basis = hessian_subspace(store, addition_losses(model, pairs["hessian"]), config.source_steps, config.k, config.tol,
                              seed=config.seed, path=out / "basis", progress=progress)
     stages.start("project", f"{len(tokens)} tokens on {len(basis)} directions and {config.lca_weights} single weights at {len(config.recorded_steps)} checkpoints")
-    projection = project(store, basis, tokens, config.recorded_steps, path=out / "projection.zarr", progress=progress,
-                         curvature=addition_losses(model, pairs["validation"][:config.curvature_sums])).load()
-    axes = project(store, weight_axes(store.load(config.steps), config.lca_weights), tokens, config.recorded_steps,
-                   path=out / "projection_lca.zarr", progress=progress).load()
+    projection, axes = _project_all(store, basis, model, pairs["validation"], config, out, progress)
     flat = config.plateau if config.plateau is not None else plateau(projection["loss"].mean("token").values, projection["step"].values)
     stages.start("cluster", f"{len(RUN_KINDS)} kinds of trajectory, HDBSCAN with min_cluster_size={config.min_cluster_size}, min_samples={config.min_samples}")
     clusters, kinds = _cluster_all(projection, axes, config, flat, progress)
@@ -276,7 +281,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #429000b3
+# %% ../nbs/13_runs.ipynb #a9a0d718
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")

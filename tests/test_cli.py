@@ -37,13 +37,13 @@ def test_a_run_prints_its_table_and_where_to_look(finished):
     assert "training" in done.stderr and "projection" in done.stderr  # progress bars
     last = done.stdout.split("Every number: ")[1].split()
     assert last[0] == str(out / "results.json")
-    assert all(Path(f).read_bytes().startswith(b"\x89PNG") for f in last[2:]) and len(last[2:]) == 4
+    assert all(Path(f).read_bytes().startswith(b"\x89PNG") for f in last[2:]) and len(last[2:]) == 5
 
 
 def test_results_hold_what_was_asked_for(finished):
     results = numbers(finished[0])
     assert results["config"]["preset"] == "tiny" and results["config"]["seed"] == 0
-    assert set(results["kinds"]) == {"loss", "change", "fisher", "first", "paper", "trapezoid"}
+    assert set(results["kinds"]) == {"loss", "change", "fisher", "lca", "first", "paper", "trapezoid"}
     assert results["environment"]["torch"] and results["orthonormality_error"] <= 1e-6
 
 
@@ -56,7 +56,7 @@ def test_another_seed_is_another_run(finished, tmp_path):
 
 def test_killed_at_any_stage_it_goes_on_to_the_same_numbers(finished, tmp_path):
     out, marks = tmp_path / "killed", ("checkpoints/step-00000100.safetensors", "basis/directions-00000080.safetensors",
-                                       "projection.zarr/gradient/3.0.0", "clusters.zarr")
+                                       "projection.zarr/gradient/3.0.0", "projection_lca.zarr/outside/3.0.0", "clusters.zarr")
     for mark in marks:
         process = subprocess.Popen([POLCA, "run", "arithmetic", "--preset", "tiny", "--out", str(out)],
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -67,7 +67,7 @@ def test_the_packages_that_the_code_imports_are_declared():
 
 
 def test_a_module_imports_only_lower_numbers():
-    numbers = {p.stem[3:]: int(p.stem[:2]) for p in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")}
+    numbers = {p.stem.split("_", 1)[1]: p.stem.split("_")[0] for p in (ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb")}
     for module in MODULES:
         for node in ast.walk(ast.parse((ROOT / "polca" / f"{module}.py").read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("polca."):

@@ -1,0 +1,46 @@
+"The memory budget of the engines, measured on the resident memory of a process of its own."
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+from polca.engines import Projector
+from polca.losses import TokenLosses, n_parameters, token_table
+
+def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+
+engine, memory = sys.argv[1:]
+torch.manual_seed(0)
+model = GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_positions=64, n_embd=64, n_layer=3, n_head=4, bos_token_id=None, eos_token_id=None)).eval()
+ids = torch.randint(0, 2000, (64, 64))
+labels = ids.masked_fill(torch.arange(64) < (56 if engine == "reverse" else 0), -100)
+losses = TokenLosses(model, [{"input_ids": ids[:1], "labels": labels[:1]}])  # a small one first, for torch's own buffers
+directions = torch.randn(8, n_parameters(losses.params)) / 1000
+Projector(losses, losses.params, directions, engine)(losses.params)
+losses.batches = [{"input_ids": ids, "labels": labels}]  # not a new object, which would evaluate the whole batch at once
+losses.tokens = token_table(losses.batches)
+losses.sizes = [len(losses.tokens)]
+before = peak()
+P = Projector(losses, losses.params, directions, engine, memory)(losses.params)[1]
+print(peak() - before, float(P.norm()))
+"""
+
+
+def measured(engine, memory):
+    if not Path("/proc/self/status").exists(): pytest.skip("needs /proc to read the peak resident memory")
+    out = subprocess.run([sys.executable, "-c", SCRIPT, engine, memory], check=True, capture_output=True, text=True).stdout
+    return [float(x) for x in out.split()]
+
+
+@pytest.mark.parametrize("engine", ["forward", "reverse", "difference"])
+def test_the_peak_stays_within_the_budget(engine):
+    tight, P_tight = measured(engine, "100MiB")
+    loose, P_loose = measured(engine, "8GiB")
+    assert tight < 100
+    assert loose > 130, "the whole batch fits the tight budget: this test shows nothing"
+    assert P_tight == pytest.approx(P_loose, rel=1e-3)
