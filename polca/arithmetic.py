@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #08291652
+# %% ../nbs/11_arithmetic.ipynb #9375d306
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checkpoints import Checkpoints, atomic_path, write_json
 from .losses import TokenLosses, check_params, parameters, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #7283b278
+# %% ../nbs/11_arithmetic.ipynb #7c50eb8c
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -64,7 +64,7 @@ class ArithmeticConfig:
     @property
     def recorded_steps(self) -> list[int]: return list(range(0, self.steps + 1, self.interval))
 
-# %% ../nbs/11_arithmetic.ipynb #2d2e22fa
+# %% ../nbs/11_arithmetic.ipynb #0c17d334
 PRESETS = {
     "paper": ArithmeticConfig(),
     "small": ArithmeticConfig(
@@ -76,7 +76,7 @@ PRESETS = {
         plateau=None),
 }
 
-# %% ../nbs/11_arithmetic.ipynb #34bd0565
+# %% ../nbs/11_arithmetic.ipynb #0f0b1029
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
     if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
@@ -106,7 +106,7 @@ def check_config(config: ArithmeticConfig) -> None:
          f"min_cluster_size={config.min_cluster_size} is more than the {4 * config.validation_sums} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
-# %% ../nbs/11_arithmetic.ipynb #b1f33c40
+# %% ../nbs/11_arithmetic.ipynb #0f38ca91
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -130,7 +130,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #589fb878
+# %% ../nbs/11_arithmetic.ipynb #6bba5b2e
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -146,7 +146,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #b0161ffd
+# %% ../nbs/11_arithmetic.ipynb #763c9d46
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -167,7 +167,7 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #bdd5abfb
+# %% ../nbs/11_arithmetic.ipynb #b269de9b
 def _train_step(model, optimizer, schedule, pairs):
     ids = encode(pairs)
     loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
@@ -176,7 +176,7 @@ def _train_step(model, optimizer, schedule, pairs):
     optimizer.step()
     schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #12c42a28
+# %% ../nbs/11_arithmetic.ipynb #b47f3490
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -203,7 +203,7 @@ def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, s
     state_file.unlink(missing_ok=True)
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #e6da27ee
+# %% ../nbs/11_arithmetic.ipynb #84292db3
 _TRAINING = ("seed", "width", "layers", "heads", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
@@ -230,7 +230,7 @@ def _load(model, store, step):
     model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #48f63159
+# %% ../nbs/11_arithmetic.ipynb #b51bcc2e
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),

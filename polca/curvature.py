@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HessianOperator', 'norm', 'orthogonalise', 'Eigenpairs', 'lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #ef9b0961
+# %% ../nbs/02_curvature.ipynb #68937096
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
 
-# %% ../nbs/02_curvature.ipynb #531c5639
+# %% ../nbs/02_curvature.ipynb #c96d23b2
 class HessianOperator:
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
@@ -53,7 +53,7 @@ class HessianOperator:
             out = out + flatten(dict(zip(self.params, parts)))
         return out
 
-# %% ../nbs/02_curvature.ipynb #a60d6e87
+# %% ../nbs/02_curvature.ipynb #17c858d6
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
@@ -72,7 +72,7 @@ def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False) -> Tensor:
             if len(basis): v = v - (_dots(basis, v) if exact else basis @ v) @ basis
     return v
 
-# %% ../nbs/02_curvature.ipynb #03c6307e
+# %% ../nbs/02_curvature.ipynb #bb212440
 @dataclass
 class Eigenpairs:
     "Result of `lanczos`: values (k,), vectors (k, d), true relative residuals (k,), iterations (k,)."
@@ -100,7 +100,7 @@ def _eigenvector(coefficients, krylov, against):
     b = b / norm(b)
     return b * b[b.abs().argmax()].sign()
 
-# %% ../nbs/02_curvature.ipynb #0574e43e
+# %% ../nbs/02_curvature.ipynb #bed99c38
 def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
     "The top eigenpair of ΠHΠ: value, vector, true relative residual, iterations, size of the largest |vᵀHv| met."
     limit, eps = min(max_iterations, d - len(against)), torch.finfo(against.dtype).eps
@@ -126,7 +126,7 @@ def _top_pair(matvec, d, tol, against, max_iterations, which, generator, scale):
         if m + 1 < limit: krylov[m + 1] = w / beta[-1]
     return value, b, residual, m + 1, scale
 
-# %% ../nbs/02_curvature.ipynb #6d00043b
+# %% ../nbs/02_curvature.ipynb #ab5930ea
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu") -> Eigenpairs:
     """The top `k` eigenpairs of ΠHΠ, Π projecting out the rows of `against`: one step of Algorithm 1 of the paper.
@@ -154,12 +154,12 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
         f"{', '.join(f'{r:.1e}' for r in residuals)}. Raise max_iterations or tol", RuntimeWarning, stacklevel=2)
     return Eigenpairs(np.array(values), torch.stack(vectors), np.array(residuals), np.array(iterations))
 
-# %% ../nbs/02_curvature.ipynb #56614ec3
+# %% ../nbs/02_curvature.ipynb #3fd6eaf3
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
     "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,)."
     return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #48221cef
+# %% ../nbs/02_curvature.ipynb #d75427c2
 def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     axes = tuple(range(-len(normalized_shape), 0))
     centred = x - x.mean(axes, keepdim=True)

@@ -6,7 +6,7 @@
 __all__ = ['Slices', 'ENGINES', 'count_operations', 'estimate_costs', 'choose_engine', 'memory_bytes', 'Projector',
            'project_tokens']
 
-# %% ../nbs/03a_engines.ipynb #19c93fc3
+# %% ../nbs/03a_engines.ipynb #4b98db41
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .losses import Params, TokenLosses, n_parameters, unflatten
 
-# %% ../nbs/03a_engines.ipynb #19aff8ae
+# %% ../nbs/03a_engines.ipynb #38b5d977
 Slices = dict[str, list[Tensor]]  # by parameter: the directions' part of it, as tensors (K₁, …), (K₂, …), ... of K₁ + K₂ + ... directions
 
 def _counts(slices: Slices) -> list[int]: return [len(s) for s in next(iter(slices.values()))]
@@ -36,7 +36,7 @@ def _tangents(values: Tensor, leaves: Params, slices: Slices, chunk: int) -> Ten
         return u.new_zeros(end - k, len(u)) if slope is None else slope.view(-1, len(u))
     return torch.cat([along(part, k, min(k + chunk, K)) for part, K in enumerate(_counts(slices)) for k in range(0, K, chunk)]).T
 
-# %% ../nbs/03a_engines.ipynb #50071b5f
+# %% ../nbs/03a_engines.ipynb #45e3c2c5
 _ELEMENTWISE = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Softplus, nn.ReLU6,
                 nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Softsign)
 
@@ -76,7 +76,7 @@ class _Tangent:
         out = unit * module.weight + moved * module.weight.detach()
         return out if module.bias is None else out + module.bias
 
-# %% ../nbs/03a_engines.ipynb #673ae5f7
+# %% ../nbs/03a_engines.ipynb #377e05a7
 def _plain_weights(module: nn.Module) -> bool:
     "Whether `module` owns the weight that it uses: not where it is pruned or reparametrised."
     return "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}
@@ -130,7 +130,7 @@ def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None
     if (alone.abs().amax(1, keepdim=True) > rounding * torch.where(size > 0, size, size.max())).any(): return None
     return delta.to(output.dtype), torch.where(found, token, -1)
 
-# %% ../nbs/03a_engines.ipynb #efd6073c
+# %% ../nbs/03a_engines.ipynb #6f83dab2
 def _last_matrix(losses: TokenLosses, params: Params) -> tuple[nn.Module, int] | None:
     "The layer of `_is_matrix` that is called last, and the number of its calls."
     calls, one = [], _one_sequence(losses, 0)
@@ -146,7 +146,7 @@ def _push(x: Tensor, delta: Tensor, weights: list[Tensor]) -> Tensor:
     def inner(w): return torch.linalg.vecdot(x @ w.mT, delta) if x.shape[1] > delta.shape[1] else torch.linalg.vecdot(delta @ w, x)
     return torch.stack([inner(w) for part in weights for w in part], dim=1)
 
-# %% ../nbs/03a_engines.ipynb #5dc3b704
+# %% ../nbs/03a_engines.ipynb #78d3c2af
 def _forward_with_cut(losses, i, params, leaves, slices, names, cut, chunk):
     "P (tokens of batch `i`, K) with the output layer apart, or None if this model or batch is not of that kind."
     with _Tangent(losses.model), _Cut(*cut) as call: loss = losses.batch(i, {**params, **leaves})
@@ -173,7 +173,7 @@ def _forward(losses, i, params, slices, names, cut, chunk):
     with _Tangent(losses.model): loss = losses.batch(i, {**params, **leaves})
     return loss.detach(), _tangents(loss, leaves, slices, chunk).to(next(iter(slices.values()))[0].dtype)
 
-# %% ../nbs/03a_engines.ipynb #a46c686c
+# %% ../nbs/03a_engines.ipynb #6be85eec
 _BLOCK = 2**20  # floats: 4 MiB stay in the cache that cores share
 
 def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Tensor:
@@ -198,7 +198,7 @@ def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Ten
                 out[tokens].addmm_(gradient.flatten(1), flat[:, top * columns:(top + h) * columns].T)
     return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
 
-# %% ../nbs/03a_engines.ipynb #cc26a16e
+# %% ../nbs/03a_engines.ipynb #ee90f624
 class _Deltas:
     """The output gradients of one layer for targets of a batch of sequences.
 
@@ -244,7 +244,7 @@ def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tenso
         yield some, _Deltas(x, deltas[some], active[some], rows[some])
         first = last
 
-# %% ../nbs/03a_engines.ipynb #bcffa09e
+# %% ../nbs/03a_engines.ipynb #a9380205
 def _is_norm(module: nn.Module) -> bool:
     return type(module) in (nn.LayerNorm, nn.RMSNorm) \
         or (type(module).__name__.endswith("RMSNorm") and type(module).__module__.startswith("transformers"))
@@ -288,7 +288,7 @@ def _contract_embedding(at: _Deltas, tables: list[Tensor]) -> Tensor:
     return torch.cat([torch.stack([(table[at.inputs(t)] * at.delta[t]).sum((1, 2)) for part in tables for table in part], dim=1)
                       for t in _slices(n, at.delta[0].numel())])
 
-# %% ../nbs/03a_engines.ipynb #7a4c11c5
+# %% ../nbs/03a_engines.ipynb #e8291ea7
 def _contract(module: nn.Module, at: _Deltas, slices: Slices) -> Tensor:
     "Σ over the parameters of `module` of ⟨b, gradient⟩ for every token: (tokens, K)."
     def times(gradient, parts): return torch.cat([gradient.flatten(1) @ b.flatten(1).T for b in parts], dim=1)
@@ -305,7 +305,7 @@ def _contract(module: nn.Module, at: _Deltas, slices: Slices) -> Tensor:
         out = out + part
     return out
 
-# %% ../nbs/03a_engines.ipynb #35fee111
+# %% ../nbs/03a_engines.ipynb #ab327aa6
 class _Record:
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -347,7 +347,7 @@ def _tells_sequences(losses: TokenLosses) -> bool:
     inside = [(0 <= s).all() and (s < _examples(b)).all() for b, s in zip(losses.batches, (_slots(losses, i)[0] for i in range(len(losses.batches))))]
     return all(inside)
 
-# %% ../nbs/03a_engines.ipynb #b07194ae
+# %% ../nbs/03a_engines.ipynb #cfc610be
 def _reverse(losses, i, params, slices, owned, odd):
     "The losses of batch `i`, P (tokens, K) over the parameters of the known layers, and the names of the others."
     first, K = next(iter(slices.values()))[0], sum(_counts(slices))
@@ -378,7 +378,7 @@ def _output_gradients(losses, i, loss, outputs):
         deltas.append([d if whole or d is None else d[r] for d in new])
     return tokens, rows, deltas
 
-# %% ../nbs/03a_engines.ipynb #dce33514
+# %% ../nbs/03a_engines.ipynb #888d5e17
 def _sum_errors(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "|Σ_x s_x P[x, b] − ⟨b, ∇Σ_x s_x L(x)⟩| of batch `i`, ‖P[:, b]‖, and ‖b‖ ‖∇Σ_x s_x L(x)‖, for every b: (K,) each."
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)
@@ -408,7 +408,7 @@ def _check_sum(losses, i, params, slices, P, engine):
         + ("it uses a weight outside the layer that owns it, or mixes the sequences of a batch. Use engine='forward'"
            if engine == "reverse" else "an operation in it has no second derivative. Use engine='difference'"))
 
-# %% ../nbs/03a_engines.ipynb #84350ffe
+# %% ../nbs/03a_engines.ipynb #b916e4b5
 def _plain(losses: TokenLosses, i: int, params: Params) -> Tensor:
     "The losses of batch `i` in float64, without a graph, by the fastest kernels."
     with torch.no_grad(): return losses.batch(i, params, fused=True).double()
@@ -429,7 +429,7 @@ def _difference_step(losses: TokenLosses, params: Params, slices: Slices, probes
     def error(step): return _relative(*_sum_errors(losses, i, params, some, _difference(losses, i, params, some, step))[:2])
     return min((max(size, 1e-3) * 4.0**-m for m in range(1, 13)), key=error)
 
-# %% ../nbs/03a_engines.ipynb #9b540200
+# %% ../nbs/03a_engines.ipynb #ab23769f
 ENGINES = ("forward", "reverse", "difference")
 
 def count_operations(losses: TokenLosses, n_directions: int) -> dict[str, float]:
@@ -460,7 +460,7 @@ def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     costs = estimate_costs(losses, n_directions)
     return "reverse" if costs["reverse"] < costs["forward"] else "forward"
 
-# %% ../nbs/03a_engines.ipynb #fc8379c4
+# %% ../nbs/03a_engines.ipynb #cda6a53a
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def memory_bytes(memory: str | int) -> int:
@@ -490,7 +490,7 @@ class _Bytes:
     @property
     def total(self) -> int: return sum(self.kept.values())
 
-# %% ../nbs/03a_engines.ipynb #48957187
+# %% ../nbs/03a_engines.ipynb #63c44c76
 def _some(batch, rows: slice):
     "The examples `rows` of `batch`; what is not one row per example stays whole."
     n = _examples(batch)
@@ -529,7 +529,7 @@ def _split(losses: TokenLosses, params: Params, engine: Callable, budget: int, m
         "raise `memory`, or give smaller batches")
     return split
 
-# %% ../nbs/03a_engines.ipynb #c2cb665e
+# %% ../nbs/03a_engines.ipynb #d904ddca
 def _try_forward(one, params, slices, names, owned, cut, odd):
     "One sequence and one direction, for the bytes that autograd keeps; returns those of telling which token each row of logits belongs to."
     _forward(one, 0, params, {n: [s[0][:1]] for n, s in slices.items()}, names, cut, 1)
@@ -552,7 +552,7 @@ def _chunk(batch, device) -> int:
     "How many directions go through the graph at a time: many where a single one would not keep the device busy."
     return max(1, (2**9 if device.type == "cpu" else 2**12) // max(1, _leading(batch).shape[:2].numel()))
 
-# %% ../nbs/03a_engines.ipynb #14f4028d
+# %% ../nbs/03a_engines.ipynb #6da4910a
 def _check_reached(losses: TokenLosses, params: Params):
     "Raise ValueError if a parameter that requires a gradient has none in any batch."
     frozen = {n for n, p in losses.model.named_parameters() if not p.requires_grad}
@@ -581,7 +581,7 @@ def _owners(model: nn.Module) -> tuple[dict[int, str], dict[nn.Module, dict[str,
     owned = {m: {k: names[id(p)] for k, p in m.named_parameters(recurse=False)} for m in model.modules()}
     return names, {m: local for m, local in owned.items() if local}
 
-# %% ../nbs/03a_engines.ipynb #cc210cd5
+# %% ../nbs/03a_engines.ipynb #12035f01
 class _Engines:
     "The engines on the parts of `losses`, with what they need from one checkpoint to the next."
     def _forward(self, i, params, names=None):
@@ -602,7 +602,7 @@ class _Engines:
         self.report["difference_error"] = max(error, self.report.get("difference_error", 0.0) if i else 0.0)
         return self.losses.batch(i, params).detach(), P, {}
 
-# %% ../nbs/03a_engines.ipynb #b71f34c6
+# %% ../nbs/03a_engines.ipynb #80d6e973
 class Projector(_Engines):
     """P[x, b] = ⟨b, ∇L(x; params)⟩ for every token x and row b of `directions`, at any parameters.
 
@@ -655,7 +655,7 @@ class Projector(_Engines):
         self._calls += 1
         return torch.cat([loss for loss, _ in out]), torch.cat([P for _, P in out])
 
-# %% ../nbs/03a_engines.ipynb #3fa17979
+# %% ../nbs/03a_engines.ipynb #db031599
 def _check_request(losses, params, directions, engine) -> list[Tensor]:
     "Refuse what cannot be projected; the directions as a list."
     if engine not in ("auto", *ENGINES): raise ValueError(f"engine={engine!r}: use 'auto', {', '.join(map(repr, ENGINES))}")

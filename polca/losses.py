@@ -6,7 +6,7 @@
 __all__ = ['Params', 'parameters', 'n_parameters', 'flatten', 'unflatten', 'check_params', 'next_token_loss', 'token_table',
            'fingerprint', 'TokenLosses']
 
-# %% ../nbs/00_losses.ipynb #7ec17ca5
+# %% ../nbs/00_losses.ipynb #64567ed0
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# %% ../nbs/00_losses.ipynb #a01a1d93
+# %% ../nbs/00_losses.ipynb #4886ebdf
 Params = dict[str, Tensor]
 
 def parameters(model: nn.Module) -> Params:
@@ -45,7 +45,7 @@ def unflatten(vector: Tensor, like: Params) -> Params:
     parts = vector.split([p.numel() for p in like.values()], dim=-1)
     return {name: part.reshape(*vector.shape[:-1], *p.shape) for (name, p), part in zip(like.items(), parts)}
 
-# %% ../nbs/00_losses.ipynb #25886859
+# %% ../nbs/00_losses.ipynb #c49bafa8
 def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -> None:
     "Raise ValueError, naming `what` and the first differences, unless names and shapes are those of `like`."
     expected = {n: tuple(p.shape) for n, p in like.items()}
@@ -58,7 +58,7 @@ def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -
     raise ValueError(f"{what} belongs to another model: {'; '.join(notes) or 'the parameters are in another order'}. "
                      "Use checkpoints, basis and model of one run")
 
-# %% ../nbs/00_losses.ipynb #9abbfdfe
+# %% ../nbs/00_losses.ipynb #758d58bf
 def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) -> str:
     "Check that `call` raises `error` with `match` in its message; return the message, so that a notebook can show it."
     try: call(*args, **kwargs)
@@ -67,7 +67,7 @@ def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) 
         return str(e)
     raise AssertionError(f"{call} did not raise {error.__name__}")
 
-# %% ../nbs/00_losses.ipynb #b775cc63
+# %% ../nbs/00_losses.ipynb #ade8942d
 def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Cross-entropy in nats of every target token: shape (tokens,), by example, then by position.
 
@@ -84,7 +84,7 @@ def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if chosen.dtype in (torch.float16, torch.bfloat16): chosen = chosen.float()
     return F.cross_entropy(chosen, targets[keep], reduction="none")
 
-# %% ../nbs/00_losses.ipynb #08652174
+# %% ../nbs/00_losses.ipynb #8930ea15
 def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     "One row per target token of `batches`, in the order of `next_token_loss`: example, position, target_id."
     rows, first = [], 0
@@ -97,7 +97,7 @@ def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["example", "position", "target_id"])
     return table.rename_axis("token")
 
-# %% ../nbs/00_losses.ipynb #664be069
+# %% ../nbs/00_losses.ipynb #8a6e216f
 class _LossFunction(nn.Module):
     "Model and loss as one module, so that `functional_call` can run both at given parameters."
     def __init__(self, model, loss):
@@ -107,7 +107,7 @@ class _LossFunction(nn.Module):
 
     def forward(self, batch): return self.loss(self.model, batch)
 
-# %% ../nbs/00_losses.ipynb #dc8b8cc8
+# %% ../nbs/00_losses.ipynb #8fa6fc91
 def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
     "A short hash of `batches`: equal for equal data."
     digest = hashlib.sha256()
@@ -117,7 +117,7 @@ def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
             digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_losses.ipynb #469e175f
+# %% ../nbs/00_losses.ipynb #f618b0ce
 def _check_model(model, batches):
     if model.training: raise ValueError(
         "the model is in training mode, where dropout makes its losses random: call model.eval() first")
@@ -131,7 +131,7 @@ def _check_repeatable(losses):
         "the model gives other losses at the second evaluation with the same weights: something in it is random, such as dropout "
         "that stays on in eval mode. Set the dropout probabilities of its configuration to 0")
 
-# %% ../nbs/00_losses.ipynb #00d1b4bc
+# %% ../nbs/00_losses.ipynb #13991614
 class TokenLosses:
     """The loss of every target token as a function of the parameters: `losses(params) -> Tensor[token]`.
 

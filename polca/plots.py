@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'cluster_color', 'plot_loss_by', 'plot_clusters', 'plot_completeness', 'plot_explained']
 
-# %% ../nbs/09_plots.ipynb #030d5f0f
+# %% ../nbs/09_plots.ipynb #992e8d5e
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .clustering import DROPPED, Clusters, quartiles
 
-# %% ../nbs/09_plots.ipynb #00c0a86f
+# %% ../nbs/09_plots.ipynb #1c81fe81
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
 
@@ -31,7 +31,7 @@ def _band(ax: Axes, steps, values, color, label, middle=None):
     ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, label=label)
 
-# %% ../nbs/09_plots.ipynb #a7cc024e
+# %% ../nbs/09_plots.ipynb #c880791b
 def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float | None = None) -> Figure:
     """Median and quartiles of the exact loss (step, token) for each value of `skill` (token), called `name`.
 
@@ -46,7 +46,7 @@ def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float 
     fig.legend(title=name, loc="outside right upper")  # beside the curves, which may be anywhere
     return fig
 
-# %% ../nbs/09_plots.ipynb #558ea5c9
+# %% ../nbs/09_plots.ipynb #e91abba8
 def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
     "Stacked bars: share of each cluster's tokens by the values of the first entry of `by`, hatched where the second is 1."
     (first, values), *rest = by.items()
@@ -64,7 +64,7 @@ def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
            yticklabels=[f"{c if c >= 0 else 'outliers'} ({(labels == c).sum()})" for c in shown], ylabel="cluster (tokens)")
     ax.invert_yaxis()
 
-# %% ../nbs/09_plots.ipynb #e497c89f
+# %% ../nbs/09_plots.ipynb #05a687ff
 def _cluster_row(axes, curves, clusters, direction, loss, by, unit, source_step):
     "One direction: its curves, the exact loss of its clusters, their composition."
     labels = clusters.labels.sel(direction=direction).values
@@ -104,7 +104,7 @@ def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence
     if title: fig.suptitle(title)
     return fig
 
-# %% ../nbs/09_plots.ipynb #e06732eb
+# %% ../nbs/09_plots.ipynb #3dc60399
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:
     "The change of the mean of `loss` (step, token), and the mean over tokens of Σ_b of each rule's projected loss: {rule: (step, token, direction)}."
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -117,7 +117,7 @@ def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) ->
     ax.legend()
     return fig
 
-# %% ../nbs/09_plots.ipynb #42487522
+# %% ../nbs/09_plots.ipynb #c1384ecc
 def plot_explained(account: xr.Dataset) -> Figure:
     "`polca.decomposition.explained`: on the left its running sums over the steps, on the right net and gross of each direction."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", width_ratios=(3, 2))

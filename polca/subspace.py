@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Subspace', 'orthonormality_error', 'check_basis', 'as_subspace', 'weight_axes', 'load_subspace', 'hessian_subspace']
 
-# %% ../nbs/03_subspace.ipynb #041fc2ca
+# %% ../nbs/03_subspace.ipynb #aeaf1ebe
 import hashlib
 import json
 import warnings
@@ -24,7 +24,7 @@ from .checkpoints import Checkpoints, atomic_path, check_finite, open_weights, v
 from .curvature import HessianOperator, lanczos
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters
 
-# %% ../nbs/03_subspace.ipynb #56ffc380
+# %% ../nbs/03_subspace.ipynb #ad52e1e1
 @dataclass
 class Subspace:
     """An orthonormal basis of directions in weight space.
@@ -50,7 +50,7 @@ def orthonormality_error(directions: Tensor) -> float:
     for part in directions.split(1 << 20, dim=1): gram += (part.double() @ part.double().T).cpu()
     return float((gram - torch.eye(len(gram))).abs().sum(1).max())
 
-# %% ../nbs/03_subspace.ipynb #b4efdec7
+# %% ../nbs/03_subspace.ipynb #e2ced851
 def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
     "Raise ValueError unless `directions` is (K, d) with 1 ≤ K ≤ d, finite, and ‖BᵀB − I‖∞ ≤ `tol`."
     if directions.ndim != 2 or directions.shape[1] != d: raise ValueError(
@@ -69,7 +69,7 @@ def as_subspace(directions: Tensor, like: Params, table: pd.DataFrame | None = N
     if table is None: table = pd.DataFrame({"source_step": np.full(len(directions), -1)})
     return Subspace(directions, table.rename_axis("direction"), {n: tuple(p.shape) for n, p in like.items()})
 
-# %% ../nbs/03_subspace.ipynb #2344ea45
+# %% ../nbs/03_subspace.ipynb #3303273b
 def weight_axes(params: Params, weights: int | Sequence[int] = 50) -> Subspace:
     """Unit vectors along single weights of `params`: the given number of them with the largest magnitude, or those at the given places
     in the flat vector. The table names each: `weight` (place in the flat vector), `parameter`, `value`.
@@ -88,7 +88,7 @@ def weight_axes(params: Params, weights: int | Sequence[int] = 50) -> Subspace:
     names = [list(params)[i] for i in np.searchsorted(ends, weights, side="right")]
     return as_subspace(directions, params, pd.DataFrame({"source_step": -1, "weight": weights, "parameter": names, "value": flat[weights].tolist()}))
 
-# %% ../nbs/03_subspace.ipynb #153ad89f
+# %% ../nbs/03_subspace.ipynb #2bc3c287
 _FILE = "directions-{:08d}.safetensors"
 
 def _save_directions(path, step, directions, rows, shapes, settings):
@@ -125,7 +125,7 @@ def load_subspace(path: str | Path, like: Params | None = None) -> Subspace:
     check_basis(directions, directions.shape[1])
     return Subspace(directions, table, parts[0][2])
 
-# %% ../nbs/03_subspace.ipynb #b3d80e67
+# %% ../nbs/03_subspace.ipynb #18168a17
 def _check_request(store, losses, steps, k):
     "Refuse what can be known to be wrong before the first Hessian-vector product; returns the hash of the weights."
     d = n_parameters(losses.params)
@@ -146,7 +146,7 @@ def _resume(path, settings):
         found[rows[0]["source_step"]] = (directions, rows)
     return found
 
-# %% ../nbs/03_subspace.ipynb #b370ee7b
+# %% ../nbs/03_subspace.ipynb #4df74438
 def _pairs_at(store, step, losses, directions, cache_graph, **settings):
     "The eigenpairs of one source step."
     try:
@@ -162,7 +162,7 @@ def _warn_unconverged(table, tol):
     if len(late): warnings.warn(f"{len(late)} of {len(table)} directions did not reach a relative residual of {tol:g}; raise "
                                 f"max_iterations or tol:\n{late.to_string()}", RuntimeWarning, stacklevel=3)
 
-# %% ../nbs/03_subspace.ipynb #e5889bff
+# %% ../nbs/03_subspace.ipynb #a79c1c82
 def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], k: int = 1, tol: float = 1e-3, *,
                      which: str = "largest", max_iterations: int = 200, seed: int = 0, path: str | Path | None = None,
                      cache_graph: bool = True, progress: bool = True) -> Subspace:
