@@ -6,19 +6,23 @@
 __all__ = ['Slices', 'ENGINES', 'count_operations', 'estimate_costs', 'choose_engine', 'memory_bytes', 'Projector',
            'project_tokens']
 
-# %% ../nbs/03a_engines.ipynb #4b98db41
+# %% ../nbs/03a_engines.ipynb #dda9f9fb
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .losses import Params, TokenLosses, n_parameters, unflatten
 
-# %% ../nbs/03a_engines.ipynb #38b5d977
+# %% ../nbs/03a_engines.ipynb #33b51e48
 Slices = dict[str, list[Tensor]]  # by parameter: the directions' part of it, as tensors (K₁, …), (K₂, …), ... of K₁ + K₂ + ... directions
 
 def _counts(slices: Slices) -> list[int]: return [len(s) for s in next(iter(slices.values()))]
@@ -36,7 +40,7 @@ def _tangents(values: Tensor, leaves: Params, slices: Slices, chunk: int) -> Ten
         return u.new_zeros(end - k, len(u)) if slope is None else slope.view(-1, len(u))
     return torch.cat([along(part, k, min(k + chunk, K)) for part, K in enumerate(_counts(slices)) for k in range(0, K, chunk)]).T
 
-# %% ../nbs/03a_engines.ipynb #45e3c2c5
+# %% ../nbs/03a_engines.ipynb #49080f86
 _ELEMENTWISE = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Softplus, nn.ReLU6,
                 nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Softsign)
 
@@ -76,7 +80,7 @@ class _Tangent:
         out = unit * module.weight + moved * module.weight.detach()
         return out if module.bias is None else out + module.bias
 
-# %% ../nbs/03a_engines.ipynb #377e05a7
+# %% ../nbs/03a_engines.ipynb #11fe10a3
 def _plain_weights(module: nn.Module) -> bool:
     "Whether `module` owns the weight that it uses: not where it is pruned or reparametrised."
     return "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}
@@ -90,6 +94,7 @@ def _matrices(module: nn.Module, weight: Tensor) -> Tensor:
     "`weight` (..., as stored) of a layer of `_is_matrix` as (..., out, in)."
     return weight if type(module) is nn.Linear else weight.mT
 
+# %% ../nbs/03a_engines.ipynb #8cf563e8
 class _Cut:
     "In its `with` block, call number `call` of `module` keeps its input and output, and passes on the output without its history."
     def __init__(self, module, call): self.module, self.call, self.calls, self.input = module, call, 0, None
@@ -106,6 +111,7 @@ class _Cut:
         self.input, self.output = args[0], out.detach().requires_grad_()
         return self.output.clone()  # the model may write into what it gets
 
+# %% ../nbs/03a_engines.ipynb #64e87470
 def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:
     "δ (rows, out) = Σ_x ∂loss[x]/∂output, and the token that each row belongs to (−1: none); None if a row belongs to several."
     if not len(loss): return None
@@ -130,10 +136,10 @@ def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None
     if (alone.abs().amax(1, keepdim=True) > rounding * torch.where(size > 0, size, size.max())).any(): return None
     return delta.to(output.dtype), torch.where(found, token, -1)
 
-# %% ../nbs/03a_engines.ipynb #6f83dab2
+# %% ../nbs/03a_engines.ipynb #c4c23d6d
 def _last_matrix(losses: TokenLosses, params: Params) -> tuple[nn.Module, int] | None:
     "The layer of `_is_matrix` that is called last, and the number of its calls."
-    calls, one = [], _one_sequence(losses, 0)
+    calls, one = [], _alone(losses, 0)
     hooks = [m.register_forward_hook(lambda m, args, out: calls.append(m)) for m in losses.model.modules() if _is_matrix(m)]
     try:
         with torch.no_grad(): one.batch(0, params)
@@ -146,7 +152,7 @@ def _push(x: Tensor, delta: Tensor, weights: list[Tensor]) -> Tensor:
     def inner(w): return torch.linalg.vecdot(x @ w.mT, delta) if x.shape[1] > delta.shape[1] else torch.linalg.vecdot(delta @ w, x)
     return torch.stack([inner(w) for part in weights for w in part], dim=1)
 
-# %% ../nbs/03a_engines.ipynb #78d3c2af
+# %% ../nbs/03a_engines.ipynb #245d52c8
 def _forward_with_cut(losses, i, params, leaves, slices, names, cut, chunk):
     "P (tokens of batch `i`, K) with the output layer apart, or None if this model or batch is not of that kind."
     with _Tangent(losses.model), _Cut(*cut) as call: loss = losses.batch(i, {**params, **leaves})
@@ -173,7 +179,7 @@ def _forward(losses, i, params, slices, names, cut, chunk):
     with _Tangent(losses.model): loss = losses.batch(i, {**params, **leaves})
     return loss.detach(), _tangents(loss, leaves, slices, chunk).to(next(iter(slices.values()))[0].dtype)
 
-# %% ../nbs/03a_engines.ipynb #6be85eec
+# %% ../nbs/03a_engines.ipynb #20945714
 _BLOCK = 2**20  # floats: 4 MiB stay in the cache that cores share
 
 def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Tensor:
@@ -198,7 +204,7 @@ def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Ten
                 out[tokens].addmm_(gradient.flatten(1), flat[:, top * columns:(top + h) * columns].T)
     return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
 
-# %% ../nbs/03a_engines.ipynb #ee90f624
+# %% ../nbs/03a_engines.ipynb #ab1dd770
 class _Deltas:
     """The output gradients of one layer for targets of a batch of sequences.
 
@@ -218,6 +224,7 @@ class _Deltas:
         x = self.input.flatten(0, 1).index_select(0, at).view(-1, self.position.shape[1], *self.input.shape[2:])
         return x.to(self.delta.dtype) if x.is_floating_point() else x
 
+# %% ../nbs/03a_engines.ipynb #0db6a38d
 def _pad(active: Tensor, length: int, size: int) -> Tensor:
     "`active` positions of `size`, filled up to `length` with others, in order."
     if len(active) == length: return active
@@ -225,6 +232,7 @@ def _pad(active: Tensor, length: int, size: int) -> Tensor:
     other[active] = False
     return torch.cat([active, other.nonzero().flatten()[:length - len(active)]]).sort().values
 
+# %% ../nbs/03a_engines.ipynb #e1cc5683
 def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tensor], K: int, dtype: torch.dtype) -> Iterator[tuple[slice, _Deltas]]:
     """`_Deltas` of a layer with input `x`, and the slice of the targets' `deltas` that are in each.
 
@@ -244,7 +252,7 @@ def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tenso
         yield some, _Deltas(x, deltas[some], active[some], rows[some])
         first = last
 
-# %% ../nbs/03a_engines.ipynb #a9380205
+# %% ../nbs/03a_engines.ipynb #19d6cb9e
 def _is_norm(module: nn.Module) -> bool:
     return type(module) in (nn.LayerNorm, nn.RMSNorm) \
         or (type(module).__name__.endswith("RMSNorm") and type(module).__module__.startswith("transformers"))
@@ -288,7 +296,7 @@ def _contract_embedding(at: _Deltas, tables: list[Tensor]) -> Tensor:
     return torch.cat([torch.stack([(table[at.inputs(t)] * at.delta[t]).sum((1, 2)) for part in tables for table in part], dim=1)
                       for t in _slices(n, at.delta[0].numel())])
 
-# %% ../nbs/03a_engines.ipynb #e8291ea7
+# %% ../nbs/03a_engines.ipynb #95e5b29f
 def _contract(module: nn.Module, at: _Deltas, slices: Slices) -> Tensor:
     "Σ over the parameters of `module` of ⟨b, gradient⟩ for every token: (tokens, K)."
     def times(gradient, parts): return torch.cat([gradient.flatten(1) @ b.flatten(1).T for b in parts], dim=1)
@@ -305,7 +313,7 @@ def _contract(module: nn.Module, at: _Deltas, slices: Slices) -> Tensor:
         out = out + part
     return out
 
-# %% ../nbs/03a_engines.ipynb #ab327aa6
+# %% ../nbs/03a_engines.ipynb #87caff88
 class _Record:
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -347,7 +355,7 @@ def _tells_sequences(losses: TokenLosses) -> bool:
     inside = [(0 <= s).all() and (s < _examples(b)).all() for b, s in zip(losses.batches, (_slots(losses, i)[0] for i in range(len(losses.batches))))]
     return all(inside)
 
-# %% ../nbs/03a_engines.ipynb #cfc610be
+# %% ../nbs/03a_engines.ipynb #f90708ac
 def _reverse(losses, i, params, slices, owned, odd):
     "The losses of batch `i`, P (tokens, K) over the parameters of the known layers, and the names of the others."
     first, K = next(iter(slices.values()))[0], sum(_counts(slices))
@@ -378,7 +386,7 @@ def _output_gradients(losses, i, loss, outputs):
         deltas.append([d if whole or d is None else d[r] for d in new])
     return tokens, rows, deltas
 
-# %% ../nbs/03a_engines.ipynb #888d5e17
+# %% ../nbs/03a_engines.ipynb #4007b263
 def _sum_errors(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "|Σ_x s_x P[x, b] − ⟨b, ∇Σ_x s_x L(x)⟩| of batch `i`, ‖P[:, b]‖, and ‖b‖ ‖∇Σ_x s_x L(x)‖, for every b: (K,) each."
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)
@@ -408,7 +416,7 @@ def _check_sum(losses, i, params, slices, P, engine):
         + ("it uses a weight outside the layer that owns it, or mixes the sequences of a batch. Use engine='forward'"
            if engine == "reverse" else "an operation in it has no second derivative. Use engine='difference'"))
 
-# %% ../nbs/03a_engines.ipynb #b916e4b5
+# %% ../nbs/03a_engines.ipynb #e9eeb329
 def _plain(losses: TokenLosses, i: int, params: Params) -> Tensor:
     "The losses of batch `i` in float64, without a graph, by the fastest kernels."
     with torch.no_grad(): return losses.batch(i, params, fused=True).double()
@@ -429,7 +437,7 @@ def _difference_step(losses: TokenLosses, params: Params, slices: Slices, probes
     def error(step): return _relative(*_sum_errors(losses, i, params, some, _difference(losses, i, params, some, step))[:2])
     return min((max(size, 1e-3) * 4.0**-m for m in range(1, 13)), key=error)
 
-# %% ../nbs/03a_engines.ipynb #ab23769f
+# %% ../nbs/03a_engines.ipynb #95f0277e
 ENGINES = ("forward", "reverse", "difference")
 
 def count_operations(losses: TokenLosses, n_directions: int) -> dict[str, float]:
@@ -460,7 +468,7 @@ def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     costs = estimate_costs(losses, n_directions)
     return "reverse" if costs["reverse"] < costs["forward"] else "forward"
 
-# %% ../nbs/03a_engines.ipynb #cda6a53a
+# %% ../nbs/03a_engines.ipynb #07747cda
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def memory_bytes(memory: str | int) -> int:
@@ -470,89 +478,109 @@ def memory_bytes(memory: str | int) -> int:
         f"memory={memory!r}: give a number of bytes, or a size like '512MiB' or '2GiB'")
     return int(float(found[1]) * _UNITS[found[2]])
 
-class _Bytes:
-    "In its `with` block: counts the bytes of the tensors that autograd saves, each storage once, less those of `params`."
-    def __init__(self, params):
-        self.skip, self.kept = {p.untyped_storage().data_ptr() for p in params.values()}, {}
+class _Peak(TorchDispatchMode):
+    "In its `with` block: `bytes`, the most that the tensors made in it take at a time."
+    def __init__(self):
+        super().__init__()
+        self.bytes, self._now, self._seen = 0, 0, weakref.WeakSet()
 
-    def _pack(self, t):
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in self.skip: self.kept[storage.data_ptr()] = storage.nbytes()
-        return t
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self._seen.update(t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        out = operation(*args, **(kwargs or {}))
+        for storage in [t.untyped_storage() for t in tree_leaves(out) if isinstance(t, Tensor)]:
+            if storage in self._seen: continue  # a view
+            self._seen.add(storage)
+            self._add(storage.nbytes())
+            weakref.finalize(storage, self._add, -storage.nbytes())
+        return out
 
-    def __enter__(self):
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t)
-        self.hooks.__enter__()
-        return self
+    def _add(self, n):
+        self._now += n
+        self.bytes = max(self.bytes, self._now)
 
-    def __exit__(self, *error): self.hooks.__exit__(*error)
-
-    @property
-    def total(self) -> int: return sum(self.kept.values())
-
-# %% ../nbs/03a_engines.ipynb #63c44c76
-def _some(batch, rows: slice):
+# %% ../nbs/03a_engines.ipynb #f3e20464
+def _some(batch, rows):
     "The examples `rows` of `batch`; what is not one row per example stays whole."
     n = _examples(batch)
     return {k: v[rows] if getattr(v, "ndim", 0) and len(v) == n else v for k, v in batch.items()}
 
-def _one_sequence(losses: TokenLosses, i: int) -> TokenLosses:
-    "The sequence of batch `i` with most targets, by itself."
-    row = int(np.bincount(_slots(losses, i)[0]).argmax()) if losses.sizes[i] and _tells_sequences(losses) else 0
-    return TokenLosses(losses.model, [_some(losses.batches[i], slice(row, row + 1))], losses.loss, check=False)
+def _most_targets(losses: TokenLosses, i: int) -> tuple[int, float]:
+    "The sequence of batch `i` with most targets, and their number; an average where the token table does not tell."
+    if not losses.sizes[i] or not _tells_sequences(losses): return 0, losses.sizes[i] / _examples(losses.batches[i])
+    targets = np.bincount(_slots(losses, i)[0])
+    return int(targets.argmax()), int(targets.max())
 
-def _sequence_bytes(losses: TokenLosses, i: int, params: Params, engine: Callable) -> int:
-    "The bytes that `engine(losses, 0, params)` has autograd keep for one sequence of batch `i`, the one with most targets."
-    one = _one_sequence(losses, i)
-    try:
-        with _Bytes(params) as counted: held = engine(one, params)
+def _alone(losses: TokenLosses, i: int, copies: int = 1) -> TokenLosses:
+    "The sequence of batch `i` with most targets, by itself, `copies` times."
+    row = _most_targets(losses, i)[0]
+    one = TokenLosses(losses.model, [_some(losses.batches[i], [row] * copies)], losses.loss, check=False)
+    one.tokens = pd.DataFrame({"example": np.arange(len(one)) * copies // max(1, len(one))})
+    return one
+
+def _try_forward(one, params, slices, names, owned, cut, odd):
+    "What `forward` holds, with a single direction."
+    _forward(one, 0, params, {n: [s[0][:1]] for n, s in slices.items()}, names, cut, 1)
+
+def _try_reverse(one, params, slices, names, owned, cut, odd):
+    "What `reverse` holds: a graph, and the output gradients of every target."
+    with _Record([m for m in owned if _known(m)], _examples(one.batches[0])) as record:
+        loss = one.batch(0, {n: p.detach().requires_grad_() for n, p in params.items()})
+    odd |= record.failed  # layers that do not see one sequence as a batch of one, whatever their first dimension happens to be
+    _output_gradients(one, 0, loss, [out for *_, out in record.calls])
+
+def _try_difference(one, params, *_):
+    "What `difference` holds, whose error is measured by a back-propagation."
+    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
+    torch.autograd.grad(one.batch(0, leaves, fused=True).sum(), tuple(leaves.values()), allow_unused=True)
+
+# %% ../nbs/03a_engines.ipynb #f015ccaa
+def _needs(losses: TokenLosses, i: int, params: Params, attempt: Callable) -> tuple[int, int]:
+    "The bytes that `attempt(losses, params)` takes at its peak for any number of sequences of batch `i`, and for each of them."
+    def peak(copies):
+        with _Peak() as found: attempt(_alone(losses, i, copies), params)
+        return found.bytes
+    try: one, two = peak(1), peak(2)
     except RuntimeError as e:
         if not re.search("differentiate twice|not implemented", str(e)): raise
         raise ValueError(f"a part of this model has no second derivative ({e}): use engine='difference'") from e
-    return int(2.5 * counted.total) + held  # with what is computed and dropped on the way: measured, see tests/test_memory.py
+    each = min(one, max(0, two - one))
+    # freed memory that malloc does not give back makes a process up to 2.2 times as large as its tensors: see tests/test_memory.py
+    slack = 2.3 if next(iter(params.values())).device.type == "cpu" else 1.3
+    return int(slack * (one - each)), int(slack * each)
 
-def _split(losses: TokenLosses, params: Params, engine: Callable, budget: int, memory) -> TokenLosses:
-    "`losses` with batches cut so that each keeps `engine` within `budget` bytes; `losses` itself where all of them do."
-    batches = []
+def _split(losses: TokenLosses, params: Params, attempt: Callable, budget: int, memory) -> tuple[TokenLosses, list[int]]:
+    "`losses` with batches cut so that each keeps `attempt` within `budget` bytes, and how many times over each would fit it."
+    batches, room, known = [], [], {}
     for i, batch in enumerate(losses.batches):
-        need, n = _sequence_bytes(losses, i, params, engine), _examples(batch)
-        if need > budget: raise ValueError(
-            f"memory={memory!r} is too small: batch {i} takes {need / 2**20:.2g} MiB for a single sequence, and {max(budget, 0) / 2**20:.2g} "
-            "MiB are left beside copies of the weights. Give more memory, or shorter sequences")
-        parts = -(-n * need // budget)
+        n = _examples(batch)
+        kind = (_most_targets(losses, i)[1], *((k, v.shape[1:]) for k, v in batch.items() if hasattr(v, "shape")))
+        if kind not in known: known[kind] = _needs(losses, i, params, attempt)
+        fixed, each = known[kind]
+        if fixed + each > budget: raise ValueError(
+            f"memory={memory!r} is too small: batch {i} takes {(fixed + each) / 2**20:.2g} MiB for a single sequence, and "
+            f"{max(budget, 0) / 2**20:.2g} MiB are left. Give more memory, or shorter sequences")
+        parts = -(-n * each // (budget - fixed)) if each else 1
         step = -(-n // parts)
+        if step < n: _check_separable(losses, batch, params, max(2, step))
         batches += [_some(batch, slice(k, k + step)) for k in range(0, n, step)]
-    if len(batches) == len(losses.batches): return losses
-    split = TokenLosses(losses.model, batches, losses.loss, losses.tokens, check=False)
-    if not torch.allclose(split(params), losses(params), rtol=1e-2, atol=1e-3): raise ValueError(
-        "the loss of a token depends on the other sequences of its batch, so that a batch cannot be cut to fit the memory budget: "
-        "raise `memory`, or give smaller batches")
-    return split
+        room += [max(1, (budget - fixed) // max(1, step * each))] * parts
+    if len(batches) == len(losses.batches): return losses, room
+    return TokenLosses(losses.model, batches, losses.loss, losses.tokens, check=False), room
 
-# %% ../nbs/03a_engines.ipynb #d904ddca
-def _try_forward(one, params, slices, names, owned, cut, odd):
-    "One sequence and one direction, for the bytes that autograd keeps; returns those of telling which token each row of logits belongs to."
-    _forward(one, 0, params, {n: [s[0][:1]] for n, s in slices.items()}, names, cut, 1)
-    if not cut: return 0
-    with torch.no_grad(), _Cut(*cut) as call: one.batch(0, params)
-    return 0 if call.input is None else 6 * call.output.nbytes
+def _check_separable(losses, batch, params, n):
+    "Raise ValueError unless the losses of the first `n` sequences of `batch`, which fit the budget, are those of its two halves."
+    def at(*rows): return TokenLosses(losses.model, [_some(batch, r) for r in rows], losses.loss, check=False)(params)
+    whole, halves = at(slice(0, n)), at(slice(0, n // 2), slice(n // 2, n))
+    if whole.shape != halves.shape or not torch.allclose(whole, halves, rtol=1e-2, atol=1e-3): raise ValueError(
+        "the loss of a token depends on the other sequences of its batch, or the losses do not come sequence by sequence, so that a "
+        "batch cannot be cut to fit the memory budget: raise `memory`, or give smaller batches")
 
-def _try_reverse(one, params, slices, names, owned, cut, odd):
-    "The same for `reverse`, which keeps the output gradients of every target, once from autograd and once in order: returns their bytes."
-    with _Record([m for m in owned if _known(m)], 1) as record: one.batch(0, {n: p.detach().requires_grad_() for n, p in params.items()})
-    odd |= record.failed  # layers that do not see one sequence as a batch of one, whatever their first dimension happens to be
-    return 2 * len(one) * sum(out.nbytes for *_, out in record.calls)
-
-def _try_difference(one, params, *_):
-    "The same for `difference`, whose error is measured by a back-propagation."
-    one.batch(0, {n: p.detach().requires_grad_() for n, p in params.items()}, fused=True)
-    return 0
-
+# %% ../nbs/03a_engines.ipynb #f9b92be1
 def _chunk(batch, device) -> int:
     "How many directions go through the graph at a time: many where a single one would not keep the device busy."
     return max(1, (2**9 if device.type == "cpu" else 2**12) // max(1, _leading(batch).shape[:2].numel()))
 
-# %% ../nbs/03a_engines.ipynb #6da4910a
+# %% ../nbs/03a_engines.ipynb #8e1b50f6
 def _check_reached(losses: TokenLosses, params: Params):
     "Raise ValueError if a parameter that requires a gradient has none in any batch."
     frozen = {n for n, p in losses.model.named_parameters() if not p.requires_grad}
@@ -581,13 +609,19 @@ def _owners(model: nn.Module) -> tuple[dict[int, str], dict[nn.Module, dict[str,
     owned = {m: {k: names[id(p)] for k, p in m.named_parameters(recurse=False)} for m in model.modules()}
     return names, {m: local for m, local in owned.items() if local}
 
-# %% ../nbs/03a_engines.ipynb #12035f01
+# %% ../nbs/03a_engines.ipynb #40113ed3
 class _Engines:
     "The engines on the parts of `losses`, with what they need from one checkpoint to the next."
     def _forward(self, i, params, names=None):
         some = {n: s for n, s in self._slices.items() if names is None or n in names}
-        chunk = _chunk(self.losses.batches[i], next(iter(params.values())).device)
+        chunk = min(self._room[i], _chunk(self.losses.batches[i], next(iter(params.values())).device))
         return *_forward(self.losses, i, params, some, self._names, self._cut, chunk), some
+
+    def _apart(self, params) -> int:
+        "The bytes that an engine takes besides what `_needs` sees of it."
+        if self.engine != "reverse": return 0
+        block = _BLOCK * next(iter(self._slices.values()))[0].element_size() * (2 if next(iter(params.values())).device.type == "cpu" else 32)
+        return block + sum(p.nbytes for p in params.values())  # the gradient of the check sum
 
     def _reverse(self, i, params):
         loss, P, left = _reverse(self.losses, i, params, self._slices, self._owned, self._odd)
@@ -602,7 +636,7 @@ class _Engines:
         self.report["difference_error"] = max(error, self.report.get("difference_error", 0.0) if i else 0.0)
         return self.losses.batch(i, params).detach(), P, {}
 
-# %% ../nbs/03a_engines.ipynb #80d6e973
+# %% ../nbs/03a_engines.ipynb #1e3f2e6b
 class Projector(_Engines):
     """P[x, b] = ⟨b, ∇L(x; params)⟩ for every token x and row b of `directions`, at any parameters.
 
@@ -630,9 +664,9 @@ class Projector(_Engines):
         self.report, self._slices, self._calls = {"engine": self.engine}, {n: [p[n] for p in parts] for n in params}, 0
         self._names, self._owned = _owners(losses.model)
         self._cut, self._odd = _last_matrix(losses, params), set()
-        budget = memory_bytes(memory) - 2 * sum(p.nbytes for p in params.values()) - (2 if blocks[0].device.type == "cpu" else 32) * _BLOCK * blocks[0].element_size()
-        trial = {"forward": _try_forward, "reverse": _try_reverse, "difference": _try_difference}[self.engine]
-        self.losses = _split(losses, params, lambda *one: trial(*one, self._slices, self._names, self._owned, self._cut, self._odd), budget, memory)
+        attempt = {"forward": _try_forward, "reverse": _try_reverse, "difference": _try_difference}[self.engine]
+        def holds(*one): attempt(*one, self._slices, self._names, self._owned, self._cut, self._odd)
+        self.losses, self._room = _split(losses, params, holds, memory_bytes(memory) - self._apart(params), memory)
         _check_reached(self.losses, params)
         if self.engine == "difference": self.report["difference_step"] = _difference_step(self.losses, params, self._slices)
 
@@ -655,7 +689,7 @@ class Projector(_Engines):
         self._calls += 1
         return torch.cat([loss for loss, _ in out]), torch.cat([P for _, P in out])
 
-# %% ../nbs/03a_engines.ipynb #db031599
+# %% ../nbs/03a_engines.ipynb #9a070131
 def _check_request(losses, params, directions, engine) -> list[Tensor]:
     "Refuse what cannot be projected; the directions as a list."
     if engine not in ("auto", *ENGINES): raise ValueError(f"engine={engine!r}: use 'auto', {', '.join(map(repr, ENGINES))}")
