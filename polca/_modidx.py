@@ -164,6 +164,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                'polca.engines._pad': ('engines.html#_pad', 'polca/engines.py'),
                                'polca.engines._plain': ('engines.html#_plain', 'polca/engines.py'),
                                'polca.engines._plain_weights': ('engines.html#_plain_weights', 'polca/engines.py'),
+                               'polca.engines._positions': ('engines.html#_positions', 'polca/engines.py'),
                                'polca.engines._push': ('engines.html#_push', 'polca/engines.py'),
                                'polca.engines._relative': ('engines.html#_relative', 'polca/engines.py'),
                                'polca.engines._reverse': ('engines.html#_reverse', 'polca/engines.py'),
