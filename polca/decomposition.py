@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RULES', 'KINDS', 'rules', 'allocate', 'projected_loss', 'completeness', 'explained', 'trajectories']
 
-# %% ../nbs/05_decomposition.ipynb #b9a3fa5b
+# %% ../nbs/05_decomposition.ipynb #278921ff
 import numpy as np
 import xarray as xr
 
-# %% ../nbs/05_decomposition.ipynb #668d89db
+# %% ../nbs/05_decomposition.ipynb #1bfd5999
 RULES = ("first", "paper", "curvature", "trapezoid", "path")
 _NEEDS = {"paper": ("curvature", "curvature=losses"), "curvature": ("token_curvature", "curvature='token'"),
           "path": ("path_gradient", "tol=1e-3 or nodes=7")}
@@ -49,7 +49,7 @@ def allocate(projection: xr.Dataset, rule: str = "trapezoid") -> xr.DataArray:
     out.attrs = {"rule": rule, "units": "nats"} | ({} if vanished is None else {"vanished": int(vanished)})
     return out.transpose("interval", "token", "direction").rename("allocation")
 
-# %% ../nbs/05_decomposition.ipynb #ea6f8473
+# %% ../nbs/05_decomposition.ipynb #3a2160a7
 def _paper_curvature(projection, start, end):
     "The paper's estimate of λ_t(x, b), and how many of its denominators vanish."
     curvature, _ = _ends(projection["curvature"], projection["movement"])
@@ -59,7 +59,7 @@ def _paper_curvature(projection, start, end):
     ratio = xr.where(vanished, 1.0, (end - start) / change.where(~vanished, 1.0)).astype(start.dtype)
     return curvature * ratio, vanished.sum()
 
-# %% ../nbs/05_decomposition.ipynb #3a452f69
+# %% ../nbs/05_decomposition.ipynb #4045a1ca
 def _running_sum(values: xr.DataArray) -> xr.DataArray:
     "The sum of `values` (interval, ...) before each step, (step, ...): zero at the first."
     steps = np.append(values["interval"], values["interval_end"][-1])
@@ -73,7 +73,7 @@ def projected_loss(allocation: xr.DataArray) -> xr.DataArray:
     "L_b(x; t), the sum of the allocations before step t, nats: (step, token, direction), zero at the first step."
     return _running_sum(allocation).rename("projected_loss")
 
-# %% ../nbs/05_decomposition.ipynb #88a1c2c6
+# %% ../nbs/05_decomposition.ipynb #451565f2
 def completeness(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     "`true`, `inside`, `outside` and `error` (interval, token) in nats, with true = inside + outside + error, for an allocation of `projection`."
     start, end = _ends(projection["loss"], projection["movement"])
@@ -83,7 +83,7 @@ def completeness(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset
     parts = xr.Dataset({"true": end - start, "inside": allocation.sum("direction"), "outside": outside})
     return parts.assign(error=parts["true"] - parts["inside"] - parts["outside"]).transpose("interval", "token").assign_attrs(rule=rule)
 
-# %% ../nbs/05_decomposition.ipynb #0eef0197
+# %% ../nbs/05_decomposition.ipynb #e5c0ca3c
 def explained(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     """How the change of the mean loss is accounted for, in nats per token.
 
@@ -92,8 +92,10 @@ def explained(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     share(direction)   net as a share of the true change from first to last step
     true, inside, outside, error (step)   the running sums of `completeness`, mean over tokens
 
-    `allocation` must hold all tokens and directions of `projection`. The attributes hold the totals from first to last step: true, net, gross, outside, error; true = net + outside + error.
+    The attributes hold the totals from first to last step: true, net, gross, outside, error; true = net + outside + error.
+    Raises ValueError for an allocation that does not hold all intervals, tokens and directions of `projection`.
     """
+    _check_whole(projection, allocation)
     mean = allocation.mean("token", dtype=np.float64)
     over_time = _running_means(completeness(projection, allocation))
     total = {n: float(v.isel(step=-1)) for n, v in over_time.items()}
@@ -102,10 +104,16 @@ def explained(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     return out.assign_attrs(rule=allocation.attrs["rule"], true=total["true"], net=total["inside"], gross=float(gross.sum()),
                             outside=total["outside"], error=total["error"])
 
+def _check_whole(projection, allocation):
+    "Refuse an allocation of some tokens or directions only: what it leaves out would pass as an error of the rule."
+    wanted = {"interval": projection["interval"], "token": projection["token"], "direction": projection["direction"]}
+    differ = [n for n, v in wanted.items() if n not in allocation.dims or not np.array_equal(allocation[n], v)]
+    if differ: raise ValueError(f"the allocation and the projection differ in their {' and '.join(differ)}s: give allocate(projection, rule) of this projection, whole")
+
 def _running_means(parts):
     return xr.Dataset({n: _running_sum(v.mean("token", dtype=np.float64)) for n, v in parts.items()})
 
-# %% ../nbs/05_decomposition.ipynb #32181fcb
+# %% ../nbs/05_decomposition.ipynb #d528acc6
 KINDS = {"loss": "exact loss", "change": "change in exact loss", "fisher": "Fisher", "lca": "LCA", "first": "first-order POLCA",
          "paper": "POLCA, the paper's second order", "curvature": "POLCA, exact curvature", "trapezoid": "POLCA, trapezoid",
          "path": "POLCA, path integral"}

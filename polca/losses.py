@@ -6,7 +6,7 @@
 __all__ = ['Params', 'parameters', 'n_parameters', 'flatten', 'unflatten', 'check_params', 'next_token_loss', 'token_table',
            'fingerprint', 'TokenLosses']
 
-# %% ../nbs/00_losses.ipynb #64567ed0
+# %% ../nbs/00_losses.ipynb #bf8daa93
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# %% ../nbs/00_losses.ipynb #4886ebdf
+# %% ../nbs/00_losses.ipynb #afd8bb7a
 Params = dict[str, Tensor]
 
 def parameters(model: nn.Module) -> Params:
@@ -45,7 +45,7 @@ def unflatten(vector: Tensor, like: Params) -> Params:
     parts = vector.split([p.numel() for p in like.values()], dim=-1)
     return {name: part.reshape(*vector.shape[:-1], *p.shape) for (name, p), part in zip(like.items(), parts)}
 
-# %% ../nbs/00_losses.ipynb #c49bafa8
+# %% ../nbs/00_losses.ipynb #2e305da0
 def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -> None:
     "Raise ValueError, naming `what` and the first differences, unless names and shapes are those of `like`."
     expected = {n: tuple(p.shape) for n, p in like.items()}
@@ -58,7 +58,7 @@ def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -
     raise ValueError(f"{what} belongs to another model: {'; '.join(notes) or 'the parameters are in another order'}. "
                      "Use checkpoints, basis and model of one run")
 
-# %% ../nbs/00_losses.ipynb #758d58bf
+# %% ../nbs/00_losses.ipynb #75c61953
 def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) -> str:
     "Check that `call` raises `error` with `match` in its message; return the message, so that a notebook can show it."
     try: call(*args, **kwargs)
@@ -67,7 +67,7 @@ def raises(error: type[Exception], match: str, call: Callable, *args, **kwargs) 
         return str(e)
     raise AssertionError(f"{call} did not raise {error.__name__}")
 
-# %% ../nbs/00_losses.ipynb #ade8942d
+# %% ../nbs/00_losses.ipynb #4788937c
 def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Cross-entropy in nats of every target token: shape (tokens,), by example, then by position.
 
@@ -84,7 +84,7 @@ def next_token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if chosen.dtype in (torch.float16, torch.bfloat16): chosen = chosen.float()
     return F.cross_entropy(chosen, targets[keep], reduction="none")
 
-# %% ../nbs/00_losses.ipynb #8930ea15
+# %% ../nbs/00_losses.ipynb #93eb6e1a
 def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     "One row per target token of `batches`, in the order of `next_token_loss`: example, position, target_id."
     rows, first = [], 0
@@ -97,17 +97,16 @@ def token_table(batches: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["example", "position", "target_id"])
     return table.rename_axis("token")
 
-# %% ../nbs/00_losses.ipynb #8a6e216f
+# %% ../nbs/00_losses.ipynb #32196331
 class _LossFunction(nn.Module):
     "Model and loss as one module, so that `functional_call` can run both at given parameters."
     def __init__(self, model, loss):
         super().__init__()
-        self.model, self.loss = model, loss
-        self.eval()
+        self.model, self.loss, self.training = model, loss, False
 
     def forward(self, batch): return self.loss(self.model, batch)
 
-# %% ../nbs/00_losses.ipynb #8fa6fc91
+# %% ../nbs/00_losses.ipynb #40f8abf7
 def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
     "A short hash of `batches`: equal for equal data."
     digest = hashlib.sha256()
@@ -117,12 +116,16 @@ def fingerprint(batches: Sequence[Mapping[str, Tensor]]) -> str:
             digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_losses.ipynb #f618b0ce
-def _check_model(model, batches):
-    if model.training: raise ValueError(
-        "the model is in training mode, where dropout makes its losses random: call model.eval() first")
+# %% ../nbs/00_losses.ipynb #ae615e67
+def _check_model(model, batches, loss):
+    training = [name for name, m in model.named_modules() if m.training]
+    if training: raise ValueError(
+        f"the model is in training mode{f' ({training[0]})' if training[0] else ''}, where dropout makes its losses random: call model.eval() first")
     if isinstance(batches, Mapping) or not all(isinstance(b, Mapping) for b in batches):
         raise ValueError("batches must be a list of dictionaries of tensors: put a single batch in a list")
+    bare = [i for i, b in enumerate(batches) if loss is None and "labels" not in b]
+    if bare: raise ValueError(f"batch {bare[0]} has no `labels` (it has {', '.join(batches[bare[0]])}): add them, equal to the input ids and -100 where there "
+                              "is no target, or give a `loss` of your own")
 
 def _check_repeatable(losses):
     "Raise ValueError if the first batch has other losses at a second evaluation."
@@ -131,7 +134,7 @@ def _check_repeatable(losses):
         "the model gives other losses at the second evaluation with the same weights: something in it is random, such as dropout "
         "that stays on in eval mode. Set the dropout probabilities of its configuration to 0")
 
-# %% ../nbs/00_losses.ipynb #13991614
+# %% ../nbs/00_losses.ipynb #3ef30df1
 class TokenLosses:
     """The loss of every target token as a function of the parameters: `losses(params) -> Tensor[token]`.
 
@@ -145,7 +148,7 @@ class TokenLosses:
     Attributes: `tokens` (DataFrame), `batches`, `model`, `params` (the model's own). Raises ValueError for a model in training mode or with random losses, no batches, no target token, or a table of the wrong length.
     """
     def __init__(self, model, batches, loss=None, tokens=None, check=True):
-        _check_model(model, batches)
+        _check_model(model, batches, loss)
         self.model, self.loss, self.batches = model, loss or next_token_loss, [dict(b) for b in batches]
         self._function = _LossFunction(model, self.loss)
         self.sizes = [len(self.batch(i)) for i in range(len(self.batches))]

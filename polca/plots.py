@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'RULE_COLORS', 'cluster_color', 'plot_loss_by', 'plot_clusters', 'plot_completeness', 'plot_explained']
 
-# %% ../nbs/09_plots.ipynb #37340c8a
+# %% ../nbs/09_plots.ipynb #95813121
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .clustering import DROPPED, Clusters, quartiles
 
-# %% ../nbs/09_plots.ipynb #26b2c3c7
+# %% ../nbs/09_plots.ipynb #199f6f1d
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 RULE_COLORS = dict(zip(("first", "paper", "curvature", "trapezoid", "path"), ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")))
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
@@ -32,7 +32,7 @@ def _band(ax: Axes, steps, values, color, label, middle=None):
     ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, label=label)
 
-# %% ../nbs/09_plots.ipynb #267cbde3
+# %% ../nbs/09_plots.ipynb #24662a50
 def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float | None = None) -> Figure:
     """Median and quartiles of the exact loss (step, token) for each value of `skill` (token), called `name`.
 
@@ -47,7 +47,7 @@ def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float 
     fig.legend(title=name, loc="outside right upper")  # beside the curves, which may be anywhere
     return fig
 
-# %% ../nbs/09_plots.ipynb #65d5783c
+# %% ../nbs/09_plots.ipynb #5c9fece8
 def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
     "Stacked bars: share of each cluster's tokens by the values of the first entry of `by`, hatched where the second is 1."
     (first, values), *rest = by.items()
@@ -65,7 +65,7 @@ def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
            yticklabels=[f"{c if c >= 0 else 'outliers'} ({(labels == c).sum()})" for c in shown], ylabel="cluster (tokens)")
     ax.invert_yaxis()
 
-# %% ../nbs/09_plots.ipynb #76604647
+# %% ../nbs/09_plots.ipynb #a12ca516
 def _cluster_row(axes, curves, clusters, direction, loss, by, unit, source_step):
     "One direction: its curves, the exact loss of its clusters, their composition."
     labels = clusters.labels.sel(direction=direction).values
@@ -105,7 +105,7 @@ def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence
     if title: fig.suptitle(title)
     return fig
 
-# %% ../nbs/09_plots.ipynb #2969c948
+# %% ../nbs/09_plots.ipynb #3ee631a0
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:
     "The change of the mean of `loss` (step, token), and the mean over tokens of Σ_b of each rule's projected loss: {rule: (step, token, direction)}."
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -118,7 +118,7 @@ def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) ->
     ax.legend()
     return fig
 
-# %% ../nbs/09_plots.ipynb #73d0551d
+# %% ../nbs/09_plots.ipynb #1dca39b3
 def plot_explained(account: xr.Dataset) -> Figure:
     "`polca.decomposition.explained`: on the left its running sums over the steps, on the right net and gross of each direction."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", width_ratios=(3, 2))
@@ -133,8 +133,8 @@ def plot_explained(account: xr.Dataset) -> Figure:
     place = np.arange(len(order))
     right.barh(place, account["gross"].values[order], color="#D0D0D0", label="gross")
     right.barh(place, account["net"].values[order], color=COLORS[0], height=0.4, label="net")
-    right.set(xlabel="loss movement (nats)", ylabel="direction, by gross", title="Net beside gross", yticks=place[::max(1, len(place) // 12)])
-    right.set_yticklabels(account["direction"].values[order][::max(1, len(place) // 12)])
+    right.set(xlabel="loss movement (nats)", ylabel="direction, by gross", title="Net beside gross", yticks=place[::max(1, len(place) // 25)])
+    right.set_yticklabels(account["direction"].values[order][::max(1, len(place) // 25)], fontsize=10 if len(place) <= 12 else 7)
     right.invert_yaxis()
     right.legend(loc="lower right")
     return fig

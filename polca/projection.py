@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['clenshaw_curtis', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #14e42d63
+# %% ../nbs/04_projection.ipynb #3dd8eab7
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from .engines import Projector, project_tokens
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #12e5ed69
+# %% ../nbs/04_projection.ipynb #4ab6f6cc
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     "Points and weights on [0, 1] with `nodes` interior points and both ends: exact for polynomials of degree `nodes` + 1."
     n = nodes + 1
@@ -34,7 +34,7 @@ def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     weights = np.where((j == 0) | (j == n), 1, 2) / (2 * n) * (1 - terms.sum(0))
     return (1 - np.cos(j * np.pi / n)) / 2, weights
 
-# %% ../nbs/04_projection.ipynb #eae5d088
+# %% ../nbs/04_projection.ipynb #bf9f2c20
 def _path_levels(nodes: int | None, tol: float | None, max_nodes: int) -> list[int]:
     "The numbers of interior points to try, one after the other."
     if nodes is not None: return [nodes]
@@ -57,7 +57,7 @@ def _integrate_path(slopes, ends, change, movement, levels, tol):
         if tol is not None and error <= tol: break
     return mean, nodes, error
 
-# %% ../nbs/04_projection.ipynb #0e67a862
+# %% ../nbs/04_projection.ipynb #4c6667e1
 def _variables(losses, steps, basis, curvature, engine, path):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -93,7 +93,7 @@ def _create(path, losses, steps, basis, variables, settings):
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #6a06ef51
+# %% ../nbs/04_projection.ipynb #86ab1bef
 class _Walk:
     "Computes the numbers of one checkpoint after the other; `group` holds those that are done."
     def __init__(self, store, steps, basis, losses, engine, memory):
@@ -137,7 +137,7 @@ class _Walk:
         loss, P = self.projector(self.params(weights))
         return loss, P[:, :-2], [P[:, -2] * lengths[0], P[:, -1] * lengths[1]]
 
-# %% ../nbs/04_projection.ipynb #b346506e
+# %% ../nbs/04_projection.ipynb #82b5efeb
 def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tuple[str, tuple, Tensor | float]]:
     "(array, index, numbers) for all that belongs to checkpoint i."
     last, theta = len(walk.steps) - 1, walk.weights(i)
@@ -166,7 +166,7 @@ def _project_path(walk, i, group, end, levels, tol):
                                          walk.move(i)[0], levels, tol)
     return [("path_gradient", (i,), mean[:, :-1]), ("path_outside", (i,), mean[:, -1]), ("path_nodes", (i,), nodes), ("path_error", (i,), error)]
 
-# %% ../nbs/04_projection.ipynb #679bab77
+# %% ../nbs/04_projection.ipynb #6743ab5a
 def _check_values(values, step, store):
     "A number that is not finite must not get into the Dataset, where NaN means “not computed yet”."
     for name, _, v in values:
@@ -197,16 +197,17 @@ def _intact(group, i) -> bool:
     try: return all(present(*at) for at in own)
     except (RuntimeError, ValueError, OSError): return False  # what the codec makes of damaged bytes
 
-# %% ../nbs/04_projection.ipynb #95b2f6ce
+# %% ../nbs/04_projection.ipynb #33df867e
 def _check_existing(path, settings):
     "Refuse a `path` that holds something else than a projection with these settings."
     if not path.exists(): return
     if not (path / ".zgroup").exists(): raise ValueError(f"{path} exists and holds no projection: use another path")
     have = dict(zarr.open_group(path, mode="r").attrs).get("settings", {})
     differ = [n for n, v in settings.items() if have.get(n) != v and not (n == "losses" and np.isclose(have.get(n, np.nan), v, rtol=1e-4))]
+    differ = ["nodes, tol or max_nodes" if n == "path" else n for n in differ]
     if differ: raise ValueError(f"{path} holds a projection with other {', '.join(differ)}: delete it, or use another path")
 
-# %% ../nbs/04_projection.ipynb #6dccab4e
+# %% ../nbs/04_projection.ipynb #94533e0f
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
@@ -215,7 +216,7 @@ def open_projection(path: str | Path) -> xr.Dataset:
                                         "call project(...) again with the same arguments, it goes on there")
     return xr.open_zarr(path, consolidated=False, chunks=None, drop_variables="complete")
 
-# %% ../nbs/04_projection.ipynb #dd46d86d
+# %% ../nbs/04_projection.ipynb #b65cbc41
 def _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes):
     "What can be refused without reading a checkpoint."
     if len(steps) < 2: raise ValueError(f"{store.path}: a projection needs at least two checkpoints, not {len(steps)}")
@@ -239,7 +240,7 @@ def _settings(store, basis, losses, steps, engine, curvature, nodes, tol, max_no
             "tokens": hashlib.sha256(pd.util.hash_pandas_object(losses.tokens.astype(str)).values.tobytes()).hexdigest()[:16],
             "losses": float(losses({n: p.to(losses.params[n]) for n, p in store.load(steps[0]).items()}).double().mean())}
 
-# %% ../nbs/04_projection.ipynb #ddab002e
+# %% ../nbs/04_projection.ipynb #54072495
 def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Sequence[int] | None = None, *,
             engine: str = "auto", memory: str | int = "2GiB", curvature: TokenLosses | str | None = None, nodes: int | None = None,
             tol: float | None = None, max_nodes: int = 63, path: str | Path | None = None, progress: bool = True) -> xr.Dataset:
@@ -256,7 +257,7 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
 
     Returns the Dataset described above; coordinates of `token` are the columns of `losses.tokens`, those of `direction`
     the columns of `basis.table`. All input is checked first: ValueError for fewer than two steps, checkpoints that
-    `verify_checkpoints` refuses, another model's basis or one that is not orthonormal, what `Projector` refuses, and a `path`
+    `verify_checkpoints` refuses, a basis of a model with other parameters or one that is not orthonormal, what `Projector` refuses, and a `path`
     that holds a projection of something else.
     """
     steps, path = [int(s) for s in (store.steps if steps is None else steps)], Path(path) if path else None
@@ -269,7 +270,9 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
         _create(path, losses, steps, basis, _variables(losses, steps, basis, curvature, engine, levels), settings)
     done = [complete and _intact(group, i) for i, complete in enumerate(_complete(group))]
     for i in tqdm(range(len(steps)), desc="projection", unit="checkpoint", disable=not progress):
-        if not done[i]: _write_step(group, i, _project_step(walk, i, group, curvature, levels, tol), store, steps[i])
+        if done[i]: continue
+        group.attrs["engines"] = {**group.attrs.get("engines", {}), str(steps[i]): walk.projector.engine}
+        _write_step(group, i, _project_step(walk, i, group, curvature, levels, tol), store, steps[i])
     if tol is not None and (late := (group["path_error"][:] > tol).sum()): warnings.warn(
         f"{late} of {len(steps) - 1} intervals are not within tol={tol:g} nats with {max_nodes} interior points; `path_error` says how far off. Raise "
         "max_nodes, or tol", stacklevel=2)
