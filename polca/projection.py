@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['clenshaw_curtis', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #3dd8eab7
+# %% ../nbs/04_projection.ipynb #51ea3881
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from .engines import Projector, project_tokens
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #4ab6f6cc
+# %% ../nbs/04_projection.ipynb #e03f053d
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     "Points and weights on [0, 1] with `nodes` interior points and both ends: exact for polynomials of degree `nodes` + 1."
     n = nodes + 1
@@ -34,7 +34,7 @@ def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     weights = np.where((j == 0) | (j == n), 1, 2) / (2 * n) * (1 - terms.sum(0))
     return (1 - np.cos(j * np.pi / n)) / 2, weights
 
-# %% ../nbs/04_projection.ipynb #bf9f2c20
+# %% ../nbs/04_projection.ipynb #e1068d8d
 def _path_levels(nodes: int | None, tol: float | None, max_nodes: int) -> list[int]:
     "The numbers of interior points to try, one after the other."
     if nodes is not None: return [nodes]
@@ -57,7 +57,7 @@ def _integrate_path(slopes, ends, change, movement, levels, tol):
         if tol is not None and error <= tol: break
     return mean, nodes, error
 
-# %% ../nbs/04_projection.ipynb #4c6667e1
+# %% ../nbs/04_projection.ipynb #29561132
 def _variables(losses, steps, basis, curvature, engine, path):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -93,11 +93,11 @@ def _create(path, losses, steps, basis, variables, settings):
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #86ab1bef
+# %% ../nbs/04_projection.ipynb #4789a96b
 class _Walk:
     "Computes the numbers of one checkpoint after the other; `group` holds those that are done."
     def __init__(self, store, steps, basis, losses, engine, memory):
-        self.device, self._weights, self._moves = next(iter(losses.params.values())).device, {}, {}
+        self.device, self._weights, self._moves, self._plan = next(iter(losses.params.values())).device, {}, {}, None
         self.store, self.steps, self.basis, self.losses = store, steps, basis.directions.to(self.device), losses
         self.along = self.basis.new_zeros(2, self.basis.shape[1])  # unit movements outside the basis, before and after
         self.projector = Projector(losses, self.params(self.weights(0)), [self.basis, self.along], engine, memory)
@@ -127,6 +127,13 @@ class _Walk:
             self._moves[i] = movement, rest / (length or 1.0), length
         return self._moves[i]
 
+    def hessian(self, losses: TokenLosses, params: Params) -> HessianOperator:
+        "The Hessian of `losses` at `params`; what it takes is found out once."
+        if self._plan: return self._plan.at(params)
+        operator = HessianOperator(losses, params)
+        self._plan = operator.plan()
+        return operator
+
     def slopes(self, weights: Tensor, before: int | None, after: int | None) -> tuple[Tensor, Tensor, list[Tensor]]:
         "Losses, projections, and the slopes along the movements outside the basis of the intervals `before` and `after`."
         lengths = []
@@ -137,7 +144,7 @@ class _Walk:
         loss, P = self.projector(self.params(weights))
         return loss, P[:, :-2], [P[:, -2] * lengths[0], P[:, -1] * lengths[1]]
 
-# %% ../nbs/04_projection.ipynb #82b5efeb
+# %% ../nbs/04_projection.ipynb #14c838ec
 def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tuple[str, tuple, Tensor | float]]:
     "(array, index, numbers) for all that belongs to checkpoint i."
     last, theta = len(walk.steps) - 1, walk.weights(i)
@@ -149,7 +156,7 @@ def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tu
     if curvature == "token":
         each = token_curvature(walk.projector.losses, walk.params(theta), walk.basis)
         out += [("token_curvature", (i,), each), ("curvature", (i,), each.double().mean(0))]
-    elif curvature is not None: out += [("curvature", (i,), mean_curvature(HessianOperator(curvature, walk.params(theta)), walk.basis))]
+    elif curvature is not None: out += [("curvature", (i,), mean_curvature(walk.hessian(curvature, walk.params(theta)), walk.basis))]
     if walk.projector.engine == "difference": out += [("difference_error", (i,), walk.projector.report["difference_error"])]
     if levels and before is not None: out += _project_path(walk, i - 1, group, (loss, P, backward), levels, tol)
     return out
@@ -166,7 +173,7 @@ def _project_path(walk, i, group, end, levels, tol):
                                          walk.move(i)[0], levels, tol)
     return [("path_gradient", (i,), mean[:, :-1]), ("path_outside", (i,), mean[:, -1]), ("path_nodes", (i,), nodes), ("path_error", (i,), error)]
 
-# %% ../nbs/04_projection.ipynb #6743ab5a
+# %% ../nbs/04_projection.ipynb #ea18961d
 def _check_values(values, step, store):
     "A number that is not finite must not get into the Dataset, where NaN means “not computed yet”."
     for name, _, v in values:
@@ -197,7 +204,7 @@ def _intact(group, i) -> bool:
     try: return all(present(*at) for at in own)
     except (RuntimeError, ValueError, OSError): return False  # what the codec makes of damaged bytes
 
-# %% ../nbs/04_projection.ipynb #33df867e
+# %% ../nbs/04_projection.ipynb #bbacd96f
 def _check_existing(path, settings):
     "Refuse a `path` that holds something else than a projection with these settings."
     if not path.exists(): return
@@ -207,7 +214,7 @@ def _check_existing(path, settings):
     differ = ["nodes, tol or max_nodes" if n == "path" else n for n in differ]
     if differ: raise ValueError(f"{path} holds a projection with other {', '.join(differ)}: delete it, or use another path")
 
-# %% ../nbs/04_projection.ipynb #94533e0f
+# %% ../nbs/04_projection.ipynb #dd5d88ae
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
@@ -216,7 +223,7 @@ def open_projection(path: str | Path) -> xr.Dataset:
                                         "call project(...) again with the same arguments, it goes on there")
     return xr.open_zarr(path, consolidated=False, chunks=None, drop_variables="complete")
 
-# %% ../nbs/04_projection.ipynb #b65cbc41
+# %% ../nbs/04_projection.ipynb #2b36bc52
 def _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes):
     "What can be refused without reading a checkpoint."
     if len(steps) < 2: raise ValueError(f"{store.path}: a projection needs at least two checkpoints, not {len(steps)}")
@@ -240,7 +247,7 @@ def _settings(store, basis, losses, steps, engine, curvature, nodes, tol, max_no
             "tokens": hashlib.sha256(pd.util.hash_pandas_object(losses.tokens.astype(str)).values.tobytes()).hexdigest()[:16],
             "losses": float(losses({n: p.to(losses.params[n]) for n, p in store.load(steps[0]).items()}).double().mean())}
 
-# %% ../nbs/04_projection.ipynb #54072495
+# %% ../nbs/04_projection.ipynb #ea434662
 def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Sequence[int] | None = None, *,
             engine: str = "auto", memory: str | int = "2GiB", curvature: TokenLosses | str | None = None, nodes: int | None = None,
             tol: float | None = None, max_nodes: int = 63, path: str | Path | None = None, progress: bool = True) -> xr.Dataset:

@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'RUN_KINDS', 'open_run', 'cluster_kind', 'summarise', 'format_table', 'format_summary', 'save_figures',
            'run_arithmetic', 'main']
 
-# %% ../nbs/13_runs.ipynb #baca6392
+# %% ../nbs/13_runs.ipynb #4fcc9de0
 import argparse
 import importlib.metadata
 import json
@@ -32,7 +32,7 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import hessian_subspace, orthonormality_error, weight_axes
 
-# %% ../nbs/13_runs.ipynb #e5510a0c
+# %% ../nbs/13_runs.ipynb #4aa16bcf
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -56,7 +56,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #3b674861
+# %% ../nbs/13_runs.ipynb #2248457e
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     "The clusters of one kind of trajectory, and its row of numbers; `flat` is the step where the mean loss is flat."
     curves = trajectories(projection, kind)
@@ -79,7 +79,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #7562c8fd
+# %% ../nbs/13_runs.ipynb #2c100fe5
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -94,7 +94,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #1b935512
+# %% ../nbs/13_runs.ipynb #b3570737
 PAPER = {"lca": ("0.792 / 0.772 / 0.782", "0.614 / 0.873 / 0.721", "0.592 / 0.626 / 0.609", 0.019),
          "loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
@@ -116,7 +116,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #f9ae2598
+# %% ../nbs/13_runs.ipynb #19d5d14c
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -143,7 +143,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #755571dd
+# %% ../nbs/13_runs.ipynb #af015098
 def save_figures(out: Path, projection: xr.Dataset, clusters: dict[str, Clusters], config: ArithmeticConfig, flat: float) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -174,7 +174,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #cca43a86
+# %% ../nbs/13_runs.ipynb #efb8aec8
 def _environment(resumed: bool, seconds: dict) -> dict:
     "What the numbers were made with, the seconds of each stage, and the largest resident memory of this process."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
@@ -202,7 +202,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #806a36b3
+# %% ../nbs/13_runs.ipynb #d272e25d
 RUN_KINDS = ("loss", "change", "fisher", "lca", "first", "paper", "trapezoid")
 
 def _cluster_all(projection, axes, config, flat, progress):
@@ -239,7 +239,7 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib'] or '?'} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/13_runs.ipynb #d2667e54
+# %% ../nbs/13_runs.ipynb #7479aeba
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -281,7 +281,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #49d3f484
+# %% ../nbs/13_runs.ipynb #741f7803
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
