@@ -6,7 +6,7 @@
 __all__ = ['MATRICES', 'is_elementwise', 'is_changed', 'HessianOperator', 'GradientOperator', 'GaussNewtonOperator',
            'MeanOperator', 'norm', 'orthogonalise', 'Eigenpairs', 'lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #26216962
+# %% ../nbs/02_curvature.ipynb #08eb2256
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
 from .memory import MemoryBudgetError, SavedMemory, memory_bytes, split_batches
 
-# %% ../nbs/02_curvature.ipynb #d6899e8b
+# %% ../nbs/02_curvature.ipynb #0d3a1af8
 _ELEMENTWISE = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Softplus, nn.ReLU6,
                 nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Softsign)
 
@@ -55,6 +55,7 @@ class _ActivationSlope(torch.autograd.Function):
         g, slope, bend = ctx.saved_tensors
         return h * slope, g.mul(bend).mul_(h), None, None
 
+# %% ../nbs/02_curvature.ipynb #0f67f15a
 def _curve(v, unit, scale):
     "c(v) = r (v − mean v − u mean(vu))."
     return torch.addcmul(v - v.mean(-1, keepdim=True), unit, (v * unit).mean(-1, keepdim=True), value=-1).mul_(scale)
@@ -88,6 +89,7 @@ class _LayerNormSlope(torch.autograd.Function):
         return (torch.addcmul(h_bias, back, weight).addcmul_(unit, h_weight), _curve(on_unit, unit, scale).addcmul_(unit, on_scale, value=-1),
                 (back * g).flatten(0, -2).sum(0), None, None)
 
+# %% ../nbs/02_curvature.ipynb #305bad9a
 class _TwiceDifferentiable:
     "In its `with` block, activations and LayerNorms of `model` are replaced by functions whose second derivatives are cheap."
     def __init__(self, model): self.model = model
@@ -116,7 +118,7 @@ class _TwiceDifferentiable:
         scale = torch.rsqrt(x.var(-1, correction=0, keepdim=True) + module.eps)
         return _LayerNorm.apply(args[0], module.weight, module.bias, (x - x.mean(-1, keepdim=True)) * scale, scale)
 
-# %% ../nbs/02_curvature.ipynb #d4f570d4
+# %% ../nbs/02_curvature.ipynb #51972f2f
 class _TokenMean:
     """A symmetric operator on weight space that is a mean over tokens: the common part of the operators below.
 
@@ -186,7 +188,7 @@ class _TokenMean:
                                  f"{len(self._keep)} of the data: training diverged at these weights; use other checkpoints")
         return out
 
-# %% ../nbs/02_curvature.ipynb #702d5707
+# %% ../nbs/02_curvature.ipynb #cd69442c
 class HessianOperator(_TokenMean):
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
@@ -227,7 +229,7 @@ class GradientOperator(_TokenMean):
         slopes, = torch.autograd.grad(grads, u, tangents, retain_graph=True, materialize_grads=True)
         return self._gradients(loss, slopes / len(self.losses))
 
-# %% ../nbs/02_curvature.ipynb #d384f70e
+# %% ../nbs/02_curvature.ipynb #a8cf794d
 class _Outputs:
     "In its `with` block `model` returns a leaf in place of its logits; `logits` and `leaf` keep both."
     def __init__(self, model): self.model, self.calls = model, 0
@@ -272,7 +274,7 @@ class GaussNewtonOperator(_TokenMean):
         bent, = torch.autograd.grad(slope, call.leaf, moved, retain_graph=True, materialize_grads=True)
         return self._gradients(call.logits, bent)
 
-# %% ../nbs/02_curvature.ipynb #10d176c3
+# %% ../nbs/02_curvature.ipynb #c24237a1
 MATRICES = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator, "gradients": GradientOperator}
 
 class MeanOperator:
@@ -281,7 +283,7 @@ class MeanOperator:
 
     def __matmul__(self, v: Tensor) -> Tensor: return sum(operator @ v for operator in self.operators) / len(self.operators)
 
-# %% ../nbs/02_curvature.ipynb #ea8334b4
+# %% ../nbs/02_curvature.ipynb #3b6d6d8c
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
@@ -303,7 +305,7 @@ def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False, passes: int = 
                 if len(rows): v = v - (_dots(rows, v) if exact else rows @ v) @ rows
     return v
 
-# %% ../nbs/02_curvature.ipynb #1744f913
+# %% ../nbs/02_curvature.ipynb #3a4ab7ed
 @dataclass
 class Eigenpairs:
     """Result of `lanczos`: values (k,), vectors (k, d), true relative residuals (k,), and iterations (k,): the products after which each was found.
@@ -331,7 +333,7 @@ def _best(values: np.ndarray, which: str) -> np.ndarray:
     "The order of `values` from the top down."
     return np.argsort(-(np.abs(values) if which == "magnitude" else values), kind="stable")
 
-# %% ../nbs/02_curvature.ipynb #c2db2b5f
+# %% ../nbs/02_curvature.ipynb #d6918737
 class _Krylov:
     "A Krylov space of ΠHΠ: its vectors, their products, and the small matrix of the operator between them."
     def __init__(self, matvec, against, rows, which, generator, start, scale=0.0):
@@ -391,7 +393,7 @@ class _Krylov:
         self.small[range(keep), range(keep)] = values[:keep]
         self.m = keep
 
-# %% ../nbs/02_curvature.ipynb #ac5822c6
+# %% ../nbs/02_curvature.ipynb #da38f288
 def _pairs(matvec, against, k, tol, max_products, rows, which, generator, start, scale=0.0):
     "The top `k` Ritz pairs of one Krylov space, and the largest curvature met; `scale` is that of earlier ones."
     space, full = _Krylov(matvec, against, rows, which, generator, start, scale), len(start) - sum(map(len, against))
@@ -421,7 +423,7 @@ def _orthonormal(vectors, against):
         out = torch.cat([out, (b * b[b.abs().argmax()].sign())[None]])
     return out
 
-# %% ../nbs/02_curvature.ipynb #3fe91771
+# %% ../nbs/02_curvature.ipynb #a8dd70c7
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu", start: Tensor | None = None,
             memory: str | int = "4GiB", repeated: bool = True, strict: bool = False) -> Eigenpairs:
@@ -455,6 +457,7 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
     if max(pairs.residuals) > tol: _unconverged(pairs, tol, max_iterations, strict)
     return pairs
 
+# %% ../nbs/02_curvature.ipynb #63683524
 def _look_again(pairs, run, against, like, generator, tol, which, space) -> bool:
     "Whether a pair above the last of `pairs` was missed; it then takes its place among them."
     beside, size = (*against, pairs.vectors), np.abs if which == "magnitude" else np.asarray
@@ -488,12 +491,12 @@ def _check_lanczos(d, k, given, which, max_iterations, memory, dtype) -> int:
         f"memory={memory!r} holds {rows} vectors of {d} weights with their products, {k} eigenpairs take at least {need}: give {need * each / 2**20:.3g}MiB or more")
     return min(rows, d - given, max_iterations)
 
-# %% ../nbs/02_curvature.ipynb #4c72b092
+# %% ../nbs/02_curvature.ipynb #5aa67e9d
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
     "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,)."
     return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #bb35bc2b
+# %% ../nbs/02_curvature.ipynb #8850b92b
 def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     axes = tuple(range(-len(normalized_shape), 0))
     centred = x - x.mean(axes, keepdim=True)

@@ -6,7 +6,7 @@
 __all__ = ['memory_bytes', 'PeakMemory', 'MemoryBudgetError', 'SavedMemory', 'n_examples', 'n_positions', 'some_examples',
            'token_slots', 'tells_sequences', 'one_sequence', 'sequence_needs', 'split_batches']
 
-# %% ../nbs/00a_memory.ipynb #8f5e24d3
+# %% ../nbs/00a_memory.ipynb #f307bac4
 import re
 import weakref
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from .losses import Params, TokenLosses
 
-# %% ../nbs/00a_memory.ipynb #4d50461e
+# %% ../nbs/00a_memory.ipynb #06be4049
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def memory_bytes(memory: str | int) -> int:
@@ -30,7 +30,7 @@ def memory_bytes(memory: str | int) -> int:
         f"memory={memory!r}: give a number of bytes, or a size like '512MiB' or '2GiB'")
     return int(float(found[1]) * _UNITS[found[2]])
 
-# %% ../nbs/00a_memory.ipynb #82e5121b
+# %% ../nbs/00a_memory.ipynb #edd8f751
 class PeakMemory(TorchDispatchMode):
     "In its `with` block: `bytes`, the most that the tensors made in it take at a time."
     def __init__(self):
@@ -51,7 +51,7 @@ class PeakMemory(TorchDispatchMode):
         self._now += n
         self.bytes = max(self.bytes, self._now)
 
-# %% ../nbs/00a_memory.ipynb #2ba10b15
+# %% ../nbs/00a_memory.ipynb #a55a6c2b
 class MemoryBudgetError(MemoryError): "A gradient graph does not fit its memory budget."
 
 class SavedMemory(torch.autograd.graph.saved_tensors_hooks):
@@ -74,7 +74,7 @@ class SavedMemory(torch.autograd.graph.saved_tensors_hooks):
 
 _SAVED = 3  # with what is computed and dropped on the way, and what malloc does not give back: see tests/test_memory.py
 
-# %% ../nbs/00a_memory.ipynb #91d136e1
+# %% ../nbs/00a_memory.ipynb #4ad6df58
 def _leading(batch) -> Tensor:
     "The tensor of `batch` that has one row per example: its labels, its input ids, or else the first."
     return batch.get("labels", batch.get("input_ids", next(iter(batch.values()))))
@@ -100,6 +100,7 @@ def token_slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
     before = sum(n_examples(b) for b in losses.batches[:i])
     return example.to_numpy() - before, example.groupby(example).cumcount().to_numpy()
 
+# %% ../nbs/00a_memory.ipynb #af25b54c
 def tells_sequences(losses: TokenLosses) -> bool:
     "Whether the column `example` of the token table numbers the sequences, from 0 on through all batches."
     if "example" not in losses.tokens or losses.tokens["example"].dtype.kind not in "iu": return False
@@ -119,7 +120,7 @@ def one_sequence(losses: TokenLosses, i: int, copies: int = 1) -> TokenLosses:
     one.tokens = pd.DataFrame({"example": np.arange(len(one)) * copies // max(1, len(one))})
     return one
 
-# %% ../nbs/00a_memory.ipynb #eafeedd7
+# %% ../nbs/00a_memory.ipynb #1e283476
 def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Callable) -> tuple[int, int]:
     """The bytes that `attempt(losses, params)` takes at its peak for any number of sequences of batch `i`, and for each of them.
 
