@@ -6,7 +6,7 @@
 __all__ = ['random_subspace', 'trajectory_subspace', 'gradient_subspace', 'jacobian_subspace', 'rotation', 'rotate',
            'held_movement', 'overlap', 'describe']
 
-# %% ../nbs/03b_bases.ipynb #d5a4c480
+# %% ../nbs/03b_bases.ipynb #37aa1929
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -17,12 +17,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoints, require_steps, verify_checkpoints
-from .curvature import GradientOperator, MeanOperator, lanczos, norm, orthogonalise
-from .losses import Params, TokenLosses, flatten, n_parameters
+from .curvature import GradientOperator, MeanOperator, check_lanczos, lanczos, mean_gradient, norm, orthogonalise
+from .losses import Params, TokenLosses, check_params, flatten, n_parameters
 from .memory import memory_bytes
 from .subspace import Subspace, as_subspace, check_basis, orthonormality_error
 
-# %% ../nbs/03b_bases.ipynb #9bd0c31d
+# %% ../nbs/03b_bases.ipynb #61d459cc
 def _orthonormal_rows(rows, like: Tensor, tol: float = 0.0) -> tuple[Tensor, list[float]]:
     "`rows`, one after the other, made orthonormal, and the share of each row's length that was new; rows with a share up to `tol` are left out."
     out, shares = like.new_empty(0, like.shape[-1]), []
@@ -43,7 +43,7 @@ def random_subspace(params: Params, K: int, seed: int = 0) -> Subspace:
     rows = (torch.randn(d, generator=generator, dtype=torch.float64).to(like) for _ in range(K))
     return as_subspace(_orthonormal_rows(rows, like)[0], params)
 
-# %% ../nbs/03b_bases.ipynb #ac41ac97
+# %% ../nbs/03b_bases.ipynb #e1533082
 def trajectory_subspace(store: Checkpoints, K: int, of: str = "displacements", steps: Sequence[int] | None = None, *,
                         memory: str | int = "4GiB", progress: bool = True) -> Subspace:
     """The first `K` principal components of where the weights went, most first.
@@ -56,6 +56,7 @@ def trajectory_subspace(store: Checkpoints, K: int, of: str = "displacements", s
     `store`, more components than the vectors have dimensions, and a memory too small for K + 5 vectors.
     """
     steps = sorted(map(int, store.steps if steps is None else steps))
+    if len(steps) < 2: raise ValueError(f"{len(steps)} steps: a movement takes two")
     verify_checkpoints(store, steps)
     if of not in ("displacements", "increments"): raise ValueError(f"of={of!r}: use 'displacements' or 'increments'")
     params = store.load(steps[0])
@@ -76,11 +77,13 @@ def trajectory_subspace(store: Checkpoints, K: int, of: str = "displacements", s
         f"the {of} span only {int((values > 1e-12 * values[0]).sum())} dimensions, {K} components were asked for: ask for fewer")
     components, at = first.new_zeros(K, len(first)), 0
     for b in blocks:
-        components += (vectors[at:at + len(b), :K] / values[:K].sqrt()).T.to(first) @ block(b)
+        turn = (vectors[at:at + len(b), :K] / values[:K].sqrt()).T
+        for out, part in zip(components.split(1 << 18, dim=1), block(b).split(1 << 18, dim=1)): out += (turn @ part.double()).to(out)
         at += len(b)
     table = pd.DataFrame({"source_step": -1, "energy": (values[:K] / values.clamp_min(0).sum()).numpy()})
     return as_subspace(_orthonormal_rows(components, first)[0], params, table)
 
+# %% ../nbs/03b_bases.ipynb #5a563a83
 def _gram_eigen(blocks, block, progress):
     "Eigenvalues and eigenvectors of RRᵀ, from the top down, for R in blocks of rows; products are summed in float64."
     starts = np.cumsum([0, *map(len, blocks)])
@@ -96,20 +99,28 @@ def _gram_eigen(blocks, block, progress):
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(0), vectors.flip(1)
 
-# %% ../nbs/03b_bases.ipynb #f62ecbf6
+# %% ../nbs/03b_bases.ipynb #a7cbb732
+def _steps_for(store, losses, steps) -> list[int]:
+    "`steps`, if all are in `store` and fit the model of `losses`."
+    steps = list(map(int, steps))
+    if not steps: raise ValueError("there are no steps: give at least one of those in the store")
+    verify_checkpoints(store, sorted(steps), losses=losses)
+    return steps
+
+def _float_weights(losses) -> Tensor:
+    "The weights of the model as a flat vector, in float32 at least."
+    like = flatten(losses.params)
+    return like.float() if like.element_size() < 4 else like
+
 def gradient_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], *, progress: bool = True) -> Subspace:
     """The mean gradients of `losses` at `steps`, made orthonormal in this order. The table has `new`, the share of each gradient's length outside those before.
 
     Raises ValueError for steps that are not in `store`, and for a gradient that lies in the span of those before.
     """
-    steps = list(map(int, steps))
-    verify_checkpoints(store, sorted(steps), losses=losses)
-    like = flatten(losses.params)
-    like = like.float() if like.element_size() < 4 else like
+    steps, like = _steps_for(store, losses, steps), _float_weights(losses)
     def gradient(step):
-        leaves = {n: p.requires_grad_() for n, p in store.load(step, like.device, like.dtype).items()}
-        parts = [torch.autograd.grad(losses.batch(i, leaves, fused=True).sum(), tuple(leaves.values()), materialize_grads=True) for i in range(len(losses.batches))]
-        return sum(flatten(dict(zip(leaves, g))) for g in parts) / len(losses)
+        try: return mean_gradient(losses, store.load(step, like.device, like.dtype))
+        except ValueError as e: raise ValueError(f"at step {step} of {store.path}: {e}") from e
     rows = (gradient(step) for step in tqdm(steps, desc="gradients", unit="step", disable=not progress))
     tol = 1e3 * torch.finfo(like.dtype).eps
     directions, new = _orthonormal_rows(rows, like, tol)
@@ -121,24 +132,25 @@ def jacobian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[i
                       seed: int = 0, memory: str | int = "4GiB") -> Subspace:
     """The top `K` right singular vectors of the gradients of all tokens of `losses` at all of `steps`, stacked.
 
-    The table has `singular_value` (root mean square over rows), and residual and iterations as in `lanczos`. Raises ValueError as `lanczos` does, and
+    memory   bound on the graphs of all steps together, and again on the Krylov space; the weights of all these checkpoints come on top
+
+    The table has `singular_value` (root mean square over rows, in nats per unit length), and residual and iterations as in `lanczos`. Raises ValueError as `lanczos` does, and
     for steps that are not in `store`.
     """
-    steps = list(map(int, steps))
-    verify_checkpoints(store, sorted(steps), losses=losses)
-    like, share = flatten(losses.params), memory_bytes(memory) // len(steps)
-    like = like.float() if like.element_size() < 4 else like
+    steps, like = _steps_for(store, losses, steps), _float_weights(losses)
+    check_lanczos(len(like), K, tol=tol, max_iterations=max_iterations, memory=memory, dtype=like.dtype)
+    share = memory_bytes(memory) // len(steps)
     first = GradientOperator(losses, store.load(steps[0], like.device, like.dtype), share)
     stacked = MeanOperator([first, *(first.at(store.load(step, like.device, like.dtype)) for step in steps[1:])])
     pairs = lanczos(stacked.__matmul__, len(like), K, tol=tol, max_iterations=max_iterations, seed=seed, dtype=like.dtype, device=like.device, memory=memory)
     table = pairs.table().reset_index(drop=True).assign(source_step=-1, singular_value=np.sqrt(np.maximum(pairs.values, 0)))
     return as_subspace(pairs.vectors, losses.params, table.drop(columns="eigenvalue"))
 
-# %% ../nbs/03b_bases.ipynb #e03024ea
+# %% ../nbs/03b_bases.ipynb #91c5b578
 _CRITERIA = {"varimax": 1.0, "quartimax": 0.0}
 
 def rotation(P: Tensor | np.ndarray, criterion: str = "varimax", tol: float = 1e-6, max_sweeps: int = 200) -> np.ndarray:
-    """The rotation R (K, K) for which the columns of PR are sparsest, for P (samples, K).
+    """A rotation R (K, K) that no turn of two columns of PR improves on, by the criterion, for P (samples, K).
 
     Turns one pair of columns after the other by the angle that is best for it, until none is turned by more than `tol`. Columns of PR are in
     the order of their squared length, most first. Raises ValueError for an unknown criterion, values that are not finite, or no convergence.
@@ -165,6 +177,7 @@ def _best_angle(x, y, weight) -> float:
     sine, cosine = 2 * (u @ v) - 2 * weight * A * B / n, u @ u - v @ v - weight * (A * A - B * B) / n
     return 0.0 if np.hypot(sine, cosine) <= 1e-12 * n else np.arctan2(sine, cosine) / 4
 
+# %% ../nbs/03b_bases.ipynb #9b5e43dd
 def rotate(basis: Subspace, P: Tensor | np.ndarray, criterion: str = "varimax") -> Subspace:
     """`basis` turned inside its subspace so that the columns of `P` are sparse.
 
@@ -180,10 +193,10 @@ def rotate(basis: Subspace, P: Tensor | np.ndarray, criterion: str = "varimax") 
     directions = torch.as_tensor(R.T).to(basis.directions) @ basis.directions
     return Subspace(_orthonormal_rows(directions, directions)[0], table, basis.shapes)
 
-# %% ../nbs/03b_bases.ipynb #34641633
+# %% ../nbs/03b_bases.ipynb #af6603f5
 def held_movement(basis: Subspace, store: Checkpoints, steps: Sequence[int] | None = None) -> pd.DataFrame:
-    """The share of the squared movement that lies in `basis`, by interval (rows, the step it starts at): `interval`, of the movement from this checkpoint to the
-    next; `net`, of that from the first checkpoint to the interval's end. NaN where nothing moved.
+    """The share of the squared movement that lies in `basis`, by interval (rows, the step it ends at): `interval`, of the movement from the checkpoint before to
+    this one; `net`, of that from the first checkpoint to this one. NaN where nothing moved.
 
     Raises ValueError for fewer than two steps, steps that are not in `store`, or a basis of another model.
     """
@@ -191,6 +204,7 @@ def held_movement(basis: Subspace, store: Checkpoints, steps: Sequence[int] | No
     if len(steps) < 2: raise ValueError(f"{len(steps)} steps: a movement takes two")
     verify_checkpoints(store, steps)
     like = store.load(steps[0])
+    check_params(basis.shapes, like, "the basis")
     check_basis(basis.directions, n_parameters(like))
     def load(step): return flatten(store.load(step, basis.directions.device, torch.float64))
     def share(v): return float(sum(b.double() @ x for b, x in zip(basis.directions.split(1 << 18, dim=1), v.split(1 << 18))).square().sum() / v.square().sum())
@@ -200,8 +214,9 @@ def held_movement(basis: Subspace, store: Checkpoints, steps: Sequence[int] | No
         here = load(end)
         rows.append({"interval": share(here - previous), "net": share(here - first)})
         previous = here
-    return pd.DataFrame(rows, index=pd.Index(steps[:-1], name="step"))
+    return pd.DataFrame(rows, index=pd.Index(steps[1:], name="step"))
 
+# %% ../nbs/03b_bases.ipynb #29fd6cf3
 def overlap(a: Subspace, b: Subspace) -> np.ndarray:
     "The cosines of the principal angles between two bases of one model, from 1 (a shared direction) down: (min(K, K'),)."
     if a.shapes != b.shapes: raise ValueError("these are bases of different models: they cannot be compared")
@@ -211,11 +226,12 @@ def overlap(a: Subspace, b: Subspace) -> np.ndarray:
 def describe(basis: Subspace, store: Checkpoints, steps: Sequence[int] | None = None, account=None, other: Subspace | None = None) -> pd.Series:
     """What `basis` is and what it holds, in one column of numbers.
 
-    account   of `polca.decomposition.explained` on a projection on this basis, for the rows on the loss
+    account   of `polca.decomposition.explained` on a projection on this basis, for the rows on the loss, which are defined there
     other     another basis, for the row on their overlap
 
     Rows: directions; orthonormality error ‖BᵀB − I‖∞; the largest residual, where the table has any; movement held, net and by interval (mean); of
-    the loss (nats per token): true change, net and gross on the directions, outside, error; overlap with the other basis (mean squared cosine).
+    the loss (nats per token): true change, net and gross on the directions, outside, error; overlap with the other basis (mean squared cosine of the
+    principal angles: the share of a vector in the smaller one that lies in the larger).
     """
     held = held_movement(basis, store, steps)
     rows = {"directions": len(basis), "orthonormality error": orthonormality_error(basis.directions)}

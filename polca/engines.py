@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Slices', 'ENGINES', 'count_operations', 'estimate_costs', 'choose_engine', 'Projector', 'project_tokens']
 
-# %% ../nbs/03a_engines.ipynb #bee865e3
+# %% ../nbs/03a_engines.ipynb #86495a8f
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .curvature import is_elementwise
+from .curvature import ForwardHooks, is_elementwise
 from .losses import Params, TokenLosses, n_parameters, unflatten
 from .memory import memory_bytes, n_examples, n_positions, one_sequence, split_batches, tells_sequences, token_slots
 
-# %% ../nbs/03a_engines.ipynb #dcbad257
+# %% ../nbs/03a_engines.ipynb #f6bd1382
 Slices = dict[str, list[Tensor]]  # by parameter: the directions' part of it, as tensors (K₁, …), (K₂, …), ... of K₁ + K₂ + ... directions
 
 def _counts(slices: Slices) -> list[int]: return [len(s) for s in next(iter(slices.values()))]
@@ -36,20 +36,18 @@ def _tangents(values: Tensor, leaves: Params, slices: Slices, chunk: int) -> Ten
         return u.new_zeros(end - k, len(u)) if slope is None else slope.view(-1, len(u))
     return torch.cat([along(part, k, min(k + chunk, K)) for part, K in enumerate(_counts(slices)) for k in range(0, K, chunk)]).T
 
-# %% ../nbs/03a_engines.ipynb #6fefa992
-class _Tangent:
+# %% ../nbs/03a_engines.ipynb #298ef80d
+class _Tangent(ForwardHooks):
     """In its `with` block, activations and LayerNorms of `model` are replaced by their tangents at the inputs they get.
 
     norms   without them for a single back-propagation, which goes through torch's own LayerNorm faster
     """
     def __init__(self, model, norms: bool = True): self.model, self.norms = model, norms
 
-    def __enter__(self):
-        hooks = ((is_elementwise, self._activation), (lambda m: self.norms and type(m) is nn.LayerNorm, self._layer_norm))
-        self.handles = [m.register_forward_hook(hook) for m in self.model.modules() for is_kind, hook in hooks if is_kind(m)]
-
-    def __exit__(self, *error):
-        for handle in self.handles: handle.remove()
+    def hooks(self):
+        for m in self.model.modules():
+            if is_elementwise(m): yield m, self._activation
+            elif self.norms and type(m) is nn.LayerNorm: yield m, self._layer_norm
 
     def _activation(self, module, args, out):
         if len(args) != 1: return None
@@ -69,7 +67,7 @@ class _Tangent:
         out = unit * module.weight + moved * module.weight.detach()
         return out if module.bias is None else out + module.bias
 
-# %% ../nbs/03a_engines.ipynb #d2d44d5c
+# %% ../nbs/03a_engines.ipynb #1ad85226
 def _plain_weights(module: nn.Module) -> bool:
     "Whether `module` owns the weight that it uses: not where it is pruned or reparametrised."
     return "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}
@@ -83,16 +81,11 @@ def _matrices(module: nn.Module, weight: Tensor) -> Tensor:
     "`weight` (..., as stored) of a layer of `_is_matrix` as (..., out, in)."
     return weight if type(module) is nn.Linear else weight.mT
 
-# %% ../nbs/03a_engines.ipynb #d7e02ed4
-class _Cut:
+# %% ../nbs/03a_engines.ipynb #588625f7
+class _Cut(ForwardHooks):
     "In its `with` block, call number `call` of `module` keeps its input and output, and passes on the output without its history."
     def __init__(self, module, call): self.module, self.call, self.calls, self.input = module, call, 0, None
-
-    def __enter__(self):
-        self.handle = self.module.register_forward_hook(self._hook)
-        return self
-
-    def __exit__(self, *error): self.handle.remove()
+    def hooks(self): return [(self.module, self._hook)]
 
     def _hook(self, module, args, out):
         self.calls += 1
@@ -100,7 +93,7 @@ class _Cut:
         self.input, self.output = args[0], out.detach().requires_grad_()
         return self.output.clone()  # the model may write into what it gets
 
-# %% ../nbs/03a_engines.ipynb #918747f4
+# %% ../nbs/03a_engines.ipynb #8d81b5b1
 def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:
     "δ (rows, out) = Σ_x ∂loss[x]/∂output, and the token that each row belongs to (−1: none); None if a row belongs to several."
     if not len(loss): return None
@@ -125,7 +118,7 @@ def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None
     if (alone.abs().amax(1, keepdim=True) > rounding * torch.where(size > 0, size, size.max())).any(): return None
     return delta.to(output.dtype), torch.where(found, token, -1)
 
-# %% ../nbs/03a_engines.ipynb #41ed0dec
+# %% ../nbs/03a_engines.ipynb #70ceb63b
 def _last_matrix(losses: TokenLosses, params: Params) -> tuple[nn.Module, int] | None:
     "The layer of `_is_matrix` that is called last, and the number of its calls."
     calls, one = [], one_sequence(losses, 0)
@@ -141,7 +134,7 @@ def _push(x: Tensor, delta: Tensor, weights: list[Tensor]) -> Tensor:
     def inner(w): return torch.linalg.vecdot(x @ w.mT, delta) if x.shape[1] > delta.shape[1] else torch.linalg.vecdot(delta @ w, x)
     return torch.stack([inner(w) for part in weights for w in part], dim=1)
 
-# %% ../nbs/03a_engines.ipynb #edf2670b
+# %% ../nbs/03a_engines.ipynb #f0bf63e0
 def _forward_with_cut(losses, i, params, leaves, slices, names, cut, chunk):
     "P (tokens of batch `i`, K) with the output layer apart, or None if this model or batch is not of that kind."
     with _Tangent(losses.model), _Cut(*cut) as call: loss = losses.batch(i, {**params, **leaves})
@@ -168,7 +161,7 @@ def _forward(losses, i, params, slices, names, cut, chunk):
     with _Tangent(losses.model): loss = losses.batch(i, {**params, **leaves})
     return loss.detach(), _tangents(loss, leaves, slices, chunk).to(next(iter(slices.values()))[0].dtype)
 
-# %% ../nbs/03a_engines.ipynb #54a7f94f
+# %% ../nbs/03a_engines.ipynb #9df56bc6
 _BLOCK = 2**20  # floats: 4 MiB stay in the cache that cores share
 
 def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Tensor:
@@ -193,7 +186,7 @@ def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Ten
                 out[tokens].addmm_(gradient.flatten(1), flat[:, top * columns:(top + h) * columns].T)
     return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
 
-# %% ../nbs/03a_engines.ipynb #faf55ae9
+# %% ../nbs/03a_engines.ipynb #310ce7fe
 class _Deltas:
     """The output gradients of one layer for targets of a batch of sequences.
 
@@ -213,7 +206,7 @@ class _Deltas:
         x = self.input.flatten(0, 1).index_select(0, at).view(-1, self.position.shape[1], *self.input.shape[2:])
         return x.to(self.delta.dtype) if x.is_floating_point() else x
 
-# %% ../nbs/03a_engines.ipynb #4fe2fa38
+# %% ../nbs/03a_engines.ipynb #dcd1c770
 def _pad(active: Tensor, length: int, size: int) -> Tensor:
     "`active` positions of `size`, filled up to `length` with others, in order."
     if len(active) == length: return active
@@ -221,7 +214,7 @@ def _pad(active: Tensor, length: int, size: int) -> Tensor:
     other[active] = False
     return torch.cat([active, other.nonzero().flatten()[:length - len(active)]]).sort().values
 
-# %% ../nbs/03a_engines.ipynb #a2d6921c
+# %% ../nbs/03a_engines.ipynb #4cf139fd
 def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tensor], K: int, dtype: torch.dtype) -> Iterator[tuple[slice, _Deltas]]:
     """`_Deltas` of a layer with input `x`, and the slice of the targets' `deltas` that are in each.
 
@@ -241,7 +234,7 @@ def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tenso
         yield some, _Deltas(x, deltas[some], active[some], rows[some])
         first = last
 
-# %% ../nbs/03a_engines.ipynb #c8805015
+# %% ../nbs/03a_engines.ipynb #1945c1ff
 def _is_norm(module: nn.Module) -> bool:
     return type(module) in (nn.LayerNorm, nn.RMSNorm) \
         or (type(module).__name__.endswith("RMSNorm") and type(module).__module__.startswith("transformers"))
@@ -258,6 +251,7 @@ def _unit(module: nn.Module, x: Tensor) -> Tensor:
     axes = tuple(range(-module.weight.ndim, 0))
     return x * torch.rsqrt(x.square().mean(axes, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
 
+# %% ../nbs/03a_engines.ipynb #609b0879
 def _contract_matrix(module: nn.Module, at: _Deltas, stored: list[Tensor]) -> Tensor:
     "The part of a linear layer, in the cheaper order, for the directions' part of its weight, as it is stored."
     (n, S, _), K, weights = at.delta.shape, sum(map(len, stored)), [_matrices(module, w) for w in stored]
@@ -285,7 +279,7 @@ def _contract_embedding(at: _Deltas, tables: list[Tensor]) -> Tensor:
     return torch.cat([torch.stack([(table[at.inputs(t)] * at.delta[t]).sum((1, 2)) for part in tables for table in part], dim=1)
                       for t in _slices(n, at.delta[0].numel())])
 
-# %% ../nbs/03a_engines.ipynb #8553b84b
+# %% ../nbs/03a_engines.ipynb #c4e5f61c
 def _contract(module: nn.Module, at: _Deltas, slices: Slices) -> Tensor:
     "Σ over the parameters of `module` of ⟨b, gradient⟩ for every token: (tokens, K)."
     def times(gradient, parts): return torch.cat([gradient.flatten(1) @ b.flatten(1).T for b in parts], dim=1)
@@ -302,17 +296,11 @@ def _contract(module: nn.Module, at: _Deltas, slices: Slices) -> Tensor:
         out = out + part
     return out
 
-# %% ../nbs/03a_engines.ipynb #83914b29
-class _Record:
+# %% ../nbs/03a_engines.ipynb #70eaebff
+class _Record(ForwardHooks):
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
-
-    def __enter__(self):
-        self.handles = [m.register_forward_hook(self._hook) for m in self.modules]
-        return self
-
-    def __exit__(self, *error):
-        for handle in self.handles: handle.remove()
+    def hooks(self): return [(m, self._hook) for m in self.modules]
 
     def _hook(self, module, args, out):
         if len(args) != 1 or args[0].shape[0] not in (1, self.n) or out.shape[0] not in (1, self.n):
@@ -325,7 +313,7 @@ class _Record:
         self.calls.append((module, args[0].detach(), out))
         return out.clone()  # the model may write into what it gets
 
-# %% ../nbs/03a_engines.ipynb #cea571fa
+# %% ../nbs/03a_engines.ipynb #2f6082e6
 def _reverse(losses, i, params, slices, owned, odd):
     "The losses of batch `i`, P (tokens, K) over the parameters of the known layers, and the names of the others."
     first, K = next(iter(slices.values()))[0], sum(_counts(slices))
@@ -356,7 +344,7 @@ def _output_gradients(losses, i, loss, outputs):
         deltas.append([d if whole or d is None else d[r] for d in new])
     return tokens, rows, deltas
 
-# %% ../nbs/03a_engines.ipynb #446ea93d
+# %% ../nbs/03a_engines.ipynb #c8fdd87d
 def _sum_errors(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "|Σ_x s_x P[x, b] − ⟨b, ∇Σ_x s_x L(x)⟩| of batch `i`, ‖P[:, b]‖, and ‖b‖ ‖∇Σ_x s_x L(x)‖, for every b: (K,) each."
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)
@@ -387,7 +375,7 @@ def _check_sum(losses, i, params, slices, P, engine):
         + ("it uses a weight outside the layer that owns it, or mixes the sequences of a batch. Use engine='forward'"
            if engine == "reverse" else "an operation in it has no second derivative. Use engine='difference'"))
 
-# %% ../nbs/03a_engines.ipynb #02d60bb9
+# %% ../nbs/03a_engines.ipynb #6de1a615
 def _plain(losses: TokenLosses, i: int, params: Params) -> Tensor:
     "The losses of batch `i` in float64, without a graph, by the fastest kernels."
     with torch.no_grad(): return losses.batch(i, params, fused=True).double()
@@ -408,7 +396,7 @@ def _difference_step(losses: TokenLosses, params: Params, slices: Slices, probes
     def error(step): return _relative(*_sum_errors(losses, i, params, some, _difference(losses, i, params, some, step))[:2])
     return min((max(size, 1e-3) * 4.0**-m for m in range(1, 13)), key=error)
 
-# %% ../nbs/03a_engines.ipynb #e5a8dc5e
+# %% ../nbs/03a_engines.ipynb #bec10e8f
 ENGINES = ("forward", "reverse", "difference")
 
 def count_operations(losses: TokenLosses, n_directions: int) -> dict[str, float]:
@@ -440,7 +428,7 @@ def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     costs = estimate_costs(losses, n_directions)
     return "reverse" if costs["reverse"] < costs["forward"] else "forward"
 
-# %% ../nbs/03a_engines.ipynb #fdbf6626
+# %% ../nbs/03a_engines.ipynb #0146e38e
 def _try_forward(one, params, slices, names, owned, cut, odd):
     "What `forward` holds, with a single direction."
     _forward(one, 0, params, {n: [s[0][:1]] for n, s in slices.items()}, names, cut, 1)
@@ -457,12 +445,12 @@ def _try_difference(one, params, *_):
     leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
     torch.autograd.grad(one.batch(0, leaves, fused=True).sum(), tuple(leaves.values()), allow_unused=True)
 
-# %% ../nbs/03a_engines.ipynb #d378649f
+# %% ../nbs/03a_engines.ipynb #1b59c6b3
 def _chunk(batch, device) -> int:
     "How many directions go through the graph at a time: many where a single one would not keep the device busy."
     return max(1, (2**9 if device.type == "cpu" else 2**12) // max(1, n_examples(batch) * n_positions(batch)))
 
-# %% ../nbs/03a_engines.ipynb #5231f873
+# %% ../nbs/03a_engines.ipynb #67cdce7c
 def _check_reached(losses: TokenLosses, params: Params):
     "Raise ValueError if a parameter that requires a gradient has none in any batch."
     frozen = {n for n, p in losses.model.named_parameters() if not p.requires_grad}
@@ -491,7 +479,7 @@ def _owners(model: nn.Module) -> tuple[dict[int, str], dict[nn.Module, dict[str,
     owned = {m: {k: names[id(p)] for k, p in m.named_parameters(recurse=False)} for m in model.modules()}
     return names, {m: local for m, local in owned.items() if local}
 
-# %% ../nbs/03a_engines.ipynb #518f74dd
+# %% ../nbs/03a_engines.ipynb #c66da78b
 class _Engines:
     "The engines on the parts of `losses`, with what they need from one checkpoint to the next."
     def _forward(self, i, params, names=None):
@@ -518,7 +506,7 @@ class _Engines:
         self.report["difference_error"] = max(error, self.report.get("difference_error", 0.0) if i else 0.0)
         return self.losses.batch(i, params).detach(), P, {}
 
-# %% ../nbs/03a_engines.ipynb #7f8609df
+# %% ../nbs/03a_engines.ipynb #d30a3915
 class Projector(_Engines):
     """P[x, b] = ⟨b, ∇L(x; params)⟩ for every token x and row b of `directions`, at any parameters.
 
@@ -574,7 +562,7 @@ class Projector(_Engines):
         self._calls += 1
         return torch.cat([loss for loss, _ in out]), torch.cat([P for _, P in out])
 
-# %% ../nbs/03a_engines.ipynb #3f05bb6f
+# %% ../nbs/03a_engines.ipynb #befff9a2
 def _check_request(losses, params, directions, engine) -> list[Tensor]:
     "Refuse what cannot be projected; the directions as a list."
     if engine not in ("auto", *ENGINES): raise ValueError(f"engine={engine!r}: use 'auto', {', '.join(map(repr, ENGINES))}")

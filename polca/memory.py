@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['memory_bytes', 'PeakMemory', 'MemoryBudgetError', 'SavedMemory', 'n_examples', 'n_positions', 'some_examples',
-           'token_slots', 'tells_sequences', 'one_sequence', 'sequence_needs', 'split_batches']
+           'token_slots', 'tells_sequences', 'one_sequence', 'sequence_needs', 'split_batches', 'batch_of_part']
 
-# %% ../nbs/00a_memory.ipynb #f307bac4
+# %% ../nbs/00a_memory.ipynb #7ad68bce
 import re
 import weakref
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from .losses import Params, TokenLosses
 
-# %% ../nbs/00a_memory.ipynb #06be4049
+# %% ../nbs/00a_memory.ipynb #7509326d
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def memory_bytes(memory: str | int) -> int:
@@ -30,7 +30,7 @@ def memory_bytes(memory: str | int) -> int:
         f"memory={memory!r}: give a number of bytes, or a size like '512MiB' or '2GiB'")
     return int(float(found[1]) * _UNITS[found[2]])
 
-# %% ../nbs/00a_memory.ipynb #edd8f751
+# %% ../nbs/00a_memory.ipynb #2ee54e87
 class PeakMemory(TorchDispatchMode):
     "In its `with` block: `bytes`, the most that the tensors made in it take at a time."
     def __init__(self):
@@ -51,11 +51,11 @@ class PeakMemory(TorchDispatchMode):
         self._now += n
         self.bytes = max(self.bytes, self._now)
 
-# %% ../nbs/00a_memory.ipynb #a55a6c2b
+# %% ../nbs/00a_memory.ipynb #ca3ce14d
 class MemoryBudgetError(MemoryError): "A gradient graph does not fit its memory budget."
 
 class SavedMemory(torch.autograd.graph.saved_tensors_hooks):
-    "In its `with` block: raises MemoryBudgetError when a graph takes more than `budget` bytes, by what autograd saves."
+    "In its `with` block: raises MemoryBudgetError once three times what autograd saves is more than `budget` bytes."
     def __init__(self, budget: int):
         self.budget, self.bytes, self._seen = budget, 0, weakref.WeakSet()
         super().__init__(self._pack, lambda t: t)
@@ -70,11 +70,11 @@ class SavedMemory(torch.autograd.graph.saved_tensors_hooks):
             self._seen.add(storage)
             self.bytes += storage.nbytes()
             if _SAVED * self.bytes > self.budget: raise MemoryBudgetError(f"a gradient graph takes more than {self.budget} bytes")
-        return t
+        return t.detach()  # an output that its own node saves would keep the node, and the node the output, for ever
 
-_SAVED = 3  # with what is computed and dropped on the way, and what malloc does not give back: see tests/test_memory.py
+_SAVED = 3  # with what is computed and dropped on the way, and what malloc does not give back; tests/test_memory.py holds it against whole processes
 
-# %% ../nbs/00a_memory.ipynb #4ad6df58
+# %% ../nbs/00a_memory.ipynb #2f9de8cf
 def _leading(batch) -> Tensor:
     "The tensor of `batch` that has one row per example: its labels, its input ids, or else the first."
     return batch.get("labels", batch.get("input_ids", next(iter(batch.values()))))
@@ -100,7 +100,7 @@ def token_slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
     before = sum(n_examples(b) for b in losses.batches[:i])
     return example.to_numpy() - before, example.groupby(example).cumcount().to_numpy()
 
-# %% ../nbs/00a_memory.ipynb #af25b54c
+# %% ../nbs/00a_memory.ipynb #04e1d348
 def tells_sequences(losses: TokenLosses) -> bool:
     "Whether the column `example` of the token table numbers the sequences, from 0 on through all batches."
     if "example" not in losses.tokens or losses.tokens["example"].dtype.kind not in "iu": return False
@@ -120,9 +120,10 @@ def one_sequence(losses: TokenLosses, i: int, copies: int = 1) -> TokenLosses:
     one.tokens = pd.DataFrame({"example": np.arange(len(one)) * copies // max(1, len(one))})
     return one
 
-# %% ../nbs/00a_memory.ipynb #1e283476
+# %% ../nbs/00a_memory.ipynb #a84d39f6
 def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Callable) -> tuple[int, int]:
-    """The bytes that `attempt(losses, params)` takes at its peak for any number of sequences of batch `i`, and for each of them.
+    """The bytes to allow for `attempt(losses, params)` at its peak, for any number of sequences of batch `i`, and for each of them: those of
+    its tensors, times 2.3 on CPU and 1.3 elsewhere.
 
     Raises ValueError where a part of the model cannot be differentiated as `attempt` asks.
     """
@@ -134,10 +135,11 @@ def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Callabl
         if not re.search("differentiate twice|not implemented", str(e)): raise
         raise ValueError(f"a part of this model has no second derivative ({e}): use engine='difference'") from e
     each = min(one, max(0, two - one))
-    # freed memory that malloc does not give back makes a process up to 2.2 times as large as its tensors: see tests/test_memory.py
+    # freed memory that malloc does not give back has made a process up to 2.2 times as large as its tensors
     slack = 2.3 if next(iter(params.values())).device.type == "cpu" else 1.3
     return int(slack * (one - each)), int(slack * each)
 
+# %% ../nbs/00a_memory.ipynb #20b375cb
 def split_batches(losses: TokenLosses, params: Params, attempt: Callable, budget: int, memory) -> tuple[TokenLosses, list[int]]:
     """`losses` with batches cut so that each keeps `attempt` within `budget` bytes, and the bytes that each then takes.
 
@@ -161,6 +163,11 @@ def split_batches(losses: TokenLosses, params: Params, attempt: Callable, budget
         needs += [fixed + each * (rows.stop - rows.start) for rows in cut]
     if len(batches) == len(losses.batches): return losses, needs
     return TokenLosses(losses.model, batches, losses.loss, losses.tokens, check=False), needs
+
+def batch_of_part(losses: TokenLosses, parts: TokenLosses, i: int) -> int:
+    "The batch of `losses` that part `i` of `parts`, made by `split_batches`, is from."
+    before = sum(n_examples(batch) for batch in parts.batches[:i])
+    return int(np.searchsorted(np.cumsum([n_examples(batch) for batch in losses.batches]), before, side="right"))
 
 def _check_separable(losses, i, params, n):
     """Raise ValueError unless the losses of the first `n` sequences of batch `i`, which fit the budget, are those of its two halves.

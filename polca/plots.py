@@ -6,7 +6,7 @@
 __all__ = ['COLORS', 'RULE_COLORS', 'cluster_color', 'plot_loss_by', 'plot_clusters', 'plot_completeness', 'plot_explained',
            'plot_held_movement']
 
-# %% ../nbs/09_plots.ipynb #27b60277
+# %% ../nbs/09_plots.ipynb #ee0ef7fa
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from .clustering import DROPPED, Clusters, quartiles
 
-# %% ../nbs/09_plots.ipynb #468e3445
+# %% ../nbs/09_plots.ipynb #030deb94
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 RULE_COLORS = dict(zip(("first", "paper", "curvature", "trapezoid", "path"), ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")))
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
@@ -33,7 +33,7 @@ def _band(ax: Axes, steps, values, color, label, middle=None):
     ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, label=label)
 
-# %% ../nbs/09_plots.ipynb #2c837051
+# %% ../nbs/09_plots.ipynb #7a08af36
 def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float | None = None) -> Figure:
     """Median and quartiles of the exact loss (step, token) for each value of `skill` (token), called `name`.
 
@@ -48,7 +48,7 @@ def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float 
     fig.legend(title=name, loc="outside right upper")  # beside the curves, which may be anywhere
     return fig
 
-# %% ../nbs/09_plots.ipynb #b9c76ce2
+# %% ../nbs/09_plots.ipynb #78ee9b76
 def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
     "Stacked bars: share of each cluster's tokens by the values of the first entry of `by`, hatched where the second is 1."
     (first, values), *rest = by.items()
@@ -66,7 +66,7 @@ def _composition(ax, labels, shown, by: Mapping[str, Sequence]):
            yticklabels=[f"{c if c >= 0 else 'outliers'} ({(labels == c).sum()})" for c in shown], ylabel="cluster (tokens)")
     ax.invert_yaxis()
 
-# %% ../nbs/09_plots.ipynb #52b4ce63
+# %% ../nbs/09_plots.ipynb #b31911e8
 def _cluster_row(axes, curves, clusters, direction, loss, by, unit, source_step):
     "One direction: its curves, the exact loss of its clusters, their composition."
     labels = clusters.labels.sel(direction=direction).values
@@ -106,7 +106,7 @@ def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence
     if title: fig.suptitle(title)
     return fig
 
-# %% ../nbs/09_plots.ipynb #f05a1f8c
+# %% ../nbs/09_plots.ipynb #8621f50e
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:
     "The change of the mean of `loss` (step, token), and the mean over tokens of Σ_b of each rule's projected loss: {rule: (step, token, direction)}."
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -119,7 +119,7 @@ def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) ->
     ax.legend()
     return fig
 
-# %% ../nbs/09_plots.ipynb #4af1cd9c
+# %% ../nbs/09_plots.ipynb #c086508a
 def plot_explained(account: xr.Dataset) -> Figure:
     "`polca.decomposition.explained`: on the left its running sums over the steps, on the right net and gross of each direction."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", width_ratios=(3, 2))
@@ -140,14 +140,14 @@ def plot_explained(account: xr.Dataset) -> Figure:
     right.legend(loc="lower right")
     return fig
 
-# %% ../nbs/09_plots.ipynb #60e27626
+# %% ../nbs/09_plots.ipynb #d57c1967
 def plot_held_movement(held: Mapping[str, pd.DataFrame]) -> Figure:
-    "{name of a basis: its `polca.bases.held_movement`}: on the left by interval, on the right of the net movement so far."
+    "{name of a basis: its `polca.bases.held_movement`}: on the left by interval, on the right of the net movement so far; shares on a logarithmic axis."
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
     for i, (name, shares) in enumerate(held.items()):
         style = dict(color=COLORS[i % len(COLORS)], ls=("-", "--", ":")[i // len(COLORS) % 3], lw=1.6)
         for ax, part in zip(axes, ("interval", "net")): ax.plot(shares.index, 100 * shares[part], label=name, **style)
-    axes[0].set(xlabel="training step", ylabel="held by the basis (%)", title="Movement of each interval", ylim=(-3, 103))
+    axes[0].set(xlabel="training step", ylabel="held by the basis (%)", title="Movement of each interval", yscale="log")
     axes[1].set(xlabel="training step", title="Movement since the first checkpoint")
     axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return fig

@@ -6,12 +6,13 @@
 __all__ = ['Subspace', 'orthonormality_error', 'check_basis', 'as_subspace', 'weight_axes', 'save_subspace', 'load_subspace',
            'hessian_subspace']
 
-# %% ../nbs/03_subspace.ipynb #6cac68ba
+# %% ../nbs/03_subspace.ipynb #06664d80
 import hashlib
 import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoints, atomic_path, check_finite, open_weights, verify_checkpoints
-from .curvature import MATRICES, MeanOperator, lanczos
+from .curvature import MATRICES, MeanOperator, check_lanczos, lanczos
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters
 from .memory import memory_bytes
 
-# %% ../nbs/03_subspace.ipynb #212e8ed1
+# %% ../nbs/03_subspace.ipynb #9d0ebfb7
 @dataclass
 class Subspace:
     """An orthonormal basis of directions in weight space.
 
     directions   (K, d), one unit vector per row, parameters in the order of `shapes`
-    table        one row per direction: source_step, and for Hessian eigenvectors eigenvalue, residual (true, relative),
-                 iterations
+    table        one row per direction: source_step, and for Hessian eigenvectors eigenvalue (nats per squared length), residual
+                 (true, relative), iterations; `attrs["data"]` is the fingerprint of the data they were made with, if any
     shapes       {parameter name: shape}
     """
     directions: Tensor
@@ -52,9 +53,11 @@ def orthonormality_error(directions: Tensor) -> float:
     for part in directions.split(1 << 20, dim=1): gram += (part.double() @ part.double().T).cpu()
     return float((gram - torch.eye(len(gram))).abs().sum(1).max())
 
-# %% ../nbs/03_subspace.ipynb #4bd58656
+# %% ../nbs/03_subspace.ipynb #18da47bf
 def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
-    "Raise ValueError unless `directions` is (K, d) with 1 ≤ K ≤ d, finite, and ‖BᵀB − I‖∞ ≤ `tol`."
+    "Raise ValueError unless `directions` is a floating-point tensor (K, d) with 1 ≤ K ≤ d, finite, and ‖BᵀB − I‖∞ ≤ `tol`."
+    if not isinstance(directions, Tensor) or not directions.is_floating_point(): raise ValueError(
+        f"the basis is {'a tensor of ' + str(directions.dtype) if isinstance(directions, Tensor) else type(directions).__name__}: give a floating-point torch tensor")
     if directions.ndim != 2 or directions.shape[1] != d: raise ValueError(
         f"the basis has shape {tuple(directions.shape)}, the model {d} weights: give one direction of {d} entries per row")
     if not 1 <= len(directions) <= d: raise ValueError(f"a basis of {len(directions)} directions of {d} weights: give 1 to {d}")
@@ -64,14 +67,14 @@ def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
                                      "Orthonormalise it first, for example with torch.linalg.qr")
 
 def as_subspace(directions: Tensor, like: Params, table: pd.DataFrame | None = None) -> Subspace:
-    "A `Subspace` of the user's own orthonormal `directions` (K, d) for a model with the parameters `like`."
+    "A `Subspace` of the user's own orthonormal `directions` (K, d) for a model with the parameters `like`. Raises ValueError as `check_basis` does."
     check_basis(directions, n_parameters(like))
     if table is not None and len(table) != len(directions): raise ValueError(
         f"the table has {len(table)} rows for {len(directions)} directions: give one row per direction")
     if table is None: table = pd.DataFrame({"source_step": np.full(len(directions), -1)})
     return Subspace(directions, table.rename_axis("direction"), {n: tuple(p.shape) for n, p in like.items()})
 
-# %% ../nbs/03_subspace.ipynb #e9741dc7
+# %% ../nbs/03_subspace.ipynb #3595d590
 def weight_axes(params: Params, weights: int | Sequence[int] = 50) -> Subspace:
     """Unit vectors along single weights of `params`: the given number of them with the largest magnitude, or those at the given places
     in the flat vector. The table names each: `weight` (place in the flat vector), `parameter`, `value`.
@@ -90,7 +93,7 @@ def weight_axes(params: Params, weights: int | Sequence[int] = 50) -> Subspace:
     names = [list(params)[i] for i in np.searchsorted(ends, weights, side="right")]
     return as_subspace(directions, params, pd.DataFrame({"source_step": -1, "weight": weights, "parameter": names, "value": flat[weights].tolist()}))
 
-# %% ../nbs/03_subspace.ipynb #7643dae8
+# %% ../nbs/03_subspace.ipynb #c7a3d742
 _FILE = "directions-{:08d}.safetensors"
 
 def _save_directions(path, step, directions, rows, shapes, settings):
@@ -102,7 +105,8 @@ def _save_directions(path, step, directions, rows, shapes, settings):
 def _load_directions(file):
     "Directions, rows, shapes and settings of one file."
     with open_weights(file) as f:
-        header = f.metadata()
+        header = f.metadata() or {}
+        if "rows" not in header: raise ValueError(f"{file} holds no directions that polca wrote: delete it, or give another path")
         shapes = {n: tuple(s) for n, s in json.loads(header["shapes"]).items()}
         directions = f.get_tensor("directions")
     check_finite({"directions": directions}, str(file))
@@ -116,14 +120,15 @@ def save_subspace(basis: Subspace, path: str | Path) -> Path:
     path = Path(path)
     if list(path.glob(_FILE.replace("{:08d}", "*"))): raise ValueError(f"{path} holds a basis already: give another path, or delete it")
     rows = [{**row, "order": i} for i, row in enumerate(basis.table.reset_index(drop=True).to_dict("records"))]
-    _save_directions(path, 0, basis.directions, rows, basis.shapes, {})
+    _save_directions(path, 0, basis.directions, rows, basis.shapes, dict(basis.table.attrs))
     return path
 
+# %% ../nbs/03_subspace.ipynb #f1f4a924
 def load_subspace(path: str | Path, like: Params | None = None, losses: TokenLosses | None = None) -> Subspace:
     """The basis saved in the directory `path`, in the order of its computation.
 
-    Raises ValueError if there is none, a file is damaged, the directions are not orthonormal, or they are not of a model
-    with the parameters `like`, or, as far as they came from data, not of those of `losses`.
+    Raises ValueError if there is none, it is unfinished, a file is damaged, the directions are not orthonormal, they belong to another model than
+    `like`, or were computed on other data than that of `losses`.
     """
     files = sorted(Path(path).glob(_FILE.replace("{:08d}", "*")))
     if not files: raise ValueError(f"{path} holds no basis: compute one with hessian_subspace(..., path={str(path)!r})")
@@ -133,17 +138,18 @@ def load_subspace(path: str | Path, like: Params | None = None, losses: TokenLos
     if like is not None: check_params(parts[0][2], like, f"the basis in {path}")
     if losses is not None and made_with.get("data", data := fingerprint(losses.batches)) != data: raise ValueError(
         f"the basis in {path} was made with other data ({made_with['data']}, not {data}): use the sample it was made with, or compute it again")
-    if made_with:
+    if "steps" in made_with:
         wanted, have = made_with["steps"], [part[1][0]["source_step"] for part in parts]
         if have != wanted: raise ValueError(f"the basis in {path} is unfinished, {len(have)} of {len(wanted)} source steps: call "
                                             "hessian_subspace(...) again with the same arguments, it goes on there")
     table = pd.DataFrame([row for part in parts for row in part[1]]).drop(columns="order").rename_axis("direction")
+    table.attrs = {"data": made_with["data"]} if "data" in made_with else {}
     directions = torch.cat([part[0] for part in parts])
     check_basis(directions, directions.shape[1])
     return Subspace(directions, table, parts[0][2])
 
-# %% ../nbs/03_subspace.ipynb #32a40769
-def _check_request(store, losses, steps, k, matrix, window):
+# %% ../nbs/03_subspace.ipynb #5ff549ed
+def _check_request(store, losses, steps, k, matrix, window, **settings):
     "Refuse what can be known to be wrong before the first Hessian-vector product; returns the hash of the weights."
     d = n_parameters(losses.params)
     if matrix not in MATRICES: raise ValueError(f"matrix={matrix!r}: use one of {', '.join(MATRICES)}")
@@ -151,21 +157,31 @@ def _check_request(store, losses, steps, k, matrix, window):
     if not steps or len(set(steps)) != len(steps): raise ValueError(f"the steps {steps} must be at least one, each once")
     if k < 1 or k * len(steps) > d: raise ValueError(
         f"k={k} at {len(steps)} steps asks for {k * len(steps)} directions of {d} weights: ask for 1 to {d} in all")
+    check_lanczos(d, k, k * (len(steps) - 1), **settings)
     return verify_checkpoints(store, sorted(steps), losses=losses)
 
 def _resume(path, settings):
-    "What an earlier call left in `path`: {step: directions}, {step: rows}."
+    "The files that an earlier call left in `path`, by source step."
     found = {}
     for file in sorted(Path(path).glob(_FILE.replace("{:08d}", "*"))) if path else []:
-        directions, rows, _, made_with = _load_directions(file)
+        _, rows, _, made_with = _load_directions(file)
         differ = [n for n, v in settings.items() if made_with.get(n) != v and not (n == "loss" and np.isclose(made_with.get(n, np.nan), v, rtol=1e-4))]
         if differ: raise ValueError(
             f"{file} was made with other settings, data or weights ({', '.join(f'{n}={made_with.get(n)}, not {settings[n]}' for n in differ)}): "
             f"delete {path}, or use another path")
-        found[rows[0]["source_step"]] = (directions, rows)
+        found[rows[0]["source_step"]] = file
     return found
 
-# %% ../nbs/03_subspace.ipynb #6ad76f7c
+def _stored(file, before, tol, max_iterations):
+    """Directions and rows of `file`; None if they are not orthogonal to those `before` (one of them was made again since, and differs within
+    `tol`), or missed `tol` with fewer iterations than are allowed now.
+    """
+    vectors, rows, _, _ = _load_directions(file)
+    parts = zip(before.split(1 << 18, dim=1), vectors.to(before).split(1 << 18, dim=1))
+    if len(before) and sum(b.double() @ v.double().T for b, v in parts).abs().max() > 1e-6: return None
+    return None if any(row["residual"] > tol and row["iterations"] < max_iterations for row in rows) else (vectors, rows)
+
+# %% ../nbs/03_subspace.ipynb #cbb00a48
 class _Matrices:
     "The symmetric matrix of each source step: of the checkpoint there, or the mean over the last `window` source steps."
     def __init__(self, store, losses, steps, matrix, window, memory):
@@ -191,14 +207,14 @@ def _pairs_at(matrices, i, directions, **settings):
             return lanczos(matrices[i].__matmul__, directions.shape[1], against=directions, dtype=matrices.dtype, device=matrices.device, **settings)
     except ValueError as e: raise ValueError(f"at step {matrices.steps[i]} of {matrices.store.path}: {e}") from e
 
-def _report_unconverged(table, tol, strict):
+def _report_unconverged(table, tol):
     late = table[table.residual > tol]
     if not len(late): return
-    message = f"{len(late)} of {len(table)} directions did not reach a relative residual of {tol:g}; raise max_iterations or tol:\n{late.to_string()}"
-    if strict: raise ValueError(message)
+    message = (f"{len(late)} of {len(table)} directions did not reach a relative residual of {tol:g}; raise max_iterations or tol, or, where the eigenvalue is "
+               f"too small for its dtype, compute in float64:\n{late.to_string()}")
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-# %% ../nbs/03_subspace.ipynb #90b40385
+# %% ../nbs/03_subspace.ipynb #ba9e053d
 def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], k: int = 1, tol: float = 1e-3, *,
                      matrix: str = "hessian", window: int = 1, which: str = "largest", max_iterations: int = 200, seed: int = 0,
                      memory: str | int = "4GiB", device=None, dtype=None, strict: bool = False, path: str | Path | None = None,
@@ -209,32 +225,39 @@ def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
     steps           in the order in which they are used: give them shuffled for the paper's shuffled basis, the last one alone for
                     the Hessian at the end of training
     matrix          in place of the Hessian, another of `polca.curvature.MATRICES`: "gauss-newton", or "gradients" (second moment)
-    window          how many source steps back to average H over: a sliding-window Hessian
-    tol, which, max_iterations, seed   as in `lanczos`; directions that miss `tol` are named in one warning with residuals, or error (`strict`)
-    memory          bound on the graphs of a source step, and again on its Krylov space
+    window          average H over this source step and the window − 1 before it in `steps`; 1: no averaging
+    tol, which, max_iterations, seed   as in `lanczos`; directions that miss `tol` are named in one warning with residuals at the end,
+                    or with `strict` in an error at the first such step
+    memory          bound on the graphs of a source step, and again on its Krylov space; the weights of `window` checkpoints come on top
     device, dtype   where and how the directions are kept, by default like the model's parameters: device="cpu" spares a GPU's memory
     path            a directory that keeps each step's directions as they are found, and from which a call that was
                     interrupted goes on
 
     Raises ValueError, before anything is computed, for steps that are not in `store`, checkpoints that are damaged or of
-    another model, k < 1 or more directions than weights, an unknown `matrix`, and a `path` made with other settings.
+    another model, a step given twice, k < 1 or more directions than weights, an unknown `matrix`, window < 1, a `dtype` of half precision, and
+    a `path` made with other settings.
     """
-    steps, k, seed = list(map(int, steps)), int(k), int(seed)
-    weights = _check_request(store, losses, steps, k, matrix, window)
+    steps, k, seed = [index(step) for step in steps], index(k), index(seed)
+    how = {"tol": float(tol), "which": which, "max_iterations": index(max_iterations), "memory": memory}
+    weights = _check_request(store, losses, steps, k, matrix, window, **how)
     shapes, matrices = {n: tuple(p.shape) for n, p in losses.params.items()}, _Matrices(store, losses, steps, matrix, window, memory)
-    settings = {"weights": weights, "steps": steps, "k": k, "tol": float(tol), "matrix": matrix, "window": int(window), "which": which,
-                "max_iterations": int(max_iterations), "seed": seed, "data": fingerprint(losses.batches), "dtype": str(matrices.dtype),
+    settings = {"weights": weights, "steps": steps, "k": k, "tol": float(tol), "matrix": matrix, "window": int(window), "which": which, "seed": seed,
+                "data": fingerprint(losses.batches), "dtype": str(matrices.dtype),
                 "loss": float(losses(store.load(steps[0], matrices.device, matrices.dtype)).double().mean())}
     found, d = _resume(path, settings), n_parameters(losses.params)
     if dtype is not None and dtype.itemsize < 4: raise ValueError(f"dtype={dtype}: directions in half precision are not orthonormal; keep them in float32 or float64")
-    directions, rows = torch.empty(0, d, dtype=dtype or matrices.dtype, device=device or matrices.device), []
+    directions, rows = torch.empty(k * len(steps), d, dtype=dtype or matrices.dtype, device=device or matrices.device), []
     for i, step in enumerate(tqdm(steps, desc="basis", unit="step", disable=not progress)):
-        if step not in found:
-            pairs = _pairs_at(matrices, i, directions, k=k, tol=tol, which=which, max_iterations=max_iterations, seed=seed + i, memory=memory)
-            found[step] = pairs.vectors, [{"source_step": step, **row, "order": i * k + j} for j, row in enumerate(pairs.table().to_dict("records"))]
-            if path: _save_directions(path, step, *found[step], shapes, settings)
-        directions, rows = torch.cat([directions, found[step][0].to(directions)]), rows + found[step][1]
+        before = directions[:i * k]
+        new = _stored(found[step], before, how["tol"], how["max_iterations"]) if step in found else None
+        if new is None:
+            pairs = _pairs_at(matrices, i, before, k=k, seed=seed + i, strict=strict, scale=max((abs(r["eigenvalue"]) for r in rows), default=0.0), **how)
+            new = pairs.vectors, [{"source_step": step, **row, "order": i * k + j} for j, row in enumerate(pairs.table().to_dict("records"))]
+            if path: _save_directions(path, step, *new, shapes, settings)
+        directions[i * k:(i + 1) * k] = new[0]
+        rows += new[1]
     table = pd.DataFrame(rows).drop(columns="order").rename_axis("direction")
-    _report_unconverged(table, tol, strict)
-    check_basis(directions, d, tol=1e-6)
+    table.attrs = {"data": settings["data"]}
+    _report_unconverged(table, tol)
+    check_basis(directions, d, tol=1e-6 * max(1, len(directions) / 100))  # rounding adds up over the row of each direction
     return Subspace(directions, table, shapes)

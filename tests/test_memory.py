@@ -1,4 +1,4 @@
-"The memory budget of the engines, measured on the resident memory of a process of its own."
+"The memory budgets of the engines and of Hessian-vector products, measured on the resident memory of a process of its own."
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ SCRIPT = """
 import sys
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from polca.curvature import HessianOperator
 from polca.engines import Projector
 from polca.losses import TokenLosses, n_parameters, token_table
 
@@ -21,13 +22,16 @@ ids = torch.randint(0, 2000, (64, 64))
 labels = ids.masked_fill(torch.arange(64) < (56 if engine == "reverse" else 0), -100)
 losses = TokenLosses(model, [{"input_ids": ids[:1], "labels": labels[:1]}])  # a small one first, for torch's own buffers
 directions = torch.randn(8, n_parameters(losses.params)) / 1000
-Projector(losses, losses.params, directions, engine)(losses.params)
+def compute(memory):
+    if engine == "hessian": return HessianOperator(losses, losses.params, memory) @ directions[0]
+    return Projector(losses, losses.params, directions, engine, memory)(losses.params)[1]
+compute("8GiB")
 losses.batches = [{"input_ids": ids, "labels": labels}]  # not a new object, which would evaluate the whole batch at once
 losses.tokens = token_table(losses.batches)
 losses.sizes = [len(losses.tokens)]
 before = peak()
-P = Projector(losses, losses.params, directions, engine, memory)(losses.params)[1]
-print(peak() - before, float(P.norm()))
+result = compute(memory)
+print(peak() - before, float(result.norm()))
 """
 
 
@@ -37,7 +41,7 @@ def measured(engine, memory):
     return [float(x) for x in out.split()]
 
 
-@pytest.mark.parametrize("engine", ["forward", "reverse", "difference"])
+@pytest.mark.parametrize("engine", ["forward", "reverse", "difference", "hessian"])
 def test_the_peak_stays_within_the_budget(engine):
     tight, P_tight = measured(engine, "100MiB")
     loose, P_loose = measured(engine, "8GiB")
