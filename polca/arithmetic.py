@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #9375d306
+# %% ../nbs/11_arithmetic.ipynb #2fe6e4f6
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checkpoints import Checkpoints, atomic_path, write_json
 from .losses import TokenLosses, check_params, parameters, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #7c50eb8c
+# %% ../nbs/11_arithmetic.ipynb #039cd12b
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -32,6 +32,7 @@ class ArithmeticConfig:
     width: int = 512
     layers: int = 3
     heads: int = 4
+    init_std: float | None = None      # of the weights at the start; None: 0.8 / sqrt(width)
     # training: AdamW, one epoch
     steps: int = 10_000
     batch_size: int = 64
@@ -40,16 +41,20 @@ class ArithmeticConfig:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     # data, in sums; each has 4 target tokens
-    validation_sums: int = 1250        # analysed
-    hessian_sums: int = 1250           # for the basis
+    validation_sums: int = 1250        # drawn for the analysis,
+    analysed_sums: int | None = None   # of which the first so many are analysed; None: all
+    hessian_sums: int = 1250           # drawn for the basis,
+    basis_sums: int | None = None      # of which the first so many are used; None: all
     curvature_sums: int = 50           # of the analysed, for the paper's estimate: all would cost more than the rest together
     # basis (Algorithm 1)
     basis_every: int = 200
     basis_steps: int = 50              # number of source steps
     k: int = 1
+    which: str = "largest"             # eigenvalues: the "largest", or those largest in "magnitude"
     tol: float = 1e-3
     # decomposition
     interval: int = 20                 # training steps between checkpoints; the paper's table of settings has 5
+    late: tuple[int, int] | None = None  # (step, interval): a longer interval after this step
     lca_weights: int = 50              # largest final weights, the directions of Loss Change Allocation
     # clustering and breakthroughs
     min_cluster_size: int = 150
@@ -58,15 +63,20 @@ class ArithmeticConfig:
     plateau: int | None = 1000         # a breakthrough after this step is hidden; None: where the mean loss is flat
 
     @property
-    def min_samples(self) -> int: return max(1, 4 * self.validation_sums // self.min_samples_divisor)
+    def n_tokens(self) -> int: return 4 * (self.analysed_sums or self.validation_sums)
+    @property
+    def min_samples(self) -> int: return max(1, self.n_tokens // self.min_samples_divisor)
     @property
     def source_steps(self) -> list[int]: return [self.basis_every * (i + 1) for i in range(self.basis_steps)]
     @property
-    def recorded_steps(self) -> list[int]: return list(range(0, self.steps + 1, self.interval))
+    def recorded_steps(self) -> list[int]:
+        after, interval = self.late or (self.steps, self.interval)
+        return [*range(0, after, self.interval), *range(after, self.steps + 1, interval)]
 
-# %% ../nbs/11_arithmetic.ipynb #0c17d334
+# %% ../nbs/11_arithmetic.ipynb #a8f5583c
 PRESETS = {
     "paper": ArithmeticConfig(),
+    "paper-part": ArithmeticConfig(preset="paper-part", analysed_sums=250, basis_sums=250, late=(4000, 200), min_cluster_size=30),
     "small": ArithmeticConfig(
         preset="small", width=128, lr=3e-4, steps=960, validation_sums=250, hessian_sums=200, curvature_sums=10,
         basis_every=40, basis_steps=24, tol=1e-2, min_cluster_size=30, plateau=None),
@@ -76,7 +86,7 @@ PRESETS = {
         plateau=None),
 }
 
-# %% ../nbs/11_arithmetic.ipynb #0f0b1029
+# %% ../nbs/11_arithmetic.ipynb #307f8af7
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
     if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
@@ -92,30 +102,42 @@ def check_config(config: ArithmeticConfig) -> None:
                  "min_samples_divisor", "window", "lca_weights", "validation_sums", "hessian_sums", "curvature_sums", "lr", "tol"):
         value = getattr(config, name)
         need(0 < value < float("inf"), f"{name}={value} must be a number above 0")
+    need(config.init_std is None or 0 < config.init_std < float("inf"), f"init_std={config.init_std} must be a number above 0, or None")
+    need(config.which in ("largest", "magnitude"), f"which={config.which!r}: use 'largest' or 'magnitude'")
     need(0 <= config.seed < 2**62, f"seed={config.seed} must be from 0 to 2**62 - 1")
     need(config.interval > 1 or config.warmup < 2, "interval=1 gives two equal checkpoints, 0 and 1, because the first step of the "
          "warm-up has learning rate 0: use interval=2 or more")
     sums = config.steps * config.batch_size + config.hessian_sums + config.validation_sums
     need(sums <= 10**6, f"{sums:,} different sums are asked for, there are 1,000,000: lower steps, batch_size or the samples")
-    need(config.curvature_sums <= config.validation_sums, "curvature_sums is a part of validation_sums: make it smaller")
-    need(config.steps % config.interval == 0, f"steps={config.steps} is not a multiple of interval={config.interval}")
+    for part, whole in (("analysed_sums", config.validation_sums), ("basis_sums", config.hessian_sums)):
+        value = getattr(config, part)
+        need(value is None or 0 < value <= whole, f"{part}={value} is a part of the {whole} drawn: use 1 to {whole}")
+    need(config.curvature_sums <= config.n_tokens // 4, f"curvature_sums={config.curvature_sums} is a part of the {config.n_tokens // 4} sums analysed: make it smaller")
+    for stretch, interval in _stretches(config):
+        need(interval > 0 and stretch >= 0 and stretch % interval == 0, f"interval={config.interval}, late={config.late}: {stretch} steps are not a multiple of {interval}")
     need(config.width % config.heads == 0, f"width={config.width} is not a multiple of heads={config.heads}")
     need(config.source_steps[-1] <= config.steps, f"the basis asks for step {config.source_steps[-1]}, training ends at {config.steps}")
     need(config.min_cluster_size >= 2, "min_cluster_size must be at least 2")
-    need(config.min_cluster_size <= 4 * config.validation_sums,
-         f"min_cluster_size={config.min_cluster_size} is more than the {4 * config.validation_sums} tokens analysed: lower it")
+    need(config.min_cluster_size <= config.n_tokens,
+         f"min_cluster_size={config.min_cluster_size} is more than the {config.n_tokens} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
-# %% ../nbs/11_arithmetic.ipynb #0f38ca91
+def _stretches(config) -> list[tuple[int, int]]:
+    "(length, interval between checkpoints) of the parts of training, in steps."
+    after, late = config.late or (config.steps, config.interval)
+    return [(after, config.interval), (config.steps - after, late)]
+
+# %% ../nbs/11_arithmetic.ipynb #aad6a300
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
 def draw_pairs(config: ArithmeticConfig) -> dict[str, Tensor]:
-    "Disjoint samples of pairs of numbers, each (n, 2): `train` in the order of training, `hessian`, `validation`."
+    "Disjoint samples of pairs of numbers, each (n, 2): `train` in the order of training, `hessian` and `validation`, of which `config` may use a part."
     sizes = {"validation": config.validation_sums, "hessian": config.hessian_sums, "train": config.steps * config.batch_size}
     order = torch.randperm(10**6, generator=torch.Generator().manual_seed(config.seed))
     pairs = torch.stack([order // 1000, order % 1000], dim=1)
-    return dict(zip(sizes, pairs[:sum(sizes.values())].split(list(sizes.values()))))
+    drawn = dict(zip(sizes, pairs[:sum(sizes.values())].split(list(sizes.values()))))
+    return drawn | {"validation": drawn["validation"][:config.analysed_sums], "hessian": drawn["hessian"][:config.basis_sums]}
 
 def encode(pairs: Tensor) -> Tensor:
     "The ids (n, 12) of `abc+def=ghij` for `pairs` (n, 2)."
@@ -130,7 +152,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #6bba5b2e
+# %% ../nbs/11_arithmetic.ipynb #1a2d7e42
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -146,7 +168,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #763c9d46
+# %% ../nbs/11_arithmetic.ipynb #4894c8bf
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -161,13 +183,13 @@ class AdditionModel(nn.Module):
     def _initialise(self, config):
         generator = torch.Generator().manual_seed(config.seed)
         for name, p in self.named_parameters():
-            if p.ndim > 1: nn.init.normal_(p, std=0.8 / config.width**0.5, generator=generator)
+            if p.ndim > 1: nn.init.normal_(p, std=config.init_std or 0.8 / config.width**0.5, generator=generator)
             elif name.endswith("bias"): nn.init.zeros_(p)  # what remains, the scales of LayerNorm, starts at one
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #b269de9b
+# %% ../nbs/11_arithmetic.ipynb #9e290357
 def _train_step(model, optimizer, schedule, pairs):
     ids = encode(pairs)
     loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
@@ -176,7 +198,7 @@ def _train_step(model, optimizer, schedule, pairs):
     optimizer.step()
     schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #b47f3490
+# %% ../nbs/11_arithmetic.ipynb #21cd79c4
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -189,7 +211,7 @@ def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, s
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(i / config.warmup, 1))
     state_file, start = store.path / "training-state.pt", 0
-    if store.steps == wanted and not state_file.exists(): return _load(model, store, wanted[-1])
+    if set(wanted) <= set(store.steps) and not state_file.exists(): return _load(model, store, wanted[-1])
     if state_file.exists(): start = _restore(state_file, store, wanted, model, optimizer, schedule)
     pairs, saved = draw_pairs(config)["train"], time.monotonic()
     for step in tqdm(range(start, config.steps + 1), initial=start, total=config.steps + 1, desc="training", unit="step",
@@ -203,8 +225,8 @@ def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, s
     state_file.unlink(missing_ok=True)
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #84292db3
-_TRAINING = ("seed", "width", "layers", "heads", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
+# %% ../nbs/11_arithmetic.ipynb #ee34cec8
+_TRAINING = ("seed", "width", "layers", "heads", "init_std", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
 def _claim(config, store):
@@ -230,7 +252,7 @@ def _load(model, store, step):
     model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #b51bcc2e
+# %% ../nbs/11_arithmetic.ipynb #31ba21e5
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Slices', 'ENGINES', 'count_operations', 'estimate_costs', 'choose_engine', 'Projector', 'project_tokens']
 
-# %% ../nbs/03a_engines.ipynb #86495a8f
+# %% ../nbs/03a_engines.ipynb #09d77421
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,7 +18,7 @@ from .curvature import ForwardHooks, is_elementwise
 from .losses import Params, TokenLosses, n_parameters, unflatten
 from .memory import memory_bytes, n_examples, n_positions, one_sequence, split_batches, tells_sequences, token_slots
 
-# %% ../nbs/03a_engines.ipynb #f6bd1382
+# %% ../nbs/03a_engines.ipynb #0b5f8866
 Slices = dict[str, list[Tensor]]  # by parameter: the directions' part of it, as tensors (K₁, …), (K₂, …), ... of K₁ + K₂ + ... directions
 
 def _counts(slices: Slices) -> list[int]: return [len(s) for s in next(iter(slices.values()))]
@@ -36,7 +36,7 @@ def _tangents(values: Tensor, leaves: Params, slices: Slices, chunk: int) -> Ten
         return u.new_zeros(end - k, len(u)) if slope is None else slope.view(-1, len(u))
     return torch.cat([along(part, k, min(k + chunk, K)) for part, K in enumerate(_counts(slices)) for k in range(0, K, chunk)]).T
 
-# %% ../nbs/03a_engines.ipynb #298ef80d
+# %% ../nbs/03a_engines.ipynb #081c86c1
 class _Tangent(ForwardHooks):
     """In its `with` block, activations and LayerNorms of `model` are replaced by their tangents at the inputs they get.
 
@@ -67,7 +67,7 @@ class _Tangent(ForwardHooks):
         out = unit * module.weight + moved * module.weight.detach()
         return out if module.bias is None else out + module.bias
 
-# %% ../nbs/03a_engines.ipynb #1ad85226
+# %% ../nbs/03a_engines.ipynb #7ece8867
 def _plain_weights(module: nn.Module) -> bool:
     "Whether `module` owns the weight that it uses: not where it is pruned or reparametrised."
     return "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}
@@ -81,7 +81,7 @@ def _matrices(module: nn.Module, weight: Tensor) -> Tensor:
     "`weight` (..., as stored) of a layer of `_is_matrix` as (..., out, in)."
     return weight if type(module) is nn.Linear else weight.mT
 
-# %% ../nbs/03a_engines.ipynb #588625f7
+# %% ../nbs/03a_engines.ipynb #9352b353
 class _Cut(ForwardHooks):
     "In its `with` block, call number `call` of `module` keeps its input and output, and passes on the output without its history."
     def __init__(self, module, call): self.module, self.call, self.calls, self.input = module, call, 0, None
@@ -93,7 +93,7 @@ class _Cut(ForwardHooks):
         self.input, self.output = args[0], out.detach().requires_grad_()
         return self.output.clone()  # the model may write into what it gets
 
-# %% ../nbs/03a_engines.ipynb #8d81b5b1
+# %% ../nbs/03a_engines.ipynb #83b4276e
 def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:
     "δ (rows, out) = Σ_x ∂loss[x]/∂output, and the token that each row belongs to (−1: none); None if a row belongs to several."
     if not len(loss): return None
@@ -118,7 +118,7 @@ def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None
     if (alone.abs().amax(1, keepdim=True) > rounding * torch.where(size > 0, size, size.max())).any(): return None
     return delta.to(output.dtype), torch.where(found, token, -1)
 
-# %% ../nbs/03a_engines.ipynb #70ceb63b
+# %% ../nbs/03a_engines.ipynb #f607b185
 def _last_matrix(losses: TokenLosses, params: Params) -> tuple[nn.Module, int] | None:
     "The layer of `_is_matrix` that is called last, and the number of its calls."
     calls, one = [], one_sequence(losses, 0)
@@ -134,7 +134,7 @@ def _push(x: Tensor, delta: Tensor, weights: list[Tensor]) -> Tensor:
     def inner(w): return torch.linalg.vecdot(x @ w.mT, delta) if x.shape[1] > delta.shape[1] else torch.linalg.vecdot(delta @ w, x)
     return torch.stack([inner(w) for part in weights for w in part], dim=1)
 
-# %% ../nbs/03a_engines.ipynb #f0bf63e0
+# %% ../nbs/03a_engines.ipynb #6797e5f5
 def _forward_with_cut(losses, i, params, leaves, slices, names, cut, chunk):
     "P (tokens of batch `i`, K) with the output layer apart, or None if this model or batch is not of that kind."
     with _Tangent(losses.model), _Cut(*cut) as call: loss = losses.batch(i, {**params, **leaves})
@@ -161,7 +161,7 @@ def _forward(losses, i, params, slices, names, cut, chunk):
     with _Tangent(losses.model): loss = losses.batch(i, {**params, **leaves})
     return loss.detach(), _tangents(loss, leaves, slices, chunk).to(next(iter(slices.values()))[0].dtype)
 
-# %% ../nbs/03a_engines.ipynb #9df56bc6
+# %% ../nbs/03a_engines.ipynb #2a478fec
 _BLOCK = 2**20  # floats: 4 MiB stay in the cache that cores share
 
 def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Tensor:
@@ -186,7 +186,7 @@ def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Ten
                 out[tokens].addmm_(gradient.flatten(1), flat[:, top * columns:(top + h) * columns].T)
     return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
 
-# %% ../nbs/03a_engines.ipynb #310ce7fe
+# %% ../nbs/03a_engines.ipynb #9f296a7a
 class _Deltas:
     """The output gradients of one layer for targets of a batch of sequences.
 
@@ -206,7 +206,7 @@ class _Deltas:
         x = self.input.flatten(0, 1).index_select(0, at).view(-1, self.position.shape[1], *self.input.shape[2:])
         return x.to(self.delta.dtype) if x.is_floating_point() else x
 
-# %% ../nbs/03a_engines.ipynb #dcd1c770
+# %% ../nbs/03a_engines.ipynb #ce19d7b8
 def _pad(active: Tensor, length: int, size: int) -> Tensor:
     "`active` positions of `size`, filled up to `length` with others, in order."
     if len(active) == length: return active
@@ -214,7 +214,7 @@ def _pad(active: Tensor, length: int, size: int) -> Tensor:
     other[active] = False
     return torch.cat([active, other.nonzero().flatten()[:length - len(active)]]).sort().values
 
-# %% ../nbs/03a_engines.ipynb #4cf139fd
+# %% ../nbs/03a_engines.ipynb #36460013
 def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tensor], K: int, dtype: torch.dtype) -> Iterator[tuple[slice, _Deltas]]:
     """`_Deltas` of a layer with input `x`, and the slice of the targets' `deltas` that are in each.
 
@@ -234,7 +234,7 @@ def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tenso
         yield some, _Deltas(x, deltas[some], active[some], rows[some])
         first = last
 
-# %% ../nbs/03a_engines.ipynb #1945c1ff
+# %% ../nbs/03a_engines.ipynb #90f7f50a
 def _is_norm(module: nn.Module) -> bool:
     return type(module) in (nn.LayerNorm, nn.RMSNorm) \
         or (type(module).__name__.endswith("RMSNorm") and type(module).__module__.startswith("transformers"))
@@ -251,7 +251,7 @@ def _unit(module: nn.Module, x: Tensor) -> Tensor:
     axes = tuple(range(-module.weight.ndim, 0))
     return x * torch.rsqrt(x.square().mean(axes, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
 
-# %% ../nbs/03a_engines.ipynb #609b0879
+# %% ../nbs/03a_engines.ipynb #9f5bc42c
 def _contract_matrix(module: nn.Module, at: _Deltas, stored: list[Tensor]) -> Tensor:
     "The part of a linear layer, in the cheaper order, for the directions' part of its weight, as it is stored."
     (n, S, _), K, weights = at.delta.shape, sum(map(len, stored)), [_matrices(module, w) for w in stored]
@@ -279,24 +279,27 @@ def _contract_embedding(at: _Deltas, tables: list[Tensor]) -> Tensor:
     return torch.cat([torch.stack([(table[at.inputs(t)] * at.delta[t]).sum((1, 2)) for part in tables for table in part], dim=1)
                       for t in _slices(n, at.delta[0].numel())])
 
-# %% ../nbs/03a_engines.ipynb #c4e5f61c
-def _contract(module: nn.Module, at: _Deltas, slices: Slices) -> Tensor:
-    "Σ over the parameters of `module` of ⟨b, gradient⟩ for every token: (tokens, K)."
+# %% ../nbs/03a_engines.ipynb #f15882db
+def _contract(module: nn.Module, at: _Deltas, slices: dict[str, list[Tensor | None]], counts: list[int]) -> Tensor:
+    "Σ over the parameters of `module` of ⟨b, gradient⟩ for every token, (tokens, K); None among the `slices`, of `counts` directions, are zeros."
     def times(gradient, parts): return torch.cat([gradient.flatten(1) @ b.flatten(1).T for b in parts], dim=1)
-    out = 0
+    out = at.delta.new_zeros(len(at.delta), sum(counts))
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:  # a row that gets no gradient
         at.delta = at.delta.masked_fill((at.inputs(slice(None)) == module.padding_idx)[..., None], 0)
-    for name, b in slices.items():
+    for name, parts in slices.items():
+        b = [w for w in parts if w is not None]
+        if not b: continue
         if name == "bias": part = times(at.delta.sum(1), b)
         elif _is_matrix(module): part = _contract_matrix(module, at, b)
         elif _is_norm(module):
             some = _slices(len(at.delta), at.delta[0].numel())
             part = times(torch.cat([(_unit(module, at.inputs(t)) * at.delta[t]).sum(1) for t in some]), b)
         else: part = _contract_embedding(at, b)
-        out = out + part
+        if len(b) == len(parts): out += part
+        else: out[:, [w is not None for w, n in zip(parts, counts) for _ in range(n)]] += part
     return out
 
-# %% ../nbs/03a_engines.ipynb #70eaebff
+# %% ../nbs/03a_engines.ipynb #2eea4bb0
 class _Record(ForwardHooks):
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -313,14 +316,15 @@ class _Record(ForwardHooks):
         self.calls.append((module, args[0].detach(), out))
         return out.clone()  # the model may write into what it gets
 
-# %% ../nbs/03a_engines.ipynb #2f6082e6
-def _reverse(losses, i, params, slices, owned, odd):
-    "The losses of batch `i`, P (tokens, K) over the parameters of the known layers, and the names of the others."
-    first, K = next(iter(slices.values()))[0], sum(_counts(slices))
+# %% ../nbs/03a_engines.ipynb #3b489e58
+def _reverse(losses, i, params, slices, filled, owned, odd):
+    "The losses of batch `i`, P (tokens, K) over the parameters of the known layers, and the names of the others; `filled` is `slices` with None for zeros."
+    first, counts = next(iter(slices.values()))[0], _counts(slices)
+    K = sum(counts)
     known = [m for m in owned if _known(m)]
     with _Tangent(losses.model, norms=False), _Record(known, n_examples(losses.batches[i])) as record: loss = losses.batch(i, params)
     left = {n for m, names in owned.items() if not _known(m) or m in record.failed | odd for n in names.values()}
-    parts = {m: {k: slices[n] for k, n in names.items() if n not in left} for m, names in owned.items()}
+    parts = {m: {k: filled[n] for k, n in names.items() if n not in left and any(w is not None for w in filled[n])} for m, names in owned.items()}
     calls = [c for c in record.calls if parts[c[0]]]
     P = torch.zeros(len(loss), K, dtype=first.dtype, device=first.device)
     tokens, rows, deltas = _output_gradients(losses, i, loss, [out for *_, out in calls])
@@ -328,7 +332,7 @@ def _reverse(losses, i, params, slices, owned, odd):
         used = [g for g, d in enumerate(deltas) if d[c] is not None]
         if not used: continue
         for some, at in _gather(module, x, [deltas[g][c] for g in used], [rows[g] for g in used], K, first.dtype):
-            P.index_add_(0, torch.cat([tokens[g] for g in used[some]]), _contract(module, at, parts[module]))
+            P.index_add_(0, torch.cat([tokens[g] for g in used[some]]), _contract(module, at, parts[module], counts))
         for d in deltas: d[c] = None  # as early as can be, for the memory
     return loss.detach(), P, left
 
@@ -344,7 +348,7 @@ def _output_gradients(losses, i, loss, outputs):
         deltas.append([d if whole or d is None else d[r] for d in new])
     return tokens, rows, deltas
 
-# %% ../nbs/03a_engines.ipynb #c8fdd87d
+# %% ../nbs/03a_engines.ipynb #06313ccb
 def _sum_errors(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "|Σ_x s_x P[x, b] − ⟨b, ∇Σ_x s_x L(x)⟩| of batch `i`, ‖P[:, b]‖, and ‖b‖ ‖∇Σ_x s_x L(x)‖, for every b: (K,) each."
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)
@@ -375,7 +379,7 @@ def _check_sum(losses, i, params, slices, P, engine):
         + ("it uses a weight outside the layer that owns it, or mixes the sequences of a batch. Use engine='forward'"
            if engine == "reverse" else "an operation in it has no second derivative. Use engine='difference'"))
 
-# %% ../nbs/03a_engines.ipynb #6de1a615
+# %% ../nbs/03a_engines.ipynb #5cbe42eb
 def _plain(losses: TokenLosses, i: int, params: Params) -> Tensor:
     "The losses of batch `i` in float64, without a graph, by the fastest kernels."
     with torch.no_grad(): return losses.batch(i, params, fused=True).double()
@@ -396,7 +400,7 @@ def _difference_step(losses: TokenLosses, params: Params, slices: Slices, probes
     def error(step): return _relative(*_sum_errors(losses, i, params, some, _difference(losses, i, params, some, step))[:2])
     return min((max(size, 1e-3) * 4.0**-m for m in range(1, 13)), key=error)
 
-# %% ../nbs/03a_engines.ipynb #bec10e8f
+# %% ../nbs/03a_engines.ipynb #48fc22e8
 ENGINES = ("forward", "reverse", "difference")
 
 def count_operations(losses: TokenLosses, n_directions: int) -> dict[str, float]:
@@ -428,7 +432,7 @@ def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     costs = estimate_costs(losses, n_directions)
     return "reverse" if costs["reverse"] < costs["forward"] else "forward"
 
-# %% ../nbs/03a_engines.ipynb #0146e38e
+# %% ../nbs/03a_engines.ipynb #887066ea
 def _try_forward(one, params, slices, names, owned, cut, odd):
     "What `forward` holds, with a single direction."
     _forward(one, 0, params, {n: [s[0][:1]] for n, s in slices.items()}, names, cut, 1)
@@ -445,12 +449,12 @@ def _try_difference(one, params, *_):
     leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
     torch.autograd.grad(one.batch(0, leaves, fused=True).sum(), tuple(leaves.values()), allow_unused=True)
 
-# %% ../nbs/03a_engines.ipynb #1b59c6b3
+# %% ../nbs/03a_engines.ipynb #42043aa0
 def _chunk(batch, device) -> int:
     "How many directions go through the graph at a time: many where a single one would not keep the device busy."
     return max(1, (2**9 if device.type == "cpu" else 2**12) // max(1, n_examples(batch) * n_positions(batch)))
 
-# %% ../nbs/03a_engines.ipynb #67cdce7c
+# %% ../nbs/03a_engines.ipynb #36d7f9e5
 def _check_reached(losses: TokenLosses, params: Params):
     "Raise ValueError if a parameter that requires a gradient has none in any batch."
     frozen = {n for n, p in losses.model.named_parameters() if not p.requires_grad}
@@ -479,7 +483,7 @@ def _owners(model: nn.Module) -> tuple[dict[int, str], dict[nn.Module, dict[str,
     owned = {m: {k: names[id(p)] for k, p in m.named_parameters(recurse=False)} for m in model.modules()}
     return names, {m: local for m, local in owned.items() if local}
 
-# %% ../nbs/03a_engines.ipynb #c66da78b
+# %% ../nbs/03a_engines.ipynb #5a0e4a1a
 class _Engines:
     "The engines on the parts of `losses`, with what they need from one checkpoint to the next."
     def _forward(self, i, params, names=None):
@@ -493,8 +497,16 @@ class _Engines:
         block = _BLOCK * next(iter(self._slices.values()))[0].element_size() * (2 if next(iter(params.values())).device.type == "cpu" else 32)
         return block + sum(p.nbytes for p in params.values())  # the gradient of the check sum
 
+    def _filled(self) -> dict[str, list[Tensor | None]]:
+        "The slices, None for those that are zero, as most are of the axes of single weights. They are looked at again only where something was written."
+        for n, parts in self._slices.items():
+            for k, w in enumerate(parts):
+                version = None if w.is_inference() else w._version
+                if version is None or self._seen.get((n, k), (None,))[0] != version: self._seen[n, k] = version, not (w[0].any() or w.any())
+        return {n: [None if self._seen[n, k][1] else w for k, w in enumerate(parts)] for n, parts in self._slices.items()}
+
     def _reverse(self, i, params):
-        loss, P, left = _reverse(self.losses, i, params, self._slices, self._owned, self._odd)
+        loss, P, left = _reverse(self.losses, i, params, self._slices, self._filled(), self._owned, self._odd)
         if left and self._calls == i == 0: warnings.warn(
             f"engine='reverse' does not know the layers of {', '.join(sorted(left)[:3])}{' and others' if len(left) > 3 else ''}: "
             "these parameters go the forward way", stacklevel=6)
@@ -506,7 +518,7 @@ class _Engines:
         self.report["difference_error"] = max(error, self.report.get("difference_error", 0.0) if i else 0.0)
         return self.losses.batch(i, params).detach(), P, {}
 
-# %% ../nbs/03a_engines.ipynb #d30a3915
+# %% ../nbs/03a_engines.ipynb #a57e8b8c
 class Projector(_Engines):
     """P[x, b] = ⟨b, ∇L(x; params)⟩ for every token x and row b of `directions`, at any parameters.
 
@@ -533,6 +545,7 @@ class Projector(_Engines):
         parts = [unflatten(b, params) for b in blocks]
         self.report, self._slices, self._calls = {"engine": self.engine}, {n: [p[n] for p in parts] for n in params}, 0
         self._names, self._owned = _owners(losses.model)
+        self._seen = {}  # which slices are zero
         self._cut, self._odd = _last_matrix(losses, params), set()
         attempt = {"forward": _try_forward, "reverse": _try_reverse, "difference": _try_difference}[self.engine]
         def holds(*one): attempt(*one, self._slices, self._names, self._owned, self._cut, self._odd)
@@ -562,7 +575,7 @@ class Projector(_Engines):
         self._calls += 1
         return torch.cat([loss for loss, _ in out]), torch.cat([P for _, P in out])
 
-# %% ../nbs/03a_engines.ipynb #befff9a2
+# %% ../nbs/03a_engines.ipynb #ac34ff77
 def _check_request(losses, params, directions, engine) -> list[Tensor]:
     "Refuse what cannot be projected; the directions as a list."
     if engine not in ("auto", *ENGINES): raise ValueError(f"engine={engine!r}: use 'auto', {', '.join(map(repr, ENGINES))}")
