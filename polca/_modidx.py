@@ -373,7 +373,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                             'polca.runs._top_directions': ('runs.html#_top_directions', 'polca/runs.py'),
                             'polca.runs.cluster_kind': ('runs.html#cluster_kind', 'polca/runs.py'),
                             'polca.runs.describe_figures': ('runs.html#describe_figures', 'polca/runs.py'),
-                            'polca.runs.draw_figures': ('runs.html#draw_figures', 'polca/runs.py'),
+                            'polca.runs.draw_figure': ('runs.html#draw_figure', 'polca/runs.py'),
                             'polca.runs.environment': ('runs.html#environment', 'polca/runs.py'),
                             'polca.runs.format_summary': ('runs.html#format_summary', 'polca/runs.py'),
                             'polca.runs.format_table': ('runs.html#format_table', 'polca/runs.py'),
