@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OUTLIER', 'DROPPED', 'SCALES', 'CLUSTERINGS', 'filter_directions', 'filter_tokens', 'medoid', 'quartiles', 'Clusters',
            'cluster_directions', 'describe_clusters', 'loss_quartiles', 'scale_curves', 'CoreKMeans', 'cluster_tokens',
-           'skill_scores', 'agreement', 'linear_probe']
+           'distinct_clusters', 'skill_scores', 'agreement', 'linear_probe']
 
-# %% ../nbs/06_clustering.ipynb #12ecd86e
+# %% ../nbs/06_clustering.ipynb #e364a53f
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .decomposition import RULES, trajectories
 
-# %% ../nbs/06_clustering.ipynb #96751f1e
+# %% ../nbs/06_clustering.ipynb #437b495e
 def filter_directions(curves: xr.DataArray) -> xr.DataArray:
     "Filter 1: True (direction) where the mean over tokens of `curves` (step, token, direction) does not rise, first to last."
     mean = curves.mean("token")
@@ -36,7 +36,7 @@ def filter_tokens(curves: xr.DataArray) -> xr.DataArray:
     "Filter 2: True (token, direction) where the curve of the token does not rise, first to last."
     return (curves.isel(step=-1) <= curves.isel(step=0)).transpose("token", "direction").rename("kept")
 
-# %% ../nbs/06_clustering.ipynb #fc3cc42a
+# %% ../nbs/06_clustering.ipynb #f9116152
 def medoid(curves: np.ndarray) -> int:
     "The row of `curves` (tokens, steps) with the smallest sum of Euclidean distances to the other rows."
     sums = pairwise_distances_chunked(curves, reduce_func=lambda part, start: part.sum(axis=1))
@@ -46,7 +46,7 @@ def quartiles(curves: np.ndarray) -> np.ndarray:
     "First quartile, median and third quartile over the rows of `curves` (tokens, steps): (3, steps)."
     return np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
 
-# %% ../nbs/06_clustering.ipynb #cf021e2b
+# %% ../nbs/06_clustering.ipynb #8fbb09e2
 OUTLIER, DROPPED = -1, -2
 
 @dataclass
@@ -72,7 +72,7 @@ class Clusters:
         return {"dropped": float((labels == DROPPED).sum(1).mean()), "outliers": float((labels == OUTLIER).sum(1).mean()),
                 "clustered": float((labels >= 0).sum(1).mean())}
 
-# %% ../nbs/06_clustering.ipynb #61e3c6fa
+# %% ../nbs/06_clustering.ipynb #f6ac97b2
 def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_samples: int | None = None, *,
                        keep_directions: xr.DataArray | None = None, keep_tokens: xr.DataArray | None = None,
                        clusterer: ClusterMixin | None = None, progress: bool = False) -> Clusters:
@@ -112,7 +112,7 @@ def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_sa
     table = pd.DataFrame(rows, columns=["direction", "cluster", "size", "medoid"])
     return Clusters(xr.DataArray(labels, coords, ("direction", "token"), "cluster"), table, notes)
 
-# %% ../nbs/06_clustering.ipynb #da41a51b
+# %% ../nbs/06_clustering.ipynb #120a7943
 def describe_clusters(curves: xr.DataArray, clusters: Clusters, direction: int, loss: xr.DataArray, by: Mapping[str, Sequence]) -> dict:
     """The clusters along `direction`, and its outliers as cluster −1, in lists and numbers for `polca.plots.plot_cluster_descriptions`.
 
@@ -145,7 +145,7 @@ def loss_quartiles(loss: xr.DataArray, skill: Sequence) -> dict:
     values, skill = loss.transpose("token", "step").values, np.asarray(skill)
     return {"step": loss["step"].values.tolist(), "quartiles": {str(v): _rounded(quartiles(values[skill == v])) for v in pd.unique(skill)}}
 
-# %% ../nbs/06_clustering.ipynb #5ca2ceff
+# %% ../nbs/06_clustering.ipynb #07cbd991
 SCALES = ("raw", "unit", "step", "log", "rank")
 
 def scale_curves(curves: xr.DataArray, scale: str = "step", joint: bool = False) -> xr.DataArray:
@@ -170,13 +170,13 @@ def scale_curves(curves: xr.DataArray, scale: str = "step", joint: bool = False)
     if not joint: return curves.copy(data=values)
     return xr.DataArray(values, {"step": np.arange(len(values)), "token": curves["token"], "direction": [-1]}, ("step", "token", "direction"), attrs=curves.attrs)
 
-# %% ../nbs/06_clustering.ipynb #f32256c5
+# %% ../nbs/06_clustering.ipynb #02b3fbd2
 class CoreKMeans(ClusterMixin, BaseEstimator):
     """k-means that keeps the core of every cluster: the share `core` of its members with the largest cosine to its centre; the others are outliers, −1.
 
     After `fit`: `labels_` (tokens,), `all_labels_` without outliers, `cluster_centers_`.
     """
-    def __init__(self, n_clusters: int = 8, core: float = 0.7, n_init: int = 10, random_state: int | None = 0):
+    def __init__(self, n_clusters: int = 8, core: float = 0.7, n_init: int = 4, random_state: int | None = 0):
         self.n_clusters, self.core, self.n_init, self.random_state = n_clusters, core, n_init, random_state
 
     def fit(self, X, y=None):
@@ -192,18 +192,19 @@ class CoreKMeans(ClusterMixin, BaseEstimator):
             self.labels_[by_distance[int(np.ceil(self.core * len(members))):]] = OUTLIER
         return self
 
-# %% ../nbs/06_clustering.ipynb #f652b963
+# %% ../nbs/06_clustering.ipynb #e4521421
 CLUSTERINGS = ("recommended", "paper")
 
 def cluster_tokens(projection: xr.Dataset, preset: str = "recommended", *, kind: str | None = None, scale: str | None = None, joint: bool | None = None,
-                   n_clusters: int = 8, core: float = 0.7, min_cluster_size: int = 150, min_samples: int | None = None,
+                   n_clusters: Sequence[int] = tuple(range(5, 13)), core: float = 0.7, min_cluster_size: int = 150, min_samples: int | None = None,
                    random_state: int = 0) -> tuple[xr.DataArray, Clusters]:
     """The curves that were clustered and their clusters, by the preset "recommended" or "paper".
 
     kind        what is clustered: "gradient", or a trajectory of `polca.decomposition.KINDS`, whose changes from step to step are taken where they are
                 scaled; default "gradient" for "recommended", for "paper" the paper's second order
     scale, joint                    as in `scale_curves`; default "step" and True for "recommended", "raw" and False for "paper"
-    n_clusters, core, random_state  of `CoreKMeans`, for "recommended"
+    n_clusters, core, random_state  of `CoreKMeans`, for "recommended", which has a clustering for each of `n_clusters` and direction; if jointly, k clusters are
+                direction −k, and the table has a column `stability`
     min_cluster_size, min_samples   of HDBSCAN, for "paper", which also applies both filters to allocated losses
 
     Raises ValueError for an unknown preset, kind or scale, and what `trajectories` and `cluster_directions` refuse.
@@ -216,11 +217,33 @@ def cluster_tokens(projection: xr.Dataset, preset: str = "recommended", *, kind:
     if scale != "raw" and kind in (*RULES, "lca"): curves = curves.diff("step")
     if joint: kept = {}  # a filter is about one direction
     scaled = scale_curves(curves, scale, joint)
-    clusterer = CoreKMeans(n_clusters, core, random_state=random_state) if recommended else None
-    size = {"min_cluster_size": 2, "min_samples": 1} if recommended else {"min_cluster_size": min_cluster_size, "min_samples": min_samples}
-    return scaled, cluster_directions(scaled, **size, clusterer=clusterer, **kept)
+    if not recommended: return scaled, cluster_directions(scaled, min_cluster_size, min_samples, **kept)
+    if not joint: n_clusters = n_clusters[:1]
+    each = [cluster_directions(scaled.assign_coords(direction=[-k]) if joint else scaled, 2, 1, clusterer=CoreKMeans(k, core, random_state=random_state)) for k in n_clusters]
+    labels = xr.concat([c.labels for c in each], "direction")
+    table = pd.concat([c.table for c in each], ignore_index=True)
+    return scaled, Clusters(labels, table.assign(stability=_stability(labels.values)) if joint else table, {})
 
-# %% ../nbs/06_clustering.ipynb #d25bda10
+def _stability(labels: np.ndarray) -> list[float]:
+    "For every cluster of every row of `labels` (clusterings, tokens): the mean over the other rows of its largest Jaccard index with a cluster there."
+    members = [np.stack([row == c for c in range(row.max() + 1)]).astype(float) for row in labels]
+    def nearest(a, b):
+        both = a @ b.T
+        return (both / (a.sum(1)[:, None] + b.sum(1) - both)).max(1)
+    others = [[nearest(a, b) for j, b in enumerate(members) if j != i] for i, a in enumerate(members)]
+    return [float(s) for rows, a in zip(others, members) for s in (np.mean(rows, axis=0) if rows else np.ones(len(a)))]
+
+def distinct_clusters(clusters: Clusters, overlap: float = 0.5) -> pd.DataFrame:
+    "The rows of `clusters.table`, most stable first, without those whose Jaccard index with one before them is at least `overlap`."
+    kept, masks = [], []
+    for row in clusters.table.sort_values("stability", ascending=False, kind="stable").itertuples():
+        own = clusters.members(row.direction, row.cluster)
+        if any((own & m).sum() >= overlap * (own | m).sum() for m in masks): continue
+        kept.append(row.Index)
+        masks.append(own)
+    return clusters.table.loc[kept]
+
+# %% ../nbs/06_clustering.ipynb #20d2c30e
 def skill_scores(clusters: Clusters, skill: np.ndarray, places: np.ndarray | None = None, share: float = 0.85) -> pd.DataFrame:
     """Homogeneity, recall, F1 and coverage of every cluster against a known skill, best homogeneity first.
 
@@ -241,12 +264,12 @@ def skill_scores(clusters: Clusters, skill: np.ndarray, places: np.ndarray | Non
     columns = ["direction", "cluster", "size", "homogeneity", "recall", "f1", "coverage"]
     return pd.DataFrame(rows, columns=columns).sort_values("homogeneity", ascending=False, ignore_index=True, kind="stable")
 
-# %% ../nbs/06_clustering.ipynb #ab387ffa
+# %% ../nbs/06_clustering.ipynb #1e148587
 def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None = None) -> pd.DataFrame:
     """One row per direction: clusters, outliers (share of the tokens that no filter dropped), rand, rand_clustered, silhouette.
 
     truth   (token) the kind of every token
-    curves  what was clustered (step, token, direction), for the silhouette; default: none
+    curves  what was clustered (step, token, direction), for the silhouette; one direction stands for all; default: none
 
     `rand` is the adjusted Rand index over the tokens that no filter dropped, with the outliers as one more cluster, `rand_clustered` the one over
     clustered tokens alone. Not a number where it is not defined: without clusters, or for the silhouette with fewer than two.
@@ -260,11 +283,12 @@ def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None
                 "rand": adjusted_rand_score(truth[kept], labels[kept]) if kept.any() else np.nan,
                 "rand_clustered": adjusted_rand_score(truth[clustered], labels[clustered]) if n else np.nan, "silhouette": np.nan}
         if curves is not None and 2 <= n < clustered.sum():
-            row["silhouette"] = silhouette_score(curves.sel(direction=direction).transpose("token", "step").values[clustered], labels[clustered])
+            own = curves.isel(direction=0) if curves.sizes["direction"] == 1 else curves.sel(direction=direction)
+            row["silhouette"] = silhouette_score(own.transpose("token", "step").values[clustered], labels[clustered])
         rows.append(row)
     return pd.DataFrame(rows).set_index("direction")
 
-# %% ../nbs/06_clustering.ipynb #6c73abc4
+# %% ../nbs/06_clustering.ipynb #c87689c7
 def linear_probe(curves: xr.DataArray, skill: np.ndarray, tokens: np.ndarray | None = None, seed: int = 0) -> dict:
     """How well a logistic regression on the curve along *one* direction tells the tokens that need `skill` from the others.
 

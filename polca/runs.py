@@ -7,7 +7,7 @@ __all__ = ['PAPER', 'LABELS', 'FIGURES', 'RESULTS_FORMAT', 'RUN_KINDS', 'open_ru
            'format_summary', 'describe_figures', 'draw_figure', 'save_figures', 'environment', 'write_results',
            'read_results', 'run_arithmetic', 'main']
 
-# %% ../nbs/13_runs.ipynb #e29c9345
+# %% ../nbs/13_runs.ipynb #9312830d
 import argparse
 import importlib.metadata
 import json
@@ -35,7 +35,7 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import Subspace, hessian_subspace, orthonormality_error, weight_axes
 
-# %% ../nbs/13_runs.ipynb #43f46b26
+# %% ../nbs/13_runs.ipynb #91037e46
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -59,18 +59,22 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #65c71ca6
+# %% ../nbs/13_runs.ipynb #ab58afdc
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     """The clusters of one kind of trajectory, or of "recommended", and its row of numbers; `flat` is the step where the mean loss is flat."""
     if kind == "recommended":
         clustered, clusters = cluster_tokens(projection, random_state=config.seed)
-        curves = trajectories(projection, "trapezoid").sum("direction").expand_dims(direction=[-1], axis=2)
+        curves = _along_all(projection, clusters)
         return clusters, _row(projection, curves, clustered, clusters, config, flat) | {"probe": dict.fromkeys(("1000s", "100s", "10s"))}
     curves = trajectories(projection, kind)
     kept = {"keep_directions": filter_directions(curves), "keep_tokens": filter_tokens(curves)} if kind in (*RULES, "lca") else {}
     clusters = cluster_directions(curves, config.min_cluster_size, config.min_samples, **kept)
     place, carry = projection["place"].values, projection["carry"].values.astype(bool)
     return clusters, _row(projection, curves, curves, clusters, config, flat) | {"probe": {p: _probe(curves, carry, place == p) for p in ("1000s", "100s", "10s")}}
+
+def _along_all(projection, clusters):
+    "The projected loss along all directions together, for each of the directions −k of `clusters`."
+    return trajectories(projection, "trapezoid").sum("direction").expand_dims(direction=clusters.labels["direction"].values, axis=2)
 
 def _row(projection, curves, clustered, clusters, config, flat) -> dict:
     "The numbers of `clusters`, found in the curves `clustered`; breakthroughs are those of `curves`."
@@ -96,7 +100,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #3dd062d7
+# %% ../nbs/13_runs.ipynb #7d38b326
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -111,7 +115,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #8fba637f
+# %% ../nbs/13_runs.ipynb #a6bcdd3a
 PAPER = {"lca": ("0.792 / 0.772 / 0.782", "0.614 / 0.873 / 0.721", "0.592 / 0.626 / 0.609", 0.019),
          "loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
@@ -135,7 +139,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #f6169907
+# %% ../nbs/13_runs.ipynb #fd69e6ac
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -148,7 +152,7 @@ def format_summary(results: dict) -> str:
         f"Hidden: the mean loss still falls at step {results['plateau']:g}, too late in these {config['steps']:,} steps for a break to be hidden.",
         f"HDBSCAN with min_cluster_size={config['min_cluster_size']} and min_samples = tokens / {config['min_samples_divisor']}; "
         f"the paper's second order takes λ(X, b) from {config['curvature_sums']} of the {results['tokens'] // 4} sums analysed. "
-        "Recommended: cores of k-means clusters of the gradients along all directions (`cluster_tokens`).",
+        "Recommended: cores of k-means clusters of the gradients along all directions, for 5 to 12 clusters (`cluster_tokens`).",
         f"True change of the mean loss: {table['first']['true']:+.2f} nats per token; booked on the {len(results['basis'])} directions: {booked}. "
         f"Of the trapezoid's account {table['trapezoid']['outside']:+.2f} are outside these directions.",
     ]
@@ -166,14 +170,16 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #7a5e5b09
+# %% ../nbs/13_runs.ipynb #e125385c
 def describe_figures(projection: xr.Dataset, clusters: dict[str, Clusters]) -> dict:
     "What the paper's Figures 3, 4, 6, 7 and 8 show, in numbers."
     place, carry = projection["place"].values, projection["carry"].values
     by, loss = {"place": place, "carry": carry}, projection["loss"]
     def told(kind, curves, n): return [describe_clusters(curves, clusters[kind], d, loss, by) for d in _top_directions(clusters[kind], n)]
-    total = trajectories(projection, "trapezoid").sum("direction").expand_dims(direction=[-1], axis=2)
-    return {"loss": told("loss", trajectories(projection, "loss"), 1), "recommended": told("recommended", total, 1),
+    joint = clusters["recommended"]
+    stable = int(joint.table.groupby("direction")["stability"].mean().idxmax())
+    return {"loss": told("loss", trajectories(projection, "loss"), 1),
+            "recommended": [describe_clusters(_along_all(projection, joint), joint, stable, loss, by)],
             **{rule: told(rule, trajectories(projection, rule), 3) for rule in ("paper", "trapezoid")},
             "digits": loss_quartiles(loss, place),
             "digits_carry": loss_quartiles(loss, np.char.add(place.astype(str), np.where(carry == 1, ", carry", ", no carry")))}
@@ -195,7 +201,7 @@ def draw_figure(results: dict, name: str):
     unit = {"loss": "exact loss (nats)", "recommended": "projected loss, all directions (nats)"}.get(part, "projected loss (nats)")
     return plot_cluster_descriptions(told[rows], unit, title, last)
 
-# %% ../nbs/13_runs.ipynb #a439e32e
+# %% ../nbs/13_runs.ipynb #0ba27f2b
 def save_figures(out: Path, projection: xr.Dataset, results: dict) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt
@@ -217,7 +223,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #e5f909c7
+# %% ../nbs/13_runs.ipynb #9dd94f9c
 def environment() -> dict:
     "What numbers are made with here: versions, hardware, and the commit of polca where it is run from its repository."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
@@ -238,7 +244,7 @@ def _commit() -> str | None:
     try: return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError): return None
 
-# %% ../nbs/13_runs.ipynb #5e8ee017
+# %% ../nbs/13_runs.ipynb #01998db2
 RESULTS_FORMAT = 2  # of the files; 1 had no header
 
 def write_results(file: str | Path, made_by: str, config: ArithmeticConfig, results: dict) -> dict:
@@ -270,7 +276,7 @@ def read_results(file: str | Path, made_by: str, command: str, config: Arithmeti
     if missing: raise ValueError(f"{file} lacks {', '.join(missing)}: make it with: {command}")
     return found
 
-# %% ../nbs/13_runs.ipynb #b9343ed9
+# %% ../nbs/13_runs.ipynb #13753476
 def _peak_memory() -> float | None:
     "The largest resident memory of this process so far, GiB; None where the system does not tell."
     try: import resource
@@ -290,7 +296,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #8346096f
+# %% ../nbs/13_runs.ipynb #3c1f00c9
 RUN_KINDS = ("loss", "change", "fisher", "lca", "first", "paper", "trapezoid", "recommended")
 
 def _cluster_all(projection, axes, config, flat, progress):
@@ -335,7 +341,7 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib'] or '?'} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/13_runs.ipynb #cd49b9ba
+# %% ../nbs/13_runs.ipynb #4b3a4659
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -379,7 +385,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #6b1886ed
+# %% ../nbs/13_runs.ipynb #b6bd4e28
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
