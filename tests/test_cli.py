@@ -37,13 +37,13 @@ def test_a_run_prints_its_table_and_where_to_look(finished):
     assert "training" in done.stderr and "projection" in done.stderr  # progress bars
     last = done.stdout.split("Every number: ")[1].split()
     assert last[0] == str(out / "results.json")
-    assert all(Path(f).read_bytes().startswith(b"\x89PNG") for f in last[2:]) and len(last[2:]) == 5
+    assert all(Path(f).read_bytes().startswith(b"\x89PNG") for f in last[2:]) and len(last[2:]) == 9
 
 
 def test_results_hold_what_was_asked_for(finished):
     results = numbers(finished[0])
     assert results["config"]["preset"] == "tiny" and results["config"]["seed"] == 0
-    assert set(results["kinds"]) == {"loss", "change", "fisher", "lca", "first", "paper", "trapezoid"}
+    assert set(results["kinds"]) == {"loss", "change", "fisher", "lca", "first", "paper", "trapezoid", "recommended"}
     assert results["environment"]["torch"] and results["orthonormality_error"] <= 1e-6
 
 
