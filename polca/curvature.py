@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MATRICES', 'is_elementwise', 'is_changed', 'ForwardHooks', 'is_finite', 'check_finite_parts', 'HessianOperator',
-           'GradientOperator', 'GaussNewtonOperator', 'mean_gradient', 'MeanOperator', 'norm', 'orthogonalise',
+           'GradientOperator', 'GaussNewtonOperator', 'mean_gradient', 'MeanOperator', 'norm', 'dots', 'orthogonalise',
            'Eigenpairs', 'lanczos', 'check_lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #4aaa4c8e
+# %% ../nbs/02_curvature.ipynb #66efc4ee
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
 from .memory import MemoryBudgetError, SavedMemory, batch_of_part, memory_bytes, split_batches
 
-# %% ../nbs/02_curvature.ipynb #589289cf
+# %% ../nbs/02_curvature.ipynb #bfc41408
 _ELEMENTWISE = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Softplus, nn.ReLU6,
                 nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Softsign)
 
@@ -56,7 +56,7 @@ class _ActivationSlope(torch.autograd.Function):
         g, slope, bend = ctx.saved_tensors
         return h * slope, g.mul(bend).mul_(h), None, None
 
-# %% ../nbs/02_curvature.ipynb #b98c3558
+# %% ../nbs/02_curvature.ipynb #49f8d332
 def _curve(v, unit, scale):
     "c(v) = r (v − mean v − u mean(vu))."
     return torch.addcmul(v - v.mean(-1, keepdim=True), unit, (v * unit).mean(-1, keepdim=True), value=-1).mul_(scale)
@@ -90,7 +90,7 @@ class _LayerNormSlope(torch.autograd.Function):
         return (torch.addcmul(h_bias, back, weight).addcmul_(unit, h_weight), _curve(on_unit, unit, scale).addcmul_(unit, on_scale, value=-1),
                 (back * g).flatten(0, -2).sum(0), None, None)
 
-# %% ../nbs/02_curvature.ipynb #ab5d1c8b
+# %% ../nbs/02_curvature.ipynb #9b7f32b9
 class ForwardHooks:
     "Forward hooks for the length of its `with` block; a subclass names them in `hooks()`, as pairs of a module and a function."
     def __enter__(self):
@@ -129,7 +129,7 @@ class _TwiceDifferentiable(ForwardHooks):
         scale = torch.rsqrt(x.var(-1, correction=0, keepdim=True) + module.eps)
         return _LayerNorm.apply(args[0], module.weight, module.bias, (x - x.mean(-1, keepdim=True)) * scale, scale)
 
-# %% ../nbs/02_curvature.ipynb #d9ce68a3
+# %% ../nbs/02_curvature.ipynb #a4c40216
 class _TokenMean:
     """A symmetric operator on weight space that is a mean over tokens: the common part of the operators below.
 
@@ -199,7 +199,7 @@ class _TokenMean:
         if not is_finite(flat): check_finite_parts(dict(zip(self.params, parts)), what, batch_of_part(self._given, self.losses, i))
         return flat
 
-# %% ../nbs/02_curvature.ipynb #a5c9a247
+# %% ../nbs/02_curvature.ipynb #7fe6a0c8
 def is_finite(v: Tensor) -> bool:
     "Whether all entries of `v` are finite, in one pass over it where they are."
     return bool(torch.isfinite(v.sum())) or bool(torch.isfinite(v).all())
@@ -218,7 +218,7 @@ def check_finite_parts(parts: Params, what: str, batch: int) -> None:
         f"{what} is not finite in {', '.join(bad[:3])}{' and others' if bad[3:] else ''}, on batch {batch}: training diverged at these weights, or the loss "
         "cannot be differentiated there; use other checkpoints, or leave that batch out")
 
-# %% ../nbs/02_curvature.ipynb #b62bff8e
+# %% ../nbs/02_curvature.ipynb #519b3bce
 class HessianOperator(_TokenMean):
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
@@ -257,7 +257,7 @@ class GradientOperator(_TokenMean):
         slopes, = torch.autograd.grad(grads, u, tangents, retain_graph=True, materialize_grads=True)
         return self._gradients(loss, slopes / len(self.losses))
 
-# %% ../nbs/02_curvature.ipynb #d15736c4
+# %% ../nbs/02_curvature.ipynb #97ec51c5
 class _Outputs(ForwardHooks):
     "In its `with` block `model` returns a leaf in place of its logits; `logits` and `leaf` keep both."
     def __init__(self, model): self.model, self.calls = model, 0
@@ -273,7 +273,7 @@ class _Outputs(ForwardHooks):
         out.logits = self.leaf
         return out
 
-# %% ../nbs/02_curvature.ipynb #98f7762f
+# %% ../nbs/02_curvature.ipynb #93692212
 class GaussNewtonOperator(_TokenMean):
     """The Gauss-Newton matrix of the mean loss, used as `HessianOperator`.
 
@@ -298,7 +298,7 @@ class GaussNewtonOperator(_TokenMean):
         bent, = torch.autograd.grad(slope, call.leaf, moved, retain_graph=True, materialize_grads=True)
         return self._gradients(call.logits, bent)
 
-# %% ../nbs/02_curvature.ipynb #91a64522
+# %% ../nbs/02_curvature.ipynb #9db28386
 def mean_gradient(losses: TokenLosses, params: Params) -> Tensor:
     "The gradient of the mean loss of `losses` at `params`, (d,), in nats per unit length. Raises ValueError if it is not finite."
     leaves, out = {n: p.detach().requires_grad_() for n, p in params.items()}, 0
@@ -308,7 +308,7 @@ def mean_gradient(losses: TokenLosses, params: Params) -> Tensor:
         out = out + flatten(parts)
     return out
 
-# %% ../nbs/02_curvature.ipynb #9b9f901c
+# %% ../nbs/02_curvature.ipynb #06e55b62
 MATRICES = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator, "gradients": GradientOperator}
 
 class MeanOperator:
@@ -317,14 +317,18 @@ class MeanOperator:
 
     def __matmul__(self, v: Tensor) -> Tensor: return sum(operator @ v for operator in self.operators) / len(self.operators)
 
-# %% ../nbs/02_curvature.ipynb #bc808494
+# %% ../nbs/02_curvature.ipynb #9bc9acf5
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
 
-def _dots(basis: Tensor, v: Tensor) -> Tensor:
-    "`basis` (K, d) times `v` (d,), summed in float64, a million columns at a time."
-    return sum(b.double() @ part.double() for b, part in zip(basis.split(1 << 20, dim=1), v.split(1 << 20))).to(v)
+_COLUMNS = 1 << 16  # of all vectors at a time, so that they are read from memory once and float32 sums stay short
+
+def dots(basis: Tensor, v: Tensor, exact: bool = False) -> Tensor:
+    "`basis` (K, d) times `v` (d,), shape (K,): sums over blocks of columns, with `exact` in float64 within the blocks, too."
+    dtype, total = torch.float64 if exact else v.dtype, torch.zeros(len(basis), dtype=torch.float64, device=v.device)
+    for b, part in zip(basis.split(_COLUMNS, dim=1), v.split(_COLUMNS)): total += b.to(dtype) @ part.to(dtype)
+    return total.to(v)
 
 def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False, passes: int = 2) -> Tensor:
     """`v` (d,) less its components along the rows of each of `bases` (K, d), by `passes` of classical Gram–Schmidt.
@@ -336,10 +340,10 @@ def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False, passes: int = 
             alike = basis.device == v.device and basis.dtype == v.dtype
             for rows in ([basis] if alike else basis.split(4)):
                 rows = rows.to(v)
-                if len(rows): v = v - (_dots(rows, v) if exact else rows @ v) @ rows
+                if len(rows): v = v - dots(rows, v, exact) @ rows
     return v
 
-# %% ../nbs/02_curvature.ipynb #7f130aa4
+# %% ../nbs/02_curvature.ipynb #eeff227d
 @dataclass
 class Eigenpairs:
     """Result of `lanczos`: values (k,) in nats per squared length, vectors (k, d), true relative residuals (k,), and iterations (k,): the products
@@ -368,20 +372,18 @@ def _best(values: np.ndarray, which: str) -> np.ndarray:
     "The order of `values` from the top down."
     return np.argsort(-(np.abs(values) if which == "magnitude" else values), kind="stable")
 
-_COLUMNS = 1 << 16  # of all vectors at a time, so that they are read from memory once
-
 def _two_passes(v, rows):
     "The components of `v` along the orthonormal `rows` (m, d), and what is left of it after two passes of Gram–Schmidt."
-    first, rest = rows @ v, torch.empty_like(v)
+    first, rest = dots(rows, v), torch.empty_like(v)
     parts = list(zip(rows.split(_COLUMNS, dim=1), v.split(_COLUMNS), rest.split(_COLUMNS)))
     second = torch.zeros_like(first)
     for b, old, new in parts:
         torch.addmv(old, b.T, first, alpha=-1, out=new)
         second += b @ new
     for b, _, new in parts: new.addmv_(b.T, second, alpha=-1)
-    return first, rest
+    return first + second, rest
 
-# %% ../nbs/02_curvature.ipynb #d394d76d
+# %% ../nbs/02_curvature.ipynb #74ca7d2f
 class _Krylov:
     "A Krylov space of ΠHΠ: its vectors, their products, and the small matrix of the operator between them."
     def __init__(self, matvec, against, rows, which, generator, start, scale=0.0):
@@ -444,7 +446,7 @@ class _Krylov:
         self.small[range(keep), range(keep)] = values[:keep]
         self.m = keep
 
-# %% ../nbs/02_curvature.ipynb #8529d1e8
+# %% ../nbs/02_curvature.ipynb #5e7b3bbf
 def _pairs(matvec, against, k, tol, max_products, rows, which, generator, start, scale=0.0, least=1):
     "The top `k` Ritz pairs of one Krylov space of `least` products or more, and the largest curvature met; `scale` is that of earlier ones."
     space, full = _Krylov(matvec, against, rows, which, generator, start, scale), len(start) - sum(map(len, against))
@@ -478,7 +480,7 @@ def _orthonormal(vectors, against):
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * largest.sign()
 
-# %% ../nbs/02_curvature.ipynb #72cd37db
+# %% ../nbs/02_curvature.ipynb #53324587
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu", start: Tensor | None = None,
             scale: float = 0.0, memory: str | int = "4GiB", repeated: bool = True, strict: bool = False) -> Eigenpairs:
@@ -512,7 +514,7 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
     if max(pairs.residuals) > tol: _unconverged(pairs, tol, max_iterations, strict)
     return pairs
 
-# %% ../nbs/02_curvature.ipynb #3b45c0a6
+# %% ../nbs/02_curvature.ipynb #6b1149fd
 _LEAST = 10  # products of a look: after one or two, a vector that is random to all that is above the bulk may look like one of its eigenvectors
 
 def _look_again(pairs, matvec, run, against, like, generator, tol, which, scale) -> bool:
@@ -567,12 +569,12 @@ def check_lanczos(d: int, k: int, given: int = 0, *, tol=1e-3, which="largest", 
         f"give {(2 * need + beside) * each / 2**20:.3g}MiB or more")
     return min(rows, d - given, max_iterations)
 
-# %% ../nbs/02_curvature.ipynb #8f8b6136
+# %% ../nbs/02_curvature.ipynb #4f878c81
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
     "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,), in nats per squared length. Raises ValueError as `hessian @ b` does."
     return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #4adacee4
+# %% ../nbs/02_curvature.ipynb #8c7c8993
 def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     axes = tuple(range(-len(normalized_shape), 0))
     centred = x - x.mean(axes, keepdim=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Slices', 'ENGINES', 'count_operations', 'estimate_costs', 'choose_engine', 'Projector', 'project_tokens']
 
-# %% ../nbs/03a_engines.ipynb #09d77421
+# %% ../nbs/03a_engines.ipynb #ffde0c05
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .curvature import ForwardHooks, is_elementwise
+from .curvature import ForwardHooks, dots, is_elementwise
 from .losses import Params, TokenLosses, n_parameters, unflatten
 from .memory import memory_bytes, n_examples, n_positions, one_sequence, split_batches, tells_sequences, token_slots
 
-# %% ../nbs/03a_engines.ipynb #0b5f8866
+# %% ../nbs/03a_engines.ipynb #58a0f864
 Slices = dict[str, list[Tensor]]  # by parameter: the directions' part of it, as tensors (K₁, …), (K₂, …), ... of K₁ + K₂ + ... directions
 
 def _counts(slices: Slices) -> list[int]: return [len(s) for s in next(iter(slices.values()))]
@@ -36,7 +36,7 @@ def _tangents(values: Tensor, leaves: Params, slices: Slices, chunk: int) -> Ten
         return u.new_zeros(end - k, len(u)) if slope is None else slope.view(-1, len(u))
     return torch.cat([along(part, k, min(k + chunk, K)) for part, K in enumerate(_counts(slices)) for k in range(0, K, chunk)]).T
 
-# %% ../nbs/03a_engines.ipynb #081c86c1
+# %% ../nbs/03a_engines.ipynb #4a9eeeca
 class _Tangent(ForwardHooks):
     """In its `with` block, activations and LayerNorms of `model` are replaced by their tangents at the inputs they get.
 
@@ -67,7 +67,7 @@ class _Tangent(ForwardHooks):
         out = unit * module.weight + moved * module.weight.detach()
         return out if module.bias is None else out + module.bias
 
-# %% ../nbs/03a_engines.ipynb #7ece8867
+# %% ../nbs/03a_engines.ipynb #e4d66f85
 def _plain_weights(module: nn.Module) -> bool:
     "Whether `module` owns the weight that it uses: not where it is pruned or reparametrised."
     return "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}
@@ -81,7 +81,7 @@ def _matrices(module: nn.Module, weight: Tensor) -> Tensor:
     "`weight` (..., as stored) of a layer of `_is_matrix` as (..., out, in)."
     return weight if type(module) is nn.Linear else weight.mT
 
-# %% ../nbs/03a_engines.ipynb #9352b353
+# %% ../nbs/03a_engines.ipynb #90c80640
 class _Cut(ForwardHooks):
     "In its `with` block, call number `call` of `module` keeps its input and output, and passes on the output without its history."
     def __init__(self, module, call): self.module, self.call, self.calls, self.input = module, call, 0, None
@@ -93,7 +93,7 @@ class _Cut(ForwardHooks):
         self.input, self.output = args[0], out.detach().requires_grad_()
         return self.output.clone()  # the model may write into what it gets
 
-# %% ../nbs/03a_engines.ipynb #83b4276e
+# %% ../nbs/03a_engines.ipynb #157bcda6
 def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:
     "δ (rows, out) = Σ_x ∂loss[x]/∂output, and the token that each row belongs to (−1: none); None if a row belongs to several."
     if not len(loss): return None
@@ -118,7 +118,7 @@ def _token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None
     if (alone.abs().amax(1, keepdim=True) > rounding * torch.where(size > 0, size, size.max())).any(): return None
     return delta.to(output.dtype), torch.where(found, token, -1)
 
-# %% ../nbs/03a_engines.ipynb #f607b185
+# %% ../nbs/03a_engines.ipynb #b117638f
 def _last_matrix(losses: TokenLosses, params: Params) -> tuple[nn.Module, int] | None:
     "The layer of `_is_matrix` that is called last, and the number of its calls."
     calls, one = [], one_sequence(losses, 0)
@@ -134,7 +134,7 @@ def _push(x: Tensor, delta: Tensor, weights: list[Tensor]) -> Tensor:
     def inner(w): return torch.linalg.vecdot(x @ w.mT, delta) if x.shape[1] > delta.shape[1] else torch.linalg.vecdot(delta @ w, x)
     return torch.stack([inner(w) for part in weights for w in part], dim=1)
 
-# %% ../nbs/03a_engines.ipynb #6797e5f5
+# %% ../nbs/03a_engines.ipynb #dea14b41
 def _forward_with_cut(losses, i, params, leaves, slices, names, cut, chunk):
     "P (tokens of batch `i`, K) with the output layer apart, or None if this model or batch is not of that kind."
     with _Tangent(losses.model), _Cut(*cut) as call: loss = losses.batch(i, {**params, **leaves})
@@ -161,7 +161,7 @@ def _forward(losses, i, params, slices, names, cut, chunk):
     with _Tangent(losses.model): loss = losses.batch(i, {**params, **leaves})
     return loss.detach(), _tangents(loss, leaves, slices, chunk).to(next(iter(slices.values()))[0].dtype)
 
-# %% ../nbs/03a_engines.ipynb #2a478fec
+# %% ../nbs/03a_engines.ipynb #4768b04b
 _BLOCK = 2**20  # floats: 4 MiB stay in the cache that cores share
 
 def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Tensor:
@@ -186,7 +186,7 @@ def _form(left: Callable, right: Callable, n: int, weights: list[Tensor]) -> Ten
                 out[tokens].addmm_(gradient.flatten(1), flat[:, top * columns:(top + h) * columns].T)
     return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
 
-# %% ../nbs/03a_engines.ipynb #9f296a7a
+# %% ../nbs/03a_engines.ipynb #1e3fe9a7
 class _Deltas:
     """The output gradients of one layer for targets of a batch of sequences.
 
@@ -206,7 +206,7 @@ class _Deltas:
         x = self.input.flatten(0, 1).index_select(0, at).view(-1, self.position.shape[1], *self.input.shape[2:])
         return x.to(self.delta.dtype) if x.is_floating_point() else x
 
-# %% ../nbs/03a_engines.ipynb #ce19d7b8
+# %% ../nbs/03a_engines.ipynb #642600d0
 def _pad(active: Tensor, length: int, size: int) -> Tensor:
     "`active` positions of `size`, filled up to `length` with others, in order."
     if len(active) == length: return active
@@ -214,7 +214,7 @@ def _pad(active: Tensor, length: int, size: int) -> Tensor:
     other[active] = False
     return torch.cat([active, other.nonzero().flatten()[:length - len(active)]]).sort().values
 
-# %% ../nbs/03a_engines.ipynb #36460013
+# %% ../nbs/03a_engines.ipynb #687a4d95
 def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tensor], K: int, dtype: torch.dtype) -> Iterator[tuple[slice, _Deltas]]:
     """`_Deltas` of a layer with input `x`, and the slice of the targets' `deltas` that are in each.
 
@@ -234,7 +234,7 @@ def _gather(module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tenso
         yield some, _Deltas(x, deltas[some], active[some], rows[some])
         first = last
 
-# %% ../nbs/03a_engines.ipynb #90f7f50a
+# %% ../nbs/03a_engines.ipynb #a7d9f32a
 def _is_norm(module: nn.Module) -> bool:
     return type(module) in (nn.LayerNorm, nn.RMSNorm) \
         or (type(module).__name__.endswith("RMSNorm") and type(module).__module__.startswith("transformers"))
@@ -251,7 +251,7 @@ def _unit(module: nn.Module, x: Tensor) -> Tensor:
     axes = tuple(range(-module.weight.ndim, 0))
     return x * torch.rsqrt(x.square().mean(axes, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
 
-# %% ../nbs/03a_engines.ipynb #9f5bc42c
+# %% ../nbs/03a_engines.ipynb #f859e258
 def _contract_matrix(module: nn.Module, at: _Deltas, stored: list[Tensor]) -> Tensor:
     "The part of a linear layer, in the cheaper order, for the directions' part of its weight, as it is stored."
     (n, S, _), K, weights = at.delta.shape, sum(map(len, stored)), [_matrices(module, w) for w in stored]
@@ -279,7 +279,7 @@ def _contract_embedding(at: _Deltas, tables: list[Tensor]) -> Tensor:
     return torch.cat([torch.stack([(table[at.inputs(t)] * at.delta[t]).sum((1, 2)) for part in tables for table in part], dim=1)
                       for t in _slices(n, at.delta[0].numel())])
 
-# %% ../nbs/03a_engines.ipynb #f15882db
+# %% ../nbs/03a_engines.ipynb #df40d46a
 def _contract(module: nn.Module, at: _Deltas, slices: dict[str, list[Tensor | None]], counts: list[int]) -> Tensor:
     "Σ over the parameters of `module` of ⟨b, gradient⟩ for every token, (tokens, K); None among the `slices`, of `counts` directions, are zeros."
     def times(gradient, parts): return torch.cat([gradient.flatten(1) @ b.flatten(1).T for b in parts], dim=1)
@@ -299,7 +299,7 @@ def _contract(module: nn.Module, at: _Deltas, slices: dict[str, list[Tensor | No
         else: out[:, [w is not None for w, n in zip(parts, counts) for _ in range(n)]] += part
     return out
 
-# %% ../nbs/03a_engines.ipynb #2eea4bb0
+# %% ../nbs/03a_engines.ipynb #049bb738
 class _Record(ForwardHooks):
     "In its `with` block: records (module, input, output) of each call of `modules`, for batches of `n` sequences."
     def __init__(self, modules, n: int): self.modules, self.n, self.calls, self.failed = modules, n, [], set()
@@ -316,7 +316,7 @@ class _Record(ForwardHooks):
         self.calls.append((module, args[0].detach(), out))
         return out.clone()  # the model may write into what it gets
 
-# %% ../nbs/03a_engines.ipynb #3b489e58
+# %% ../nbs/03a_engines.ipynb #cf5f585f
 def _reverse(losses, i, params, slices, filled, owned, odd):
     "The losses of batch `i`, P (tokens, K) over the parameters of the known layers, and the names of the others; `filled` is `slices` with None for zeros."
     first, counts = next(iter(slices.values()))[0], _counts(slices)
@@ -348,14 +348,14 @@ def _output_gradients(losses, i, loss, outputs):
         deltas.append([d if whole or d is None else d[r] for d in new])
     return tokens, rows, deltas
 
-# %% ../nbs/03a_engines.ipynb #06313ccb
+# %% ../nbs/03a_engines.ipynb #f6defec0
 def _sum_errors(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "|Σ_x s_x P[x, b] − ⟨b, ∇Σ_x s_x L(x)⟩| of batch `i`, ‖P[:, b]‖, and ‖b‖ ‖∇Σ_x s_x L(x)‖, for every b: (K,) each."
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)
     leaves = {n: params[n].detach().requires_grad_() for n in slices}
     loss = losses.batch(i, {**params, **leaves}, fused=True)
     grads = torch.autograd.grad((loss * s.to(loss)).sum(), tuple(leaves.values()), materialize_grads=True)
-    expected = torch.cat([sum(slices[n][k].flatten(1) @ g.flatten().to(P) for n, g in zip(leaves, grads)) for k in range(len(_counts(slices)))])
+    expected = torch.cat([sum(dots(slices[n][k].flatten(1), g.flatten().to(P)) for n, g in zip(leaves, grads)) for k in range(len(_counts(slices)))])
     length = sum(g.double().square().sum() for g in grads).sqrt()
     sizes = torch.cat([sum(slices[n][k].flatten(1).square().sum(1) for n in leaves) for k in range(len(_counts(slices)))]).sqrt()
     return (s.to(P) @ P - expected).abs(), P.norm(dim=0), sizes * length.to(P)
@@ -379,7 +379,7 @@ def _check_sum(losses, i, params, slices, P, engine):
         + ("it uses a weight outside the layer that owns it, or mixes the sequences of a batch. Use engine='forward'"
            if engine == "reverse" else "an operation in it has no second derivative. Use engine='difference'"))
 
-# %% ../nbs/03a_engines.ipynb #5cbe42eb
+# %% ../nbs/03a_engines.ipynb #a05ba60a
 def _plain(losses: TokenLosses, i: int, params: Params) -> Tensor:
     "The losses of batch `i` in float64, without a graph, by the fastest kernels."
     with torch.no_grad(): return losses.batch(i, params, fused=True).double()
@@ -400,7 +400,7 @@ def _difference_step(losses: TokenLosses, params: Params, slices: Slices, probes
     def error(step): return _relative(*_sum_errors(losses, i, params, some, _difference(losses, i, params, some, step))[:2])
     return min((max(size, 1e-3) * 4.0**-m for m in range(1, 13)), key=error)
 
-# %% ../nbs/03a_engines.ipynb #48fc22e8
+# %% ../nbs/03a_engines.ipynb #d34326f3
 ENGINES = ("forward", "reverse", "difference")
 
 def count_operations(losses: TokenLosses, n_directions: int) -> dict[str, float]:
@@ -432,7 +432,7 @@ def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     costs = estimate_costs(losses, n_directions)
     return "reverse" if costs["reverse"] < costs["forward"] else "forward"
 
-# %% ../nbs/03a_engines.ipynb #887066ea
+# %% ../nbs/03a_engines.ipynb #127ade86
 def _try_forward(one, params, slices, names, owned, cut, odd):
     "What `forward` holds, with a single direction."
     _forward(one, 0, params, {n: [s[0][:1]] for n, s in slices.items()}, names, cut, 1)
@@ -449,12 +449,12 @@ def _try_difference(one, params, *_):
     leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
     torch.autograd.grad(one.batch(0, leaves, fused=True).sum(), tuple(leaves.values()), allow_unused=True)
 
-# %% ../nbs/03a_engines.ipynb #42043aa0
+# %% ../nbs/03a_engines.ipynb #a41675e2
 def _chunk(batch, device) -> int:
     "How many directions go through the graph at a time: many where a single one would not keep the device busy."
     return max(1, (2**9 if device.type == "cpu" else 2**12) // max(1, n_examples(batch) * n_positions(batch)))
 
-# %% ../nbs/03a_engines.ipynb #36d7f9e5
+# %% ../nbs/03a_engines.ipynb #a4e07e46
 def _check_reached(losses: TokenLosses, params: Params):
     "Raise ValueError if a parameter that requires a gradient has none in any batch."
     frozen = {n for n, p in losses.model.named_parameters() if not p.requires_grad}
@@ -483,7 +483,7 @@ def _owners(model: nn.Module) -> tuple[dict[int, str], dict[nn.Module, dict[str,
     owned = {m: {k: names[id(p)] for k, p in m.named_parameters(recurse=False)} for m in model.modules()}
     return names, {m: local for m, local in owned.items() if local}
 
-# %% ../nbs/03a_engines.ipynb #5a0e4a1a
+# %% ../nbs/03a_engines.ipynb #e880d0e2
 class _Engines:
     "The engines on the parts of `losses`, with what they need from one checkpoint to the next."
     def _forward(self, i, params, names=None):
@@ -518,7 +518,7 @@ class _Engines:
         self.report["difference_error"] = max(error, self.report.get("difference_error", 0.0) if i else 0.0)
         return self.losses.batch(i, params).detach(), P, {}
 
-# %% ../nbs/03a_engines.ipynb #a57e8b8c
+# %% ../nbs/03a_engines.ipynb #63116c0e
 class Projector(_Engines):
     """P[x, b] = ⟨b, ∇L(x; params)⟩ for every token x and row b of `directions`, at any parameters.
 
@@ -575,7 +575,7 @@ class Projector(_Engines):
         self._calls += 1
         return torch.cat([loss for loss, _ in out]), torch.cat([P for _, P in out])
 
-# %% ../nbs/03a_engines.ipynb #ac34ff77
+# %% ../nbs/03a_engines.ipynb #8bf3ab5b
 def _check_request(losses, params, directions, engine) -> list[Tensor]:
     "Refuse what cannot be projected; the directions as a list."
     if engine not in ("auto", *ENGINES): raise ValueError(f"engine={engine!r}: use 'auto', {', '.join(map(repr, ENGINES))}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['clenshaw_curtis', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #51ea3881
+# %% ../nbs/04_projection.ipynb #7592772d
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoints, verify_checkpoints
-from .curvature import HessianOperator, mean_curvature, norm, token_curvature
+from .curvature import HessianOperator, dots, mean_curvature, norm, token_curvature
 from .engines import Projector, project_tokens
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #e03f053d
+# %% ../nbs/04_projection.ipynb #c4cec721
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     "Points and weights on [0, 1] with `nodes` interior points and both ends: exact for polynomials of degree `nodes` + 1."
     n = nodes + 1
@@ -34,7 +34,7 @@ def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     weights = np.where((j == 0) | (j == n), 1, 2) / (2 * n) * (1 - terms.sum(0))
     return (1 - np.cos(j * np.pi / n)) / 2, weights
 
-# %% ../nbs/04_projection.ipynb #e1068d8d
+# %% ../nbs/04_projection.ipynb #58cd462c
 def _path_levels(nodes: int | None, tol: float | None, max_nodes: int) -> list[int]:
     "The numbers of interior points to try, one after the other."
     if nodes is not None: return [nodes]
@@ -57,7 +57,7 @@ def _integrate_path(slopes, ends, change, movement, levels, tol):
         if tol is not None and error <= tol: break
     return mean, nodes, error
 
-# %% ../nbs/04_projection.ipynb #29561132
+# %% ../nbs/04_projection.ipynb #c0842318
 def _variables(losses, steps, basis, curvature, engine, path):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -93,7 +93,7 @@ def _create(path, losses, steps, basis, variables, settings):
     part.rename(path)
     return zarr.open_group(path, mode="r+")
 
-# %% ../nbs/04_projection.ipynb #4789a96b
+# %% ../nbs/04_projection.ipynb #55048450
 class _Walk:
     "Computes the numbers of one checkpoint after the other; `group` holds those that are done."
     def __init__(self, store, steps, basis, losses, engine, memory):
@@ -118,9 +118,9 @@ class _Walk:
         if i not in self._moves:
             if len(self._moves) > 2: del self._moves[min(self._moves)]
             delta = self.weights(i + 1) - self.weights(i)
-            movement = self.basis @ delta
+            movement = dots(self.basis, delta)
             rest = delta - movement @ self.basis
-            again = self.basis @ rest  # what rounding, or a basis that is a little off, left of it
+            again = dots(self.basis, rest)  # what rounding, or a basis that is a little off, left of it
             movement, rest = movement + again, rest - again @ self.basis
             length = norm(rest)
             if length <= 30 * torch.finfo(rest.dtype).eps * norm(delta): rest, length = torch.zeros_like(rest), 0.0  # rounding
@@ -144,7 +144,7 @@ class _Walk:
         loss, P = self.projector(self.params(weights))
         return loss, P[:, :-2], [P[:, -2] * lengths[0], P[:, -1] * lengths[1]]
 
-# %% ../nbs/04_projection.ipynb #14c838ec
+# %% ../nbs/04_projection.ipynb #003d9e0e
 def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tuple[str, tuple, Tensor | float]]:
     "(array, index, numbers) for all that belongs to checkpoint i."
     last, theta = len(walk.steps) - 1, walk.weights(i)
@@ -173,7 +173,7 @@ def _project_path(walk, i, group, end, levels, tol):
                                          walk.move(i)[0], levels, tol)
     return [("path_gradient", (i,), mean[:, :-1]), ("path_outside", (i,), mean[:, -1]), ("path_nodes", (i,), nodes), ("path_error", (i,), error)]
 
-# %% ../nbs/04_projection.ipynb #ea18961d
+# %% ../nbs/04_projection.ipynb #66d50ee2
 def _check_values(values, step, store):
     "A number that is not finite must not get into the Dataset, where NaN means “not computed yet”."
     for name, _, v in values:
@@ -204,7 +204,7 @@ def _intact(group, i) -> bool:
     try: return all(present(*at) for at in own)
     except (RuntimeError, ValueError, OSError): return False  # what the codec makes of damaged bytes
 
-# %% ../nbs/04_projection.ipynb #bbacd96f
+# %% ../nbs/04_projection.ipynb #3160befc
 def _check_existing(path, settings):
     "Refuse a `path` that holds something else than a projection with these settings."
     if not path.exists(): return
@@ -214,7 +214,7 @@ def _check_existing(path, settings):
     differ = ["nodes, tol or max_nodes" if n == "path" else n for n in differ]
     if differ: raise ValueError(f"{path} holds a projection with other {', '.join(differ)}: delete it, or use another path")
 
-# %% ../nbs/04_projection.ipynb #dd5d88ae
+# %% ../nbs/04_projection.ipynb #13348401
 def open_projection(path: str | Path) -> xr.Dataset:
     "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
     if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
@@ -223,7 +223,7 @@ def open_projection(path: str | Path) -> xr.Dataset:
                                         "call project(...) again with the same arguments, it goes on there")
     return xr.open_zarr(path, consolidated=False, chunks=None, drop_variables="complete")
 
-# %% ../nbs/04_projection.ipynb #2b36bc52
+# %% ../nbs/04_projection.ipynb #a35187e3
 def _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes):
     "What can be refused without reading a checkpoint."
     if len(steps) < 2: raise ValueError(f"{store.path}: a projection needs at least two checkpoints, not {len(steps)}")
@@ -247,7 +247,7 @@ def _settings(store, basis, losses, steps, engine, curvature, nodes, tol, max_no
             "tokens": hashlib.sha256(pd.util.hash_pandas_object(losses.tokens.astype(str)).values.tobytes()).hexdigest()[:16],
             "losses": float(losses({n: p.to(losses.params[n]) for n, p in store.load(steps[0]).items()}).double().mean())}
 
-# %% ../nbs/04_projection.ipynb #ea434662
+# %% ../nbs/04_projection.ipynb #049ce1fb
 def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Sequence[int] | None = None, *,
             engine: str = "auto", memory: str | int = "2GiB", curvature: TokenLosses | str | None = None, nodes: int | None = None,
             tol: float | None = None, max_nodes: int = 63, path: str | Path | None = None, progress: bool = True) -> xr.Dataset:
