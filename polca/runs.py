@@ -7,7 +7,7 @@ __all__ = ['PAPER', 'LABELS', 'FIGURES', 'RESULTS_FORMAT', 'RUN_KINDS', 'open_ru
            'format_summary', 'describe_figures', 'draw_figure', 'save_figures', 'environment', 'write_results',
            'read_results', 'run_arithmetic', 'main']
 
-# %% ../nbs/13_runs.ipynb #f9e95127
+# %% ../nbs/13_runs.ipynb #d00fa963
 import argparse
 import importlib.metadata
 import json
@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from .arithmetic import PRESETS, AdditionModel, ArithmeticConfig, addition_losses, check_config, draw_pairs, preset, train
+from .arithmetic import PLACES, PRESETS, AdditionModel, ArithmeticConfig, addition_losses, check_config, draw_pairs, preset, train
 from .breakthroughs import breakthroughs, plateau
 from .checkpoints import Checkpoints, atomic_path, verify_checkpoints, write_json
 from .clustering import (
@@ -35,7 +35,7 @@ from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import Subspace, hessian_subspace, orthonormality_error, weight_axes
 
-# %% ../nbs/13_runs.ipynb #6d8968b8
+# %% ../nbs/13_runs.ipynb #dc59c0f6
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -59,7 +59,7 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #85017034
+# %% ../nbs/13_runs.ipynb #fd1a9778
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     """The clusters of one kind of trajectory, or of "recommended", and its row of numbers; `flat` is the step where the mean loss is flat."""
     if kind == "recommended":
@@ -100,7 +100,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #502890f6
+# %% ../nbs/13_runs.ipynb #1dff5ed7
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -115,7 +115,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #1f93d5b4
+# %% ../nbs/13_runs.ipynb #8b88ec68
 PAPER = {"lca": ("0.792 / 0.772 / 0.782", "0.614 / 0.873 / 0.721", "0.592 / 0.626 / 0.609", 0.019),
          "loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
@@ -139,7 +139,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #5be2868c
+# %% ../nbs/13_runs.ipynb #228d3f54
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -170,7 +170,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #a2f90ef9
+# %% ../nbs/13_runs.ipynb #e52537e8
 def describe_figures(projection: xr.Dataset, clusters: dict[str, Clusters]) -> dict:
     "What the paper's Figures 3, 4, 6, 7 and 8 show, in numbers."
     place, carry = projection["place"].values, projection["carry"].values
@@ -196,12 +196,13 @@ def draw_figure(results: dict, name: str):
     from polca.plots import plot_cluster_descriptions, plot_loss_quartiles  # here, so that commands that draw nothing do not wait for matplotlib
     part, rows, title = FIGURES[name]
     told, config = results["figures"][part], results["config"]
+    if part == "digits_carry": told = told | {"quartiles": dict(sorted(told["quartiles"].items(), key=lambda item: PLACES.index(item[0].split(",")[0])))}
     last = 4000 if config["steps"] > 4000 else None  # the paper's figures end there
     if rows is None: return plot_loss_quartiles(told, title, results["plateau"] if results["plateau"] + config["window"] < config["steps"] else None, last)
     unit = {"loss": "exact loss (nats)", "recommended": "projected loss, all directions (nats)"}.get(part, "projected loss (nats)")
     return plot_cluster_descriptions(told[rows], unit, title, last)
 
-# %% ../nbs/13_runs.ipynb #8199d798
+# %% ../nbs/13_runs.ipynb #c87a0b84
 def save_figures(out: Path, projection: xr.Dataset, results: dict) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt
@@ -223,7 +224,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #1fd34f7a
+# %% ../nbs/13_runs.ipynb #b7ea8e15
 def environment() -> dict:
     "What numbers are made with here: versions, hardware, and the commit of polca where it is run from its repository."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
@@ -244,7 +245,7 @@ def _commit() -> str | None:
     try: return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError): return None
 
-# %% ../nbs/13_runs.ipynb #8f720425
+# %% ../nbs/13_runs.ipynb #66a97323
 RESULTS_FORMAT = 2  # of the files; 1 had no header
 
 def write_results(file: str | Path, made_by: str, config: ArithmeticConfig, results: dict) -> dict:
@@ -276,7 +277,7 @@ def read_results(file: str | Path, made_by: str, command: str, config: Arithmeti
     if missing: raise ValueError(f"{file} lacks {', '.join(missing)}: make it with: {command}")
     return found
 
-# %% ../nbs/13_runs.ipynb #e95702b1
+# %% ../nbs/13_runs.ipynb #c0b0a816
 def _peak_memory() -> float | None:
     "The largest resident memory of this process so far, GiB; None where the system does not tell."
     try: import resource
@@ -296,7 +297,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #cab177ce
+# %% ../nbs/13_runs.ipynb #53e95007
 RUN_KINDS = ("loss", "change", "fisher", "lca", "first", "paper", "trapezoid", "recommended")
 
 def _cluster_all(projection, axes, config, flat, progress):
@@ -341,7 +342,7 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib'] or '?'} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/13_runs.ipynb #c524fc0b
+# %% ../nbs/13_runs.ipynb #5dd23273
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -385,7 +386,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #4901b327
+# %% ../nbs/13_runs.ipynb #d9e513bf
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
