@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
            'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #43ed6ae9
+# %% ../nbs/11_arithmetic.ipynb #a0fc61c5
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checkpoints import Checkpoints, atomic_path, write_json
 from .losses import TokenLosses, check_params, parameters, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #dcedd4bb
+# %% ../nbs/11_arithmetic.ipynb #6e998325
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -73,10 +73,10 @@ class ArithmeticConfig:
         after, interval = self.late or (self.steps, self.interval)
         return [*range(0, after, self.interval), *range(after, self.steps + 1, interval)]
 
-# %% ../nbs/11_arithmetic.ipynb #ecc29fa9
+# %% ../nbs/11_arithmetic.ipynb #6de63a79
 PRESETS = {
     "paper": ArithmeticConfig(),
-    "paper-part": ArithmeticConfig(preset="paper-part", analysed_sums=125, basis_sums=250, late=(4000, 200), min_cluster_size=15),
+    "paper-part": ArithmeticConfig(preset="paper-part", analysed_sums=125, basis_sums=250, curvature_sums=10, late=(4000, 200), min_cluster_size=15),
     "small": ArithmeticConfig(
         preset="small", width=128, lr=3e-4, steps=960, validation_sums=250, hessian_sums=200, curvature_sums=10,
         basis_every=40, basis_steps=24, tol=1e-2, min_cluster_size=30, plateau=None),
@@ -86,7 +86,7 @@ PRESETS = {
         plateau=None),
 }
 
-# %% ../nbs/11_arithmetic.ipynb #9c8a517f
+# %% ../nbs/11_arithmetic.ipynb #4f2a0e2e
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
     if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
@@ -127,7 +127,7 @@ def _stretches(config) -> list[tuple[int, int]]:
     after, late = config.late or (config.steps, config.interval)
     return [(after, config.interval), (config.steps - after, late)]
 
-# %% ../nbs/11_arithmetic.ipynb #e36294f0
+# %% ../nbs/11_arithmetic.ipynb #a4cdb241
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -152,7 +152,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #f99e3534
+# %% ../nbs/11_arithmetic.ipynb #79df37c0
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -168,7 +168,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #3344e0c1
+# %% ../nbs/11_arithmetic.ipynb #e5023a8e
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -189,7 +189,7 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #09880d27
+# %% ../nbs/11_arithmetic.ipynb #e9428a47
 def _train_step(model, optimizer, schedule, pairs):
     ids = encode(pairs)
     loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
@@ -198,7 +198,7 @@ def _train_step(model, optimizer, schedule, pairs):
     optimizer.step()
     schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #d2df9156
+# %% ../nbs/11_arithmetic.ipynb #9b713be4
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -225,7 +225,7 @@ def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, s
     state_file.unlink(missing_ok=True)
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #4bb193f8
+# %% ../nbs/11_arithmetic.ipynb #038d387d
 _TRAINING = ("seed", "width", "layers", "heads", "init_std", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
@@ -252,7 +252,7 @@ def _load(model, store, step):
     model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #5afb762d
+# %% ../nbs/11_arithmetic.ipynb #0c214a11
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
