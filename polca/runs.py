@@ -7,7 +7,7 @@ __all__ = ['PAPER', 'LABELS', 'FIGURES', 'RESULTS_FORMAT', 'RUN_KINDS', 'open_ru
            'format_summary', 'describe_figures', 'draw_figure', 'save_figures', 'environment', 'write_results',
            'read_results', 'run_arithmetic', 'main']
 
-# %% ../nbs/13_runs.ipynb #d00fa963
+# %% ../nbs/13_runs.ipynb #b9fc89d4
 import argparse
 import importlib.metadata
 import json
@@ -29,13 +29,13 @@ from .arithmetic import PLACES, PRESETS, AdditionModel, ArithmeticConfig, additi
 from .breakthroughs import breakthroughs, plateau
 from .checkpoints import Checkpoints, atomic_path, verify_checkpoints, write_json
 from .clustering import (
-    Clusters, agreement, cluster_directions, cluster_tokens, describe_clusters, filter_directions, filter_tokens, linear_probe, loss_quartiles, skill_scores)
+    Clusters, agreement, cluster_directions, cluster_tokens, describe_clusters, distinct_clusters, filter_directions, filter_tokens, linear_probe, loss_quartiles, skill_scores)
 from .decomposition import KINDS, RULES, allocate, check_paper_curvature, explained, rules, trajectories
 from .losses import n_parameters, parameters
 from .projection import project
 from .subspace import Subspace, hessian_subspace, orthonormality_error, weight_axes
 
-# %% ../nbs/13_runs.ipynb #dc59c0f6
+# %% ../nbs/13_runs.ipynb #4577db18
 def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     """Make `out` the directory of a run of `config`, or find it to be one already.
 
@@ -59,18 +59,27 @@ def open_run(out: str | Path, config: ArithmeticConfig) -> Path:
     else: write_json(found, wanted)
     return out
 
-# %% ../nbs/13_runs.ipynb #fd1a9778
+# %% ../nbs/13_runs.ipynb #502c50c5
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     """The clusters of one kind of trajectory, or of "recommended", and its row of numbers; `flat` is the step where the mean loss is flat."""
     if kind == "recommended":
         clustered, clusters = cluster_tokens(projection, random_state=config.seed)
-        curves = _along_all(projection, clusters)
-        return clusters, _row(projection, curves, clustered, clusters, config, flat) | {"probe": dict.fromkeys(("1000s", "100s", "10s"))}
+        distinct = Clusters(clusters.labels, distinct_clusters(clusters).reset_index(drop=True), clusters.notes)  # else each would count once for every k
+        row = _row(projection, _whole_loss(projection, clusters), clustered, distinct, config, flat)
+        return clusters, row | {"carry": _carry(projection, clusters), "carry_distinct": row["carry"], "probe": dict.fromkeys(("1000s", "100s", "10s"))}
     curves = trajectories(projection, kind)
     kept = {"keep_directions": filter_directions(curves), "keep_tokens": filter_tokens(curves)} if kind in (*RULES, "lca") else {}
     clusters = cluster_directions(curves, config.min_cluster_size, config.min_samples, **kept)
     place, carry = projection["place"].values, projection["carry"].values.astype(bool)
     return clusters, _row(projection, curves, curves, clusters, config, flat) | {"probe": {p: _probe(curves, carry, place == p) for p in ("1000s", "100s", "10s")}}
+
+def _whole_loss(projection, clusters):
+    "The exact loss, for each of the directions −k of `clusters`: what all directions, and what is outside of them, come to."
+    return trajectories(projection, "loss").isel(direction=0, drop=True).expand_dims(direction=clusters.labels["direction"].values, axis=2)
+
+def _carry(projection, clusters) -> list[dict]:
+    "The carry clusters of the 10s and 100s, the purest first."
+    return skill_scores(clusters, projection["carry"].values.astype(bool), np.isin(projection["place"].values, ["10s", "100s"])).to_dict("records")
 
 def _along_all(projection, clusters):
     "The projected loss along all directions together, for each of the directions −k of `clusters`."
@@ -85,7 +94,7 @@ def _row(projection, curves, clustered, clusters, config, flat) -> dict:
     return {
         "directions": [int(d) for d in kept], "clusters": len(clusters.table), **clusters.counts(),
         "not_clustered": {str(k): v for k, v in clusters.notes.items()},
-        "carry": skill_scores(clusters, carry, np.isin(place, ["10s", "100s"])).to_dict("records"),
+        "carry": _carry(projection, clusters),
         "agreement": _numbers(scores.loc[kept].reset_index()),
         "hidden": float(found["hidden"].mean()) if len(found) else None,
         "hidden_control": float(found["control"].mean()) if len(found) else None,
@@ -100,7 +109,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/13_runs.ipynb #1dff5ed7
+# %% ../nbs/13_runs.ipynb #e4633f29
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -115,7 +124,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/13_runs.ipynb #8b88ec68
+# %% ../nbs/13_runs.ipynb #3062b7f4
 PAPER = {"lca": ("0.792 / 0.772 / 0.782", "0.614 / 0.873 / 0.721", "0.592 / 0.626 / 0.609", 0.019),
          "loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
@@ -129,7 +138,7 @@ def format_table(results: dict) -> str:
     head = ("trajectories", "1st", "2nd", "3rd", "hidden", "clusters", "outliers", "directions", "dropped")
     rows = []
     for kind, row in results["kinds"].items():
-        best = [f"{c['homogeneity']:.3f} / {c['recall']:.3f} / {c['f1']:.3f}" for c in row["carry"][:3]]
+        best = [f"{c['homogeneity']:.3f} / {c['recall']:.3f} / {c['f1']:.3f}" for c in row.get("carry_distinct", row["carry"])[:3]]
         hidden = "" if row["hidden"] is None else f"{row['hidden']:.3f}"
         clustered = row["outliers"] + row["clustered"]
         rows.append((LABELS[kind], *(best + [""] * 3)[:3], hidden, str(row["clusters"]), f"{row['outliers'] / clustered:.0%}" if clustered else "",
@@ -139,7 +148,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/13_runs.ipynb #228d3f54
+# %% ../nbs/13_runs.ipynb #374c1207
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -170,7 +179,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/13_runs.ipynb #e52537e8
+# %% ../nbs/13_runs.ipynb #c47c0eb0
 def describe_figures(projection: xr.Dataset, clusters: dict[str, Clusters]) -> dict:
     "What the paper's Figures 3, 4, 6, 7 and 8 show, in numbers."
     place, carry = projection["place"].values, projection["carry"].values
@@ -202,7 +211,7 @@ def draw_figure(results: dict, name: str):
     unit = {"loss": "exact loss (nats)", "recommended": "projected loss, all directions (nats)"}.get(part, "projected loss (nats)")
     return plot_cluster_descriptions(told[rows], unit, title, last)
 
-# %% ../nbs/13_runs.ipynb #c87a0b84
+# %% ../nbs/13_runs.ipynb #99c8862b
 def save_figures(out: Path, projection: xr.Dataset, results: dict) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt
@@ -224,7 +233,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/13_runs.ipynb #b7ea8e15
+# %% ../nbs/13_runs.ipynb #b13008de
 def environment() -> dict:
     "What numbers are made with here: versions, hardware, and the commit of polca where it is run from its repository."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
@@ -245,7 +254,7 @@ def _commit() -> str | None:
     try: return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError): return None
 
-# %% ../nbs/13_runs.ipynb #66a97323
+# %% ../nbs/13_runs.ipynb #b455c54c
 RESULTS_FORMAT = 2  # of the files; 1 had no header
 
 def write_results(file: str | Path, made_by: str, config: ArithmeticConfig, results: dict) -> dict:
@@ -277,7 +286,7 @@ def read_results(file: str | Path, made_by: str, command: str, config: Arithmeti
     if missing: raise ValueError(f"{file} lacks {', '.join(missing)}: make it with: {command}")
     return found
 
-# %% ../nbs/13_runs.ipynb #c0b0a816
+# %% ../nbs/13_runs.ipynb #064513ce
 def _peak_memory() -> float | None:
     "The largest resident memory of this process so far, GiB; None where the system does not tell."
     try: import resource
@@ -297,7 +306,7 @@ class _Stages:
         if self.current: self.seconds[self.current] = round(time.monotonic() - self.began, 1)
         self.current = None
 
-# %% ../nbs/13_runs.ipynb #53e95007
+# %% ../nbs/13_runs.ipynb #34d72af0
 RUN_KINDS = ("loss", "change", "fisher", "lca", "first", "paper", "trapezoid", "recommended")
 
 def _cluster_all(projection, axes, config, flat, progress):
@@ -342,7 +351,7 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib'] or '?'} GiB. Every number: {out / 'results.json'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/13_runs.ipynb #5dd23273
+# %% ../nbs/13_runs.ipynb #69ce9d30
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage, into the directory `out`.
@@ -386,7 +395,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     _say_results(results, figures, out, say)
     return results
 
-# %% ../nbs/13_runs.ipynb #d9e513bf
+# %% ../nbs/13_runs.ipynb #395a0155
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
