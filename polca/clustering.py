@@ -7,7 +7,7 @@ __all__ = ['OUTLIER', 'DROPPED', 'SCALES', 'CLUSTERINGS', 'filter_directions', '
            'cluster_directions', 'describe_clusters', 'loss_quartiles', 'scale_curves', 'CoreKMeans', 'cluster_tokens',
            'distinct_clusters', 'skill_scores', 'agreement', 'linear_probe']
 
-# %% ../nbs/06_clustering.ipynb #60b62773
+# %% ../nbs/06_clustering.ipynb #afa65017
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .decomposition import RULES, trajectories
 
-# %% ../nbs/06_clustering.ipynb #767be42c
+# %% ../nbs/06_clustering.ipynb #fef6cb3e
 def filter_directions(curves: xr.DataArray) -> xr.DataArray:
     "Filter 1: True (direction) where the mean over tokens of `curves` (step, token, direction) does not rise, first to last."
     mean = curves.mean("token")
@@ -36,7 +36,7 @@ def filter_tokens(curves: xr.DataArray) -> xr.DataArray:
     "Filter 2: True (token, direction) where the curve of the token does not rise, first to last."
     return (curves.isel(step=-1) <= curves.isel(step=0)).transpose("token", "direction").rename("kept")
 
-# %% ../nbs/06_clustering.ipynb #3e9cfe7e
+# %% ../nbs/06_clustering.ipynb #ae02cc72
 def medoid(curves: np.ndarray) -> int:
     "The row of `curves` (tokens, steps) with the smallest sum of Euclidean distances to the other rows."
     sums = pairwise_distances_chunked(curves, reduce_func=lambda part, start: part.sum(axis=1))
@@ -46,7 +46,7 @@ def quartiles(curves: np.ndarray) -> np.ndarray:
     "First quartile, median and third quartile over the rows of `curves` (tokens, steps): (3, steps)."
     return np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
 
-# %% ../nbs/06_clustering.ipynb #b5b93d41
+# %% ../nbs/06_clustering.ipynb #9f4a5b5b
 OUTLIER, DROPPED = -1, -2
 
 @dataclass
@@ -72,7 +72,7 @@ class Clusters:
         return {"dropped": float((labels == DROPPED).sum(1).mean()), "outliers": float((labels == OUTLIER).sum(1).mean()),
                 "clustered": float((labels >= 0).sum(1).mean())}
 
-# %% ../nbs/06_clustering.ipynb #f85d8c5b
+# %% ../nbs/06_clustering.ipynb #05302e97
 def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_samples: int | None = None, *,
                        keep_directions: xr.DataArray | None = None, keep_tokens: xr.DataArray | None = None,
                        clusterer: ClusterMixin | None = None, progress: bool = False) -> Clusters:
@@ -112,7 +112,7 @@ def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_sa
     table = pd.DataFrame(rows, columns=["direction", "cluster", "size", "medoid"])
     return Clusters(xr.DataArray(labels, coords, ("direction", "token"), "cluster"), table, notes)
 
-# %% ../nbs/06_clustering.ipynb #7ba2f5d8
+# %% ../nbs/06_clustering.ipynb #0e1d9cb5
 def describe_clusters(curves: xr.DataArray, clusters: Clusters, direction: int, loss: xr.DataArray, by: Mapping[str, Sequence]) -> dict:
     """The clusters along `direction`, and its outliers as cluster −1, in lists and numbers for `polca.plots.plot_cluster_descriptions`.
 
@@ -145,7 +145,7 @@ def loss_quartiles(loss: xr.DataArray, skill: Sequence) -> dict:
     values, skill = loss.transpose("token", "step").values, np.asarray(skill)
     return {"step": loss["step"].values.tolist(), "quartiles": {str(v): _rounded(quartiles(values[skill == v])) for v in pd.unique(skill)}}
 
-# %% ../nbs/06_clustering.ipynb #835f6e7e
+# %% ../nbs/06_clustering.ipynb #3ff50141
 SCALES = ("raw", "unit", "step", "log", "rank")
 
 def scale_curves(curves: xr.DataArray, scale: str = "step", joint: bool = False) -> xr.DataArray:
@@ -170,7 +170,7 @@ def scale_curves(curves: xr.DataArray, scale: str = "step", joint: bool = False)
     if not joint: return curves.copy(data=values)
     return xr.DataArray(values, {"step": np.arange(len(values)), "token": curves["token"], "direction": [-1]}, ("step", "token", "direction"), attrs=curves.attrs)
 
-# %% ../nbs/06_clustering.ipynb #e59bc351
+# %% ../nbs/06_clustering.ipynb #fb29699d
 class CoreKMeans(ClusterMixin, BaseEstimator):
     """k-means that keeps the core of every cluster: the share `core` of its members with the largest cosine to its centre; the others are outliers, −1.
 
@@ -192,7 +192,7 @@ class CoreKMeans(ClusterMixin, BaseEstimator):
             self.labels_[by_distance[int(np.ceil(self.core * len(members))):]] = OUTLIER
         return self
 
-# %% ../nbs/06_clustering.ipynb #7ae17782
+# %% ../nbs/06_clustering.ipynb #c2e736ae
 CLUSTERINGS = ("recommended", "paper")
 
 def cluster_tokens(projection: xr.Dataset, preset: str = "recommended", *, kind: str | None = None, scale: str | None = None, joint: bool | None = None,
@@ -224,7 +224,7 @@ def cluster_tokens(projection: xr.Dataset, preset: str = "recommended", *, kind:
     table = pd.concat([c.table for c in each], ignore_index=True)
     return scaled, Clusters(labels, table.assign(stability=_stability(labels.values)) if joint else table, {})
 
-# %% ../nbs/06_clustering.ipynb #ea6d9e0c
+# %% ../nbs/06_clustering.ipynb #e6e38bf9
 def _check_numbers(n_clusters, joint, tokens) -> list[int]:
     "The numbers of clusters to look for: several jointly, one for single directions, and none above the number of tokens."
     numbers = ([*range(5, 13)] if joint else [8]) if n_clusters is None else [n_clusters] if isinstance(n_clusters, int) else list(n_clusters)
@@ -233,7 +233,7 @@ def _check_numbers(n_clusters, joint, tokens) -> list[int]:
     if max(numbers) > tokens: raise ValueError(f"{max(numbers)} clusters of {tokens} tokens: analyse more tokens, or look for fewer clusters with n_clusters")
     return numbers
 
-# %% ../nbs/06_clustering.ipynb #b704e7f3
+# %% ../nbs/06_clustering.ipynb #212ddbd1
 def _stability(labels: np.ndarray) -> list[float]:
     "For every cluster of every row of `labels` (clusterings, tokens): the mean over the other rows of its largest Jaccard index with a cluster there."
     members = [np.stack([row == c for c in range(row.max() + 1)]).astype(float) for row in labels]
@@ -254,7 +254,7 @@ def distinct_clusters(clusters: Clusters, overlap: float = 0.5) -> pd.DataFrame:
         masks.append(own)
     return clusters.table.loc[kept]
 
-# %% ../nbs/06_clustering.ipynb #7c0dfb35
+# %% ../nbs/06_clustering.ipynb #40a1a6fb
 def skill_scores(clusters: Clusters, skill: np.ndarray, places: np.ndarray | None = None, share: float = 0.85) -> pd.DataFrame:
     """Homogeneity, recall, F1 and coverage of every cluster against a known skill, best homogeneity first.
 
@@ -275,7 +275,7 @@ def skill_scores(clusters: Clusters, skill: np.ndarray, places: np.ndarray | Non
     columns = ["direction", "cluster", "size", "homogeneity", "recall", "f1", "coverage"]
     return pd.DataFrame(rows, columns=columns).sort_values("homogeneity", ascending=False, ignore_index=True, kind="stable")
 
-# %% ../nbs/06_clustering.ipynb #c41673a5
+# %% ../nbs/06_clustering.ipynb #f8462c5e
 def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None = None) -> pd.DataFrame:
     """One row per direction: clusters, outliers (share of the tokens that no filter dropped), rand, rand_clustered, silhouette.
 
@@ -299,7 +299,7 @@ def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None
         rows.append(row)
     return pd.DataFrame(rows).set_index("direction")
 
-# %% ../nbs/06_clustering.ipynb #35adfd76
+# %% ../nbs/06_clustering.ipynb #c49b0e9c
 def linear_probe(curves: xr.DataArray, skill: np.ndarray, tokens: np.ndarray | None = None, seed: int = 0) -> dict:
     """How well a logistic regression on the curve along *one* direction tells the tokens that need `skill` from the others.
 

@@ -7,7 +7,7 @@ __all__ = ['MATRICES', 'is_elementwise', 'is_changed', 'ForwardHooks', 'is_finit
            'GradientOperator', 'GaussNewtonOperator', 'mean_gradient', 'MeanOperator', 'norm', 'dots', 'orthogonalise',
            'Eigenpairs', 'lanczos', 'check_lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #3fe7469c
+# %% ../nbs/02_curvature.ipynb #90094ad1
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
 from .memory import MemoryBudgetError, SavedMemory, batch_of_part, memory_bytes, split_batches
 
-# %% ../nbs/02_curvature.ipynb #a77ff52d
+# %% ../nbs/02_curvature.ipynb #d0a20609
 _ELEMENTWISE = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Softplus, nn.ReLU6,
                 nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Softsign)
 
@@ -56,7 +56,7 @@ class _ActivationSlope(torch.autograd.Function):
         g, slope, bend = ctx.saved_tensors
         return h * slope, g.mul(bend).mul_(h), None, None
 
-# %% ../nbs/02_curvature.ipynb #4b1a1629
+# %% ../nbs/02_curvature.ipynb #b44dbbf1
 def _curve(v, unit, scale):
     "c(v) = r (v − mean v − u mean(vu))."
     return torch.addcmul(v - v.mean(-1, keepdim=True), unit, (v * unit).mean(-1, keepdim=True), value=-1).mul_(scale)
@@ -90,7 +90,7 @@ class _LayerNormSlope(torch.autograd.Function):
         return (torch.addcmul(h_bias, back, weight).addcmul_(unit, h_weight), _curve(on_unit, unit, scale).addcmul_(unit, on_scale, value=-1),
                 (back * g).flatten(0, -2).sum(0), None, None)
 
-# %% ../nbs/02_curvature.ipynb #a905577a
+# %% ../nbs/02_curvature.ipynb #1b049413
 class ForwardHooks:
     "Forward hooks for the length of its `with` block; a subclass names them in `hooks()`, as pairs of a module and a function."
     def __enter__(self):
@@ -129,7 +129,7 @@ class _TwiceDifferentiable(ForwardHooks):
         scale = torch.rsqrt(x.var(-1, correction=0, keepdim=True) + module.eps)
         return _LayerNorm.apply(args[0], module.weight, module.bias, (x - x.mean(-1, keepdim=True)) * scale, scale)
 
-# %% ../nbs/02_curvature.ipynb #5ce493f5
+# %% ../nbs/02_curvature.ipynb #dd5b5f29
 class _TokenMean:
     """A symmetric operator on weight space that is a mean over tokens: the common part of the operators below.
 
@@ -199,7 +199,7 @@ class _TokenMean:
         if not is_finite(flat): check_finite_parts(dict(zip(self.params, parts)), what, batch_of_part(self._given, self.losses, i))
         return flat
 
-# %% ../nbs/02_curvature.ipynb #eb88714d
+# %% ../nbs/02_curvature.ipynb #cbfa60f9
 def is_finite(v: Tensor) -> bool:
     "Whether all entries of `v` are finite, in one pass over it where they are."
     return bool(torch.isfinite(v.sum())) or bool(torch.isfinite(v).all())
@@ -218,7 +218,7 @@ def check_finite_parts(parts: Params, what: str, batch: int) -> None:
         f"{what} is not finite in {', '.join(bad[:3])}{' and others' if bad[3:] else ''}, on batch {batch}: training diverged at these weights, or the loss "
         "cannot be differentiated there; use other checkpoints, or leave that batch out")
 
-# %% ../nbs/02_curvature.ipynb #ecb66cae
+# %% ../nbs/02_curvature.ipynb #a834b433
 class HessianOperator(_TokenMean):
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
@@ -257,7 +257,7 @@ class GradientOperator(_TokenMean):
         slopes, = torch.autograd.grad(grads, u, tangents, retain_graph=True, materialize_grads=True)
         return self._gradients(loss, slopes / len(self.losses))
 
-# %% ../nbs/02_curvature.ipynb #54c79879
+# %% ../nbs/02_curvature.ipynb #cc088fbb
 class _Outputs(ForwardHooks):
     "In its `with` block `model` returns a leaf in place of its logits; `logits` and `leaf` keep both."
     def __init__(self, model): self.model, self.calls = model, 0
@@ -273,7 +273,7 @@ class _Outputs(ForwardHooks):
         out.logits = self.leaf
         return out
 
-# %% ../nbs/02_curvature.ipynb #312de69b
+# %% ../nbs/02_curvature.ipynb #f5880765
 class GaussNewtonOperator(_TokenMean):
     """The Gauss-Newton matrix of the mean loss, used as `HessianOperator`.
 
@@ -298,7 +298,7 @@ class GaussNewtonOperator(_TokenMean):
         bent, = torch.autograd.grad(slope, call.leaf, moved, retain_graph=True, materialize_grads=True)
         return self._gradients(call.logits, bent)
 
-# %% ../nbs/02_curvature.ipynb #4c440cc4
+# %% ../nbs/02_curvature.ipynb #f1f0dd96
 def mean_gradient(losses: TokenLosses, params: Params) -> Tensor:
     "The gradient of the mean loss of `losses` at `params`, (d,), in nats per unit length. Raises ValueError if it is not finite."
     leaves, out = {n: p.detach().requires_grad_() for n, p in params.items()}, 0
@@ -308,7 +308,7 @@ def mean_gradient(losses: TokenLosses, params: Params) -> Tensor:
         out = out + flatten(parts)
     return out
 
-# %% ../nbs/02_curvature.ipynb #0bc14070
+# %% ../nbs/02_curvature.ipynb #eb1adbc8
 MATRICES = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator, "gradients": GradientOperator}
 
 class MeanOperator:
@@ -317,7 +317,7 @@ class MeanOperator:
 
     def __matmul__(self, v: Tensor) -> Tensor: return sum(operator @ v for operator in self.operators) / len(self.operators)
 
-# %% ../nbs/02_curvature.ipynb #cef41e45
+# %% ../nbs/02_curvature.ipynb #78b1f862
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
@@ -343,7 +343,7 @@ def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False, passes: int = 
                 if len(rows): v = v - dots(rows, v, exact) @ rows
     return v
 
-# %% ../nbs/02_curvature.ipynb #4536f372
+# %% ../nbs/02_curvature.ipynb #a6283079
 @dataclass
 class Eigenpairs:
     """Result of `lanczos`: values (k,) in nats per squared length, vectors (k, d), true relative residuals (k,), and iterations (k,): the products
@@ -383,7 +383,7 @@ def _two_passes(v, rows):
     for b, _, new in parts: new.addmv_(b.T, second, alpha=-1)
     return first + second, rest
 
-# %% ../nbs/02_curvature.ipynb #d08d2826
+# %% ../nbs/02_curvature.ipynb #9e39c40f
 _LEAST = 10  # products before a vector counts as an eigenvector of what is small; after one or two, a random one may look like it
 
 class _Krylov:
@@ -452,7 +452,7 @@ class _Krylov:
         self.small[range(keep), range(keep)] = values[:keep]
         self.m = keep
 
-# %% ../nbs/02_curvature.ipynb #b5e8135e
+# %% ../nbs/02_curvature.ipynb #519473db
 def _pairs(matvec, against, k, tol, max_products, rows, which, generator, start, scale=0.0, least=1):
     "The top `k` Ritz pairs of one Krylov space of `least` products or more, and the largest curvature met; `scale` is that of earlier ones."
     space, full = _Krylov(matvec, against, rows, which, generator, start, scale, max_products), len(start) - sum(map(len, against))
@@ -486,7 +486,7 @@ def _orthonormal(vectors, against):
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * largest.sign()
 
-# %% ../nbs/02_curvature.ipynb #cb6d36b4
+# %% ../nbs/02_curvature.ipynb #29e20a16
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu", start: Tensor | None = None,
             scale: float = 0.0, memory: str | int = "4GiB", repeated: bool = True, strict: bool = False) -> Eigenpairs:
@@ -520,7 +520,7 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
     if max(pairs.residuals) > tol: _unconverged(pairs, tol, max_iterations, strict)
     return pairs
 
-# %% ../nbs/02_curvature.ipynb #6153df61
+# %% ../nbs/02_curvature.ipynb #b11f9f58
 def _look_again(pairs, matvec, run, against, like, generator, tol, which, scale) -> bool:
     "Whether a pair above the last of `pairs` was missed; it then takes its place among them."
     beside, size, floor = (*against, pairs.vectors), np.abs if which == "magnitude" else np.asarray, 100 * torch.finfo(like.dtype).eps * scale
@@ -539,6 +539,7 @@ def _look_again(pairs, matvec, run, against, like, generator, tol, which, scale)
     pairs.vectors = torch.cat([pairs.vectors, probe.vectors])[torch.as_tensor(top.copy())]
     return True
 
+# %% ../nbs/02_curvature.ipynb #a211ac3e
 def _unconverged(pairs, tol, max_iterations, strict):
     message = (f"Lanczos did not reach a relative residual of {tol:g} within {max_iterations} iterations. Raise max_iterations or tol.\n"
                f"{pairs.table().to_string()}")
@@ -573,12 +574,12 @@ def check_lanczos(d: int, k: int, given: int = 0, *, tol=1e-3, which="largest", 
         f"give {(2 * need + beside) * each / 2**20:.3g}MiB or more")
     return min(rows, d - given, max_iterations)
 
-# %% ../nbs/02_curvature.ipynb #d4d5da82
+# %% ../nbs/02_curvature.ipynb #7c84e335
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
     "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,), in nats per squared length. Raises ValueError as `hessian @ b` does."
     return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #04104d1a
+# %% ../nbs/02_curvature.ipynb #776b1708
 def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     axes = tuple(range(-len(normalized_shape), 0))
     centred = x - x.mean(axes, keepdim=True)
