@@ -128,6 +128,7 @@ def gradient_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[i
         f"the mean gradient of step {steps[int(np.argmin(new))]} is zero or lies in the span of those before it: leave this step out")
     return as_subspace(directions, losses.params, pd.DataFrame({"source_step": steps, "new": new}))
 
+# %% ../nbs/03b_bases.ipynb #e284e107
 def jacobian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], K: int, tol: float = 1e-3, *, max_iterations: int = 500,
                       seed: int = 0, memory: str | int = "4GiB") -> Subspace:
     """The top `K` right singular vectors of the gradients of all tokens of `losses` at all of `steps`, stacked.

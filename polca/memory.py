@@ -164,6 +164,7 @@ def split_batches(losses: TokenLosses, params: Params, attempt: Callable, budget
     if len(batches) == len(losses.batches): return losses, needs
     return TokenLosses(losses.model, batches, losses.loss, losses.tokens, check=False), needs
 
+# %% ../nbs/00a_memory.ipynb #a1f99d6a
 def batch_of_part(losses: TokenLosses, parts: TokenLosses, i: int) -> int:
     "The batch of `losses` that part `i` of `parts`, made by `split_batches`, is from."
     before = sum(n_examples(batch) for batch in parts.batches[:i])

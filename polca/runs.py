@@ -85,6 +85,7 @@ def _along_all(projection, clusters):
     "The projected loss along all directions together, for each of the directions −k of `clusters`."
     return trajectories(projection, "trapezoid").sum("direction").expand_dims(direction=clusters.labels["direction"].values, axis=2)
 
+# %% ../nbs/13_runs.ipynb #4c8df154
 def _row(projection, curves, clustered, clusters, config, flat) -> dict:
     "The numbers of `clusters`, found in the curves `clustered`; breakthroughs are those of `curves`."
     place, carry = projection["place"].values, projection["carry"].values.astype(bool)
@@ -324,6 +325,7 @@ def _project_all(store, basis, model, validation, config, out, progress):
     return [project(store, directions, tokens, config.recorded_steps, curvature=curvature, path=out / name, progress=progress).load()
             for directions, curvature, name in ((basis, sample, "projection.zarr"), (axes, None, "projection_lca.zarr"))]
 
+# %% ../nbs/13_runs.ipynb #484c2edc
 def _check_curvature(store, basis, model, validation, config) -> dict:
     "The paper's Appendix C: its estimate of the curvature on 100 sums, the first ten checkpoints and the top five directions."
     top = basis.table["eigenvalue"].nlargest(5).index
