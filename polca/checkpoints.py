@@ -6,7 +6,7 @@
 __all__ = ['atomic_path', 'write_json', 'open_weights', 'check_finite', 'Checkpoints', 'require_steps', 'check_losses',
            'weights_hash', 'verify_checkpoints', 'StateDicts', 'Pretrained', 'open_checkpoints', 'hub_checkpoints']
 
-# %% ../nbs/01_checkpoints.ipynb #697631eb
+# %% ../nbs/01_checkpoints.ipynb #302c07b8
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from torch import nn
 
 from .losses import Params, TokenLosses, check_params, parameters
 
-# %% ../nbs/01_checkpoints.ipynb #afa03b17
+# %% ../nbs/01_checkpoints.ipynb #74d192a5
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "A temporary path to write to; on leaving the block without an error it becomes `path`, in one step."
@@ -42,7 +42,7 @@ def write_json(path: str | Path, value) -> None:
     "Write `value` as JSON to `path`, atomically."
     with atomic_path(path) as part: part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/01_checkpoints.ipynb #00d2cbe1
+# %% ../nbs/01_checkpoints.ipynb #7bb64775
 @contextmanager
 def open_weights(path: str | Path) -> Iterator:
     "Open a safetensors file; a missing or damaged one raises ValueError that names it and the remedy."
@@ -62,7 +62,7 @@ def check_finite(params: Params, what: str) -> None:
     if bad: raise ValueError(f"{what} has weights that are not finite, in {', '.join(bad[:3])}: "
                              "training diverged there; use the steps before")
 
-# %% ../nbs/01_checkpoints.ipynb #5b1fdf1a
+# %% ../nbs/01_checkpoints.ipynb #968afdc9
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 class Checkpoints:
@@ -114,7 +114,7 @@ class Checkpoints:
         "The checkpoints of a suite on the hub, one for each revision: `hub_checkpoints`."
         return hub_checkpoints(name, revisions, model, cache_dir)
 
-# %% ../nbs/01_checkpoints.ipynb #ea4eb9a5
+# %% ../nbs/01_checkpoints.ipynb #c38416f1
 def require_steps(store: Checkpoints, steps: Iterable[int]) -> None:
     "Raise ValueError, naming the nearest steps there are, if one of `steps` is not in `store`."
     have = store.steps
@@ -127,7 +127,7 @@ def require_steps(store: Checkpoints, steps: Iterable[int]) -> None:
                          f"{f' (and {len(missing) - 1} more of those asked for)' if missing[1:] else ''}: "
                          f"the nearest are {', '.join(map(str, near))}")
 
-# %% ../nbs/01_checkpoints.ipynb #ccb6f164
+# %% ../nbs/01_checkpoints.ipynb #e8a4832d
 def check_losses(losses: TokenLosses, params: Params, what: str) -> None:
     "Raise ValueError, naming `what`, unless every token of `losses` has a finite loss at `params`."
     values = losses(params)
@@ -149,7 +149,7 @@ def _check_norms(norms: Mapping[int, float], what) -> None:
         f"the norm of the weights jumps from {norms[steps[i]]:.4g} at step {steps[i]} to {norms[steps[i + 1]]:.4g} at step {steps[i + 1]} in {what}: is this "
         "one training, and are these its steps?", stacklevel=3)
 
-# %% ../nbs/01_checkpoints.ipynb #4eb0ec8b
+# %% ../nbs/01_checkpoints.ipynb #ca8e97b1
 def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, like: Params | None = None,
                        losses: TokenLosses | None = None) -> str:
     """Read every checkpoint of `store` once, before long work starts; returns a hash of all weights read.
@@ -171,14 +171,14 @@ def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, l
         check_params({n: p.shape for n, p in params.items()}, like, what)
         own = weights_hash(params)
         if (twin := hashes.get(own)) is not None: raise ValueError(
-            f"the checkpoints of steps {twin} and {step} in {store.path} have equal weights: one of them is a copy, or training stood still. Leave one of the two steps out")
+            f"the checkpoints of steps {twin} and {step} in {store.path} are equal: one of them is a copy, or training stood still. Leave one of the two steps out")
         if losses: check_losses(losses, {n: p.to(like[n]) for n, p in params.items()}, what)
         hashes[own] = step
         norms[step] = sum(float(p.double().square().sum()) for p in params.values()) ** 0.5
     _check_norms(norms, store.path)
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
-# %% ../nbs/01_checkpoints.ipynb #5bbc11ac
+# %% ../nbs/01_checkpoints.ipynb #e1f5c913
 class StateDicts(Checkpoints):
     """Checkpoints in memory: {step: parameters}, or a list, whose steps are 0, 1, 2, …
 
@@ -206,7 +206,7 @@ def _chosen(weights: Params, like: Params | None, what: str) -> Params:
         f"{what} belongs to another model, or is damaged: missing {', '.join(missing[:3])}. Use checkpoints, basis and model of one run")
     return {n: weights[n].detach() for n in like}
 
-# %% ../nbs/01_checkpoints.ipynb #91733dc5
+# %% ../nbs/01_checkpoints.ipynb #3a62f166
 def _reason(error: Exception) -> str:
     "The first line of what went wrong; PyTorch's own advice for files that hold more than weights is to run their code."
     return "it holds more than weights" if isinstance(error, pickle.UnpicklingError) else str(error).strip().partition("\n")[0]
@@ -223,7 +223,7 @@ def _silent_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
-# %% ../nbs/01_checkpoints.ipynb #c1973259
+# %% ../nbs/01_checkpoints.ipynb #781d0514
 class Pretrained(Checkpoints):
     """Checkpoints that transformers opens: {step: folder}, or {step: (name on the hub, revision)}.
 
@@ -271,7 +271,7 @@ class Pretrained(Checkpoints):
             f"{what} lacks {', '.join(sorted(map(str, absent))[:3])}: it is damaged, or of another model")
         return model.float().eval()
 
-# %% ../nbs/01_checkpoints.ipynb #4897169d
+# %% ../nbs/01_checkpoints.ipynb #b0415159
 _WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
 def _read_folder(folder: Path, model: nn.Module, what: str) -> Params:
@@ -296,7 +296,7 @@ def _read_file(file: Path) -> Params:
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as e: raise ValueError(
         f"{file} is not read ({_reason(e)}): it is damaged, or no file of weights. Copy it again, or leave its step out") from e
 
-# %% ../nbs/01_checkpoints.ipynb #2bfa8f4b
+# %% ../nbs/01_checkpoints.ipynb #d5732039
 def _numbered(names: Iterable[str], what: str) -> dict[int, str]:
     "{number at the end of the name: name}. Raises ValueError if two have the same."
     found = {}
