@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log_steps', 'size_text', 'unwrap', 'Recorder', 'PolcaCallback', 'Replay']
 
-# %% ../nbs/01a_recording.ipynb #270524aa
+# %% ../nbs/01a_recording.ipynb #383cbe9e
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from .checkpoints import Checkpoints, check_finite, require_steps, weights_hash, write_json
 from .losses import Params, n_parameters, parameters
 
-# %% ../nbs/01a_recording.ipynb #84d691e5
+# %% ../nbs/01a_recording.ipynb #01e08725
 def log_steps(last: int, n: int = 100, largest: int | None = None) -> list[int]:
     """About `n` steps from 0 to `last`, dense early and sparse late: equal distances in log(step), rounded, each once.
 
@@ -33,7 +33,7 @@ def log_steps(last: int, n: int = 100, largest: int | None = None) -> list[int]:
     if largest is None: return steps
     return sorted({s for a, b in zip(steps, steps[1:]) for s in (a, *range(a + largest, b, largest), b)})
 
-# %% ../nbs/01a_recording.ipynb #a9081ded
+# %% ../nbs/01a_recording.ipynb #62a9b598
 def size_text(n: float) -> str:
     "`n` bytes for people."
     for unit in ("bytes", "KiB", "MiB", "GiB"):
@@ -43,12 +43,13 @@ def size_text(n: float) -> str:
 
 def unwrap(model: nn.Module) -> nn.Module:
     "The model inside of DistributedDataParallel, torch.compile and the like. Raises ValueError for one whose weights are sharded over processes."
-    while isinstance(inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None), nn.Module): model = inner
-    if any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in model.parameters()): raise ValueError(
+    while isinstance(inner := getattr(model, "module", None) or getattr(model, "_orig_mod", None), nn.Module) and {*map(id, inner.parameters())} == {*map(id, model.parameters())}:
+        model = inner
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in model.parameters()): raise ValueError(
         "the weights of this model are sharded over processes: gather them first, and record the gathered parameters {name: tensor}")
     return model
 
-# %% ../nbs/01a_recording.ipynb #d1cb8838
+# %% ../nbs/01a_recording.ipynb #37fc9d53
 class Recorder:
     """Saves a model at chosen steps of its training: `record(step, model)` in the loop.
 
@@ -87,7 +88,7 @@ class Recorder:
         print(f"{self.store.path}: {len(self.steps)} checkpoints, {size_text(needed)} to come")
         self._checked = True
 
-# %% ../nbs/01a_recording.ipynb #d2858e67
+# %% ../nbs/01a_recording.ipynb #9652aa8b
 class PolcaCallback(TrainerCallback):
     """Records the model of a transformers `Trainer` at chosen steps: `Trainer(…, callbacks=[PolcaCallback(path, steps)])`; arguments as in `Recorder`.
 
@@ -102,7 +103,7 @@ class PolcaCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs): self._save(state, model)
     def on_step_end(self, args, state, control, model=None, **kwargs): self._save(state, model)
 
-# %% ../nbs/01a_recording.ipynb #a3c7a5d6
+# %% ../nbs/01a_recording.ipynb #e7674587
 class Replay(Checkpoints):
     """Checkpoints that are trained again whenever they are read, instead of being stored.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'read_texts', 'cut_windows', 'window_batch', 'window_tokens', 'draw_windows', 'text_losses']
 
-# %% ../nbs/11a_texts.ipynb #67fd2056
+# %% ../nbs/11a_texts.ipynb #127556a7
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .losses import TokenLosses, token_table
 
-# %% ../nbs/11a_texts.ipynb #2a33015c
+# %% ../nbs/11a_texts.ipynb #26a62faa
 SUFFIXES = (".txt", ".md")
 
 def read_texts(paths: str | Path | Iterable[str | Path]) -> dict[str, str]:
@@ -42,7 +42,7 @@ def _read(file: Path) -> str:
     except UnicodeDecodeError as e: raise ValueError(
         f"{file} is not UTF-8 at byte {e.start} ({e.object[e.start:e.start + 4]!r}): convert it, as with `iconv -f latin1 -t utf-8`, or leave it out") from e
 
-# %% ../nbs/11a_texts.ipynb #0c181d47
+# %% ../nbs/11a_texts.ipynb #fa722048
 def cut_windows(texts: dict[str, str], tokenizer, context: int) -> list[dict]:
     """The windows of `texts`, one after the other, each with `document`, `start` (tokens before it in the document), `ids` (at most `context`) and `text` (the piece of text of each token).
 
@@ -66,9 +66,9 @@ def _pieces(tokenizer, text, ids) -> list[str]:
     if not tokenizer.is_fast: return [tokenizer.decode([i]) for i in ids]
     offsets = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
     ends = [0, *np.maximum.accumulate([b for _, b in offsets])]
-    return [text[max(a, end):b] for (a, b), end in zip(offsets, ends)]  # of a letter that takes several tokens the first one has it
+    return [text[end:max(b, end)] for (_, b), end in zip(offsets, ends)]  # with the spaces that offsets may leave out; of a letter that takes several tokens the first one has it
 
-# %% ../nbs/11a_texts.ipynb #5d300d89
+# %% ../nbs/11a_texts.ipynb #a6e9c5a8
 def window_batch(windows: Sequence[dict], context: int) -> dict[str, Tensor]:
     "A batch for `next_token_loss`: ids padded with 0 to `context`, the attention mask, and as labels the ids, −100 where padded."
     rows = [w["ids"] + [0] * (context - len(w["ids"])) for w in windows]
@@ -83,7 +83,7 @@ def window_tokens(windows: Sequence[dict], context: int, around: int = 60) -> pd
     return table.assign(target=[w["text"][p] for w, p in rows], document=[w["document"] for w, _ in rows], place=[w["start"] + p for w, p in rows],
                         before=["".join(w["text"][:p])[-around:] for w, p in rows], after=["".join(w["text"][p + 1:])[:around] for w, p in rows])
 
-# %% ../nbs/11a_texts.ipynb #214f47ac
+# %% ../nbs/11a_texts.ipynb #5458e5f7
 def draw_windows(windows: Sequence[dict], sizes: dict[str, int], seed: int = 0) -> dict[str, list[dict]]:
     """Disjoint random samples of `windows`: {name: number of windows}, each in the order of the texts.
 
