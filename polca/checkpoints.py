@@ -6,7 +6,7 @@
 __all__ = ['atomic_path', 'write_json', 'open_weights', 'check_finite', 'Checkpoints', 'require_steps', 'check_losses',
            'weights_hash', 'verify_checkpoints', 'StateDicts', 'Pretrained', 'open_checkpoints', 'hub_checkpoints']
 
-# %% ../nbs/01_checkpoints.ipynb #2136fa6c
+# %% ../nbs/01_checkpoints.ipynb #6c907fe6
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from torch import nn
 
 from .losses import Params, TokenLosses, check_params, parameters
 
-# %% ../nbs/01_checkpoints.ipynb #b49dc826
+# %% ../nbs/01_checkpoints.ipynb #05bd70b1
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "A temporary path to write to; on leaving the block without an error it becomes `path`, in one step."
@@ -42,7 +42,7 @@ def write_json(path: str | Path, value) -> None:
     "Write `value` as JSON to `path`, atomically."
     with atomic_path(path) as part: part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/01_checkpoints.ipynb #afdf8a8c
+# %% ../nbs/01_checkpoints.ipynb #90bacdf8
 @contextmanager
 def open_weights(path: str | Path) -> Iterator:
     "Open a safetensors file; a missing or damaged one raises ValueError that names it and the remedy."
@@ -62,7 +62,7 @@ def check_finite(params: Params, what: str) -> None:
     if bad: raise ValueError(f"{what} has weights that are not finite, in {', '.join(bad[:3])}: "
                              "training diverged there; use the steps before")
 
-# %% ../nbs/01_checkpoints.ipynb #a43d6bdf
+# %% ../nbs/01_checkpoints.ipynb #201f1393
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 class Checkpoints:
@@ -114,7 +114,7 @@ class Checkpoints:
         "The checkpoints of a suite on the hub, one for each revision: `hub_checkpoints`."
         return hub_checkpoints(name, revisions, model, cache_dir)
 
-# %% ../nbs/01_checkpoints.ipynb #22dd2889
+# %% ../nbs/01_checkpoints.ipynb #64c98077
 def require_steps(store: Checkpoints, steps: Iterable[int]) -> None:
     "Raise ValueError, naming the nearest steps there are, if one of `steps` is not in `store`."
     have = store.steps
@@ -127,7 +127,7 @@ def require_steps(store: Checkpoints, steps: Iterable[int]) -> None:
                          f"{f' (and {len(missing) - 1} more of those asked for)' if missing[1:] else ''}: "
                          f"the nearest are {', '.join(map(str, near))}")
 
-# %% ../nbs/01_checkpoints.ipynb #02942db0
+# %% ../nbs/01_checkpoints.ipynb #05f89b25
 def check_losses(losses: TokenLosses, params: Params, what: str) -> None:
     "Raise ValueError, naming `what`, unless every token of `losses` has a finite loss at `params`."
     values = losses(params)
@@ -149,7 +149,7 @@ def _check_norms(norms: Mapping[int, float], what) -> None:
         f"the norm of the weights jumps from {norms[steps[i]]:.4g} at step {steps[i]} to {norms[steps[i + 1]]:.4g} at step {steps[i + 1]} in {what}: is this "
         "one training, and are these its steps?", stacklevel=3)
 
-# %% ../nbs/01_checkpoints.ipynb #4f61e4b7
+# %% ../nbs/01_checkpoints.ipynb #c98e5750
 def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, like: Params | None = None,
                        losses: TokenLosses | None = None) -> str:
     """Read every checkpoint of `store` once, before long work starts; returns a hash of all weights read.
@@ -178,7 +178,7 @@ def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, l
     _check_norms(norms, store.path)
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
-# %% ../nbs/01_checkpoints.ipynb #4c23ec06
+# %% ../nbs/01_checkpoints.ipynb #025dab01
 class StateDicts(Checkpoints):
     """Checkpoints in memory: {step: parameters}, or a list, whose steps are 0, 1, 2, …
 
@@ -206,7 +206,7 @@ def _chosen(weights: Params, like: Params | None, what: str) -> Params:
         f"{what} belongs to another model, or is damaged: missing {', '.join(missing[:3])}. Use checkpoints, basis and model of one run")
     return {n: weights[n].detach() for n in like}
 
-# %% ../nbs/01_checkpoints.ipynb #3a69a8e0
+# %% ../nbs/01_checkpoints.ipynb #8bc59fc6
 def _reason(error: Exception) -> str:
     "The first line of what went wrong; PyTorch's own advice for files that hold more than weights is to run their code."
     return "it holds more than weights" if isinstance(error, pickle.UnpicklingError) else str(error).strip().partition("\n")[0]
@@ -223,7 +223,7 @@ def _silent_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
-# %% ../nbs/01_checkpoints.ipynb #89bc1f00
+# %% ../nbs/01_checkpoints.ipynb #4c823576
 class Pretrained(Checkpoints):
     """Checkpoints that transformers opens: {step: folder}, or {step: (name on the hub, revision)}.
 
@@ -276,8 +276,8 @@ class Pretrained(Checkpoints):
             f"{what} lacks {', '.join(sorted(map(str, absent))[:3])}: it is damaged, or of another model")
         return model.float().eval()
 
-# %% ../nbs/01_checkpoints.ipynb #a4a0ec4d
-_WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+# %% ../nbs/01_checkpoints.ipynb #4d8893b2
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")  # in the order of transformers
 
 def _read_folder(folder: Path, model: nn.Module, what: str) -> Params:
     "The parameters of `model` out of the weight files of a folder, whole or sharded."
@@ -301,7 +301,7 @@ def _read_file(file: Path) -> Params:
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as e: raise ValueError(
         f"{file} is not read ({_reason(e)}): it is damaged, or no file of weights. Copy it again, or leave its step out") from e
 
-# %% ../nbs/01_checkpoints.ipynb #7ffb920b
+# %% ../nbs/01_checkpoints.ipynb #e55dc38c
 def _numbered(names: Iterable[str], what: str) -> dict[int, str]:
     "{number at the end of the name: name}. Raises ValueError if two have the same."
     found = {}

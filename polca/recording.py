@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log_steps', 'size_text', 'unwrap', 'Recorder', 'PolcaCallback', 'Replay']
 
-# %% ../nbs/01a_recording.ipynb #383cbe9e
+# %% ../nbs/01a_recording.ipynb #8a7581dd
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from .checkpoints import Checkpoints, check_finite, require_steps, weights_hash, write_json
 from .losses import Params, n_parameters, parameters
 
-# %% ../nbs/01a_recording.ipynb #01e08725
+# %% ../nbs/01a_recording.ipynb #97d856ca
 def log_steps(last: int, n: int = 100, largest: int | None = None) -> list[int]:
     """About `n` steps from 0 to `last`, dense early and sparse late: equal distances in log(step), rounded, each once.
 
@@ -29,11 +29,11 @@ def log_steps(last: int, n: int = 100, largest: int | None = None) -> list[int]:
     """
     if last < 1 or n < 2: raise ValueError(f"log_steps({last}, {n}): give a last step of at least 1, and at least 2 steps")
     if largest is not None and largest < 1: raise ValueError(f"largest={largest}: an interval is at least one step long")
-    steps = [0, *np.unique(np.geomspace(1, last, n - 1).round().astype(int)).tolist()]
+    steps = sorted({0, *np.geomspace(1, last, n - 1).round().astype(int).tolist(), last})
     if largest is None: return steps
     return sorted({s for a, b in zip(steps, steps[1:]) for s in (a, *range(a + largest, b, largest), b)})
 
-# %% ../nbs/01a_recording.ipynb #62a9b598
+# %% ../nbs/01a_recording.ipynb #2040d956
 def size_text(n: float) -> str:
     "`n` bytes for people."
     for unit in ("bytes", "KiB", "MiB", "GiB"):
@@ -49,7 +49,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         "the weights of this model are sharded over processes: gather them first, and record the gathered parameters {name: tensor}")
     return model
 
-# %% ../nbs/01a_recording.ipynb #37fc9d53
+# %% ../nbs/01a_recording.ipynb #e708d03a
 class Recorder:
     """Saves a model at chosen steps of its training: `record(step, model)` in the loop.
 
@@ -88,7 +88,7 @@ class Recorder:
         print(f"{self.store.path}: {len(self.steps)} checkpoints, {size_text(needed)} to come")
         self._checked = True
 
-# %% ../nbs/01a_recording.ipynb #9652aa8b
+# %% ../nbs/01a_recording.ipynb #fc095537
 class PolcaCallback(TrainerCallback):
     """Records the model of a transformers `Trainer` at chosen steps: `Trainer(…, callbacks=[PolcaCallback(path, steps)])`; arguments as in `Recorder`.
 
@@ -103,7 +103,7 @@ class PolcaCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs): self._save(state, model)
     def on_step_end(self, args, state, control, model=None, **kwargs): self._save(state, model)
 
-# %% ../nbs/01a_recording.ipynb #e7674587
+# %% ../nbs/01a_recording.ipynb #589694e4
 class Replay(Checkpoints):
     """Checkpoints that are trained again whenever they are read, instead of being stored.
 
@@ -144,7 +144,8 @@ class Replay(Checkpoints):
         raise ValueError(f"the training of {self.path} ends before step {wanted}: let it yield (step, model) up to there")
 
     def _compare(self, step, found):
-        if (before := self._hashes.setdefault(str(step), found)) != found: raise ValueError(
+        if self._hashes.setdefault(str(step), found) == found: return write_json(self.path, self._hashes)
+        self._going = None  # what comes after it is another training
+        raise ValueError(
             f"training again gives other weights at step {step} than {self.path} says: seeds, data order, versions or the number of threads differ. "
             "Train as before, or delete that file and what was computed from it")
-        write_json(self.path, self._hashes)
