@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
-           'addition_tokens', 'addition_losses', 'AdditionModel', 'train']
+           'addition_tokens', 'addition_losses', 'AdditionModel', 'train_step', 'train']
 
-# %% ../nbs/11_arithmetic.ipynb #a0fc61c5
+# %% ../nbs/11_arithmetic.ipynb #3483b2b4
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .checkpoints import Checkpoints, atomic_path, write_json
+from .checkpoints import Checkpoints, atomic_path, equal_params, write_json
 from .losses import TokenLosses, check_params, parameters, token_table
 
-# %% ../nbs/11_arithmetic.ipynb #6e998325
+# %% ../nbs/11_arithmetic.ipynb #3f6a0b0c
 @dataclass(frozen=True)
 class ArithmeticConfig:
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
@@ -73,7 +73,7 @@ class ArithmeticConfig:
         after, interval = self.late or (self.steps, self.interval)
         return [*range(0, after, self.interval), *range(after, self.steps + 1, interval)]
 
-# %% ../nbs/11_arithmetic.ipynb #6de63a79
+# %% ../nbs/11_arithmetic.ipynb #20c9c4c1
 PRESETS = {
     "paper": ArithmeticConfig(),
     "paper-part": ArithmeticConfig(preset="paper-part", analysed_sums=125, basis_sums=250, curvature_sums=10, late=(4000, 200), min_cluster_size=15),
@@ -86,7 +86,7 @@ PRESETS = {
         plateau=None),
 }
 
-# %% ../nbs/11_arithmetic.ipynb #4f2a0e2e
+# %% ../nbs/11_arithmetic.ipynb #4846eb7f
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
     if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
@@ -127,7 +127,7 @@ def _stretches(config) -> list[tuple[int, int]]:
     after, late = config.late or (config.steps, config.interval)
     return [(after, config.interval), (config.steps - after, late)]
 
-# %% ../nbs/11_arithmetic.ipynb #a4cdb241
+# %% ../nbs/11_arithmetic.ipynb #416bf703
 PLACES = ("1000s", "100s", "10s", "1s")
 _ALPHABET = "0123456789+="
 
@@ -152,7 +152,7 @@ def make_batch(pairs: Tensor) -> dict[str, Tensor]:
     ids = encode(pairs)
     return {"input_ids": ids, "labels": ids.masked_fill(torch.arange(12) < 8, -100)}
 
-# %% ../nbs/11_arithmetic.ipynb #79df37c0
+# %% ../nbs/11_arithmetic.ipynb #e9290e70
 def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     """One row per target token of `pairs`: example, position, target_id, target, a, b, place, carry.
 
@@ -168,7 +168,7 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     "The losses of the target tokens of `pairs`, with their token table."
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
-# %% ../nbs/11_arithmetic.ipynb #e5023a8e
+# %% ../nbs/11_arithmetic.ipynb #b0b6f129
 class AdditionModel(nn.Module):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
@@ -189,16 +189,16 @@ class AdditionModel(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
 
-# %% ../nbs/11_arithmetic.ipynb #e9428a47
-def _train_step(model, optimizer, schedule, pairs):
+# %% ../nbs/11_arithmetic.ipynb #d31ab577
+def train_step(model: AdditionModel, optimizer: torch.optim.Optimizer, pairs: Tensor) -> None:
+    "One update of `model` on the sums of `pairs` (n, 2)."
     ids = encode(pairs)
     loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    schedule.step()
 
-# %% ../nbs/11_arithmetic.ipynb #9b713be4
+# %% ../nbs/11_arithmetic.ipynb #612bf4eb
 def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
     """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
@@ -221,11 +221,13 @@ def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, s
             if time.monotonic() - saved > save_state_every:
                 _save_state(state_file, step, model, optimizer, schedule)
                 saved = time.monotonic()
-        if step < config.steps: _train_step(model, optimizer, schedule, pairs[step * config.batch_size:][:config.batch_size])
+        if step == config.steps: break
+        train_step(model, optimizer, pairs[step * config.batch_size:][:config.batch_size])
+        schedule.step()
     state_file.unlink(missing_ok=True)
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #038d387d
+# %% ../nbs/11_arithmetic.ipynb #4be09593
 _TRAINING = ("seed", "width", "layers", "heads", "init_std", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
@@ -241,7 +243,7 @@ def _claim(config, store):
 
 def _record(store, step, model):
     "Save the checkpoint of `step`; one that is already there must be equal."
-    if step in store.steps and any(not torch.equal(p, q) for p, q in zip(store.load(step).values(), parameters(model).values())):
+    if step in store.steps and not equal_params(store.load(step), parameters(model)):
         raise ValueError(f"training again gives other weights at step {step} than {store.file(step)}, with another number of "
                          f"threads or other versions perhaps: start over in another directory")
     store.save(step, model)
@@ -252,7 +254,7 @@ def _load(model, store, step):
     model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
     return model.eval()
 
-# %% ../nbs/11_arithmetic.ipynb #0c214a11
+# %% ../nbs/11_arithmetic.ipynb #d4261bc5
 def _save_state(file: Path, step, model, optimizer, schedule):
     with atomic_path(file) as part:
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),

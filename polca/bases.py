@@ -6,7 +6,7 @@
 __all__ = ['random_subspace', 'trajectory_subspace', 'gradient_subspace', 'jacobian_subspace', 'rotation', 'rotate',
            'held_movement', 'overlap', 'describe']
 
-# %% ../nbs/03b_bases.ipynb #37aa1929
+# %% ../nbs/03b_bases.ipynb #c5f77767
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -22,7 +22,7 @@ from .losses import Params, TokenLosses, check_params, flatten, n_parameters
 from .memory import memory_bytes
 from .subspace import Subspace, as_subspace, check_basis, orthonormality_error
 
-# %% ../nbs/03b_bases.ipynb #61d459cc
+# %% ../nbs/03b_bases.ipynb #8ea494d2
 def _orthonormal_rows(rows, like: Tensor, tol: float = 0.0) -> tuple[Tensor, list[float]]:
     "`rows`, one after the other, made orthonormal, and the share of each row's length that was new; rows with a share up to `tol` are left out."
     out, shares = like.new_empty(0, like.shape[-1]), []
@@ -43,7 +43,7 @@ def random_subspace(params: Params, K: int, seed: int = 0) -> Subspace:
     rows = (torch.randn(d, generator=generator, dtype=torch.float64).to(like) for _ in range(K))
     return as_subspace(_orthonormal_rows(rows, like)[0], params)
 
-# %% ../nbs/03b_bases.ipynb #e1533082
+# %% ../nbs/03b_bases.ipynb #da19e805
 def trajectory_subspace(store: Checkpoints, K: int, of: str = "displacements", steps: Sequence[int] | None = None, *,
                         memory: str | int = "4GiB", progress: bool = True) -> Subspace:
     """The first `K` principal components of where the weights went, most first.
@@ -83,7 +83,7 @@ def trajectory_subspace(store: Checkpoints, K: int, of: str = "displacements", s
     table = pd.DataFrame({"source_step": -1, "energy": (values[:K] / values.clamp_min(0).sum()).numpy()})
     return as_subspace(_orthonormal_rows(components, first)[0], params, table)
 
-# %% ../nbs/03b_bases.ipynb #5a563a83
+# %% ../nbs/03b_bases.ipynb #f954d3cd
 def _gram_eigen(blocks, block, progress):
     "Eigenvalues and eigenvectors of RRᵀ, from the top down, for R in blocks of rows; products are summed in float64."
     starts = np.cumsum([0, *map(len, blocks)])
@@ -99,7 +99,7 @@ def _gram_eigen(blocks, block, progress):
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(0), vectors.flip(1)
 
-# %% ../nbs/03b_bases.ipynb #a7cbb732
+# %% ../nbs/03b_bases.ipynb #9bef9a91
 def _steps_for(store, losses, steps) -> list[int]:
     "`steps`, if all are in `store` and fit the model of `losses`."
     steps = list(map(int, steps))
@@ -128,7 +128,7 @@ def gradient_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[i
         f"the mean gradient of step {steps[int(np.argmin(new))]} is zero or lies in the span of those before it: leave this step out")
     return as_subspace(directions, losses.params, pd.DataFrame({"source_step": steps, "new": new}))
 
-# %% ../nbs/03b_bases.ipynb #e284e107
+# %% ../nbs/03b_bases.ipynb #975aec53
 def jacobian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], K: int, tol: float = 1e-3, *, max_iterations: int = 500,
                       seed: int = 0, memory: str | int = "4GiB") -> Subspace:
     """The top `K` right singular vectors of the gradients of all tokens of `losses` at all of `steps`, stacked.
@@ -147,7 +147,7 @@ def jacobian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[i
     table = pairs.table().reset_index(drop=True).assign(source_step=-1, singular_value=np.sqrt(np.maximum(pairs.values, 0)))
     return as_subspace(pairs.vectors, losses.params, table.drop(columns="eigenvalue"))
 
-# %% ../nbs/03b_bases.ipynb #91c5b578
+# %% ../nbs/03b_bases.ipynb #446ada8e
 _CRITERIA = {"varimax": 1.0, "quartimax": 0.0}
 
 def rotation(P: Tensor | np.ndarray, criterion: str = "varimax", tol: float = 1e-6, max_sweeps: int = 200) -> np.ndarray:
@@ -178,7 +178,7 @@ def _best_angle(x, y, weight) -> float:
     sine, cosine = 2 * (u @ v) - 2 * weight * A * B / n, u @ u - v @ v - weight * (A * A - B * B) / n
     return 0.0 if np.hypot(sine, cosine) <= 1e-12 * n else np.arctan2(sine, cosine) / 4
 
-# %% ../nbs/03b_bases.ipynb #9b5e43dd
+# %% ../nbs/03b_bases.ipynb #1074a7a3
 def rotate(basis: Subspace, P: Tensor | np.ndarray, criterion: str = "varimax") -> Subspace:
     """`basis` turned inside its subspace so that the columns of `P` are sparse.
 
@@ -194,7 +194,7 @@ def rotate(basis: Subspace, P: Tensor | np.ndarray, criterion: str = "varimax") 
     directions = torch.as_tensor(R.T).to(basis.directions) @ basis.directions
     return Subspace(_orthonormal_rows(directions, directions)[0], table, basis.shapes)
 
-# %% ../nbs/03b_bases.ipynb #af6603f5
+# %% ../nbs/03b_bases.ipynb #c8b72cb6
 def held_movement(basis: Subspace, store: Checkpoints, steps: Sequence[int] | None = None) -> pd.DataFrame:
     """The share of the squared movement that lies in `basis`, by interval (rows, the step it ends at): `interval`, of the movement from the checkpoint before to
     this one; `net`, of that from the first checkpoint to this one. NaN where nothing moved.
@@ -217,7 +217,7 @@ def held_movement(basis: Subspace, store: Checkpoints, steps: Sequence[int] | No
         previous = here
     return pd.DataFrame(rows, index=pd.Index(steps[1:], name="step"))
 
-# %% ../nbs/03b_bases.ipynb #29fd6cf3
+# %% ../nbs/03b_bases.ipynb #f210ed4a
 def overlap(a: Subspace, b: Subspace) -> np.ndarray:
     "The cosines of the principal angles between two bases of one model, from 1 (a shared direction) down: (min(K, K'),)."
     if a.shapes != b.shapes: raise ValueError("these are bases of different models: they cannot be compared")

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MATRICES', 'is_elementwise', 'is_changed', 'ForwardHooks', 'is_finite', 'check_finite_parts', 'HessianOperator',
-           'GradientOperator', 'GaussNewtonOperator', 'mean_gradient', 'MeanOperator', 'norm', 'dots', 'orthogonalise',
-           'Eigenpairs', 'lanczos', 'check_lanczos', 'mean_curvature', 'token_curvature']
+           'GradientOperator', 'GaussNewtonOperator', 'mean_gradient', 'MeanOperator', 'SharedOperator', 'norm', 'dots',
+           'orthogonalise', 'Eigenpairs', 'lanczos', 'check_lanczos', 'mean_curvature', 'token_curvature']
 
-# %% ../nbs/02_curvature.ipynb #90094ad1
+# %% ../nbs/02_curvature.ipynb #33c107f6
 import warnings
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
-from .memory import MemoryBudgetError, SavedMemory, batch_of_part, memory_bytes, split_batches
+from .memory import MemoryBudgetError, SavedMemory, batch_of_part, memory_bytes, part_of, split_batches
+from .processes import gathered, n_processes, process_number, sum_over
 
-# %% ../nbs/02_curvature.ipynb #d0a20609
+# %% ../nbs/02_curvature.ipynb #e61e57ff
 _ELEMENTWISE = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Softplus, nn.ReLU6,
                 nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Softsign)
 
@@ -56,7 +58,7 @@ class _ActivationSlope(torch.autograd.Function):
         g, slope, bend = ctx.saved_tensors
         return h * slope, g.mul(bend).mul_(h), None, None
 
-# %% ../nbs/02_curvature.ipynb #b44dbbf1
+# %% ../nbs/02_curvature.ipynb #41a27c2e
 def _curve(v, unit, scale):
     "c(v) = r (v − mean v − u mean(vu))."
     return torch.addcmul(v - v.mean(-1, keepdim=True), unit, (v * unit).mean(-1, keepdim=True), value=-1).mul_(scale)
@@ -90,7 +92,7 @@ class _LayerNormSlope(torch.autograd.Function):
         return (torch.addcmul(h_bias, back, weight).addcmul_(unit, h_weight), _curve(on_unit, unit, scale).addcmul_(unit, on_scale, value=-1),
                 (back * g).flatten(0, -2).sum(0), None, None)
 
-# %% ../nbs/02_curvature.ipynb #1b049413
+# %% ../nbs/02_curvature.ipynb #4d92fa99
 class ForwardHooks:
     "Forward hooks for the length of its `with` block; a subclass names them in `hooks()`, as pairs of a module and a function."
     def __enter__(self):
@@ -129,7 +131,7 @@ class _TwiceDifferentiable(ForwardHooks):
         scale = torch.rsqrt(x.var(-1, correction=0, keepdim=True) + module.eps)
         return _LayerNorm.apply(args[0], module.weight, module.bias, (x - x.mean(-1, keepdim=True)) * scale, scale)
 
-# %% ../nbs/02_curvature.ipynb #dd5b5f29
+# %% ../nbs/02_curvature.ipynb #36fe3621
 class _TokenMean:
     """A symmetric operator on weight space that is a mean over tokens: the common part of the operators below.
 
@@ -199,7 +201,7 @@ class _TokenMean:
         if not is_finite(flat): check_finite_parts(dict(zip(self.params, parts)), what, batch_of_part(self._given, self.losses, i))
         return flat
 
-# %% ../nbs/02_curvature.ipynb #cbfa60f9
+# %% ../nbs/02_curvature.ipynb #e855d944
 def is_finite(v: Tensor) -> bool:
     "Whether all entries of `v` are finite, in one pass over it where they are."
     return bool(torch.isfinite(v.sum())) or bool(torch.isfinite(v).all())
@@ -218,7 +220,7 @@ def check_finite_parts(parts: Params, what: str, batch: int) -> None:
         f"{what} is not finite in {', '.join(bad[:3])}{' and others' if bad[3:] else ''}, on batch {batch}: training diverged at these weights, or the loss "
         "cannot be differentiated there; use other checkpoints, or leave that batch out")
 
-# %% ../nbs/02_curvature.ipynb #a834b433
+# %% ../nbs/02_curvature.ipynb #197eab68
 class HessianOperator(_TokenMean):
     """The Hessian H(X) of the mean loss of `losses` at `params`, as an operator on vectors.
 
@@ -257,7 +259,7 @@ class GradientOperator(_TokenMean):
         slopes, = torch.autograd.grad(grads, u, tangents, retain_graph=True, materialize_grads=True)
         return self._gradients(loss, slopes / len(self.losses))
 
-# %% ../nbs/02_curvature.ipynb #cc088fbb
+# %% ../nbs/02_curvature.ipynb #3a107387
 class _Outputs(ForwardHooks):
     "In its `with` block `model` returns a leaf in place of its logits; `logits` and `leaf` keep both."
     def __init__(self, model): self.model, self.calls = model, 0
@@ -273,7 +275,7 @@ class _Outputs(ForwardHooks):
         out.logits = self.leaf
         return out
 
-# %% ../nbs/02_curvature.ipynb #f5880765
+# %% ../nbs/02_curvature.ipynb #d2a95478
 class GaussNewtonOperator(_TokenMean):
     """The Gauss-Newton matrix of the mean loss, used as `HessianOperator`.
 
@@ -298,7 +300,7 @@ class GaussNewtonOperator(_TokenMean):
         bent, = torch.autograd.grad(slope, call.leaf, moved, retain_graph=True, materialize_grads=True)
         return self._gradients(call.logits, bent)
 
-# %% ../nbs/02_curvature.ipynb #f1f0dd96
+# %% ../nbs/02_curvature.ipynb #02e7f622
 def mean_gradient(losses: TokenLosses, params: Params) -> Tensor:
     "The gradient of the mean loss of `losses` at `params`, (d,), in nats per unit length. Raises ValueError if it is not finite."
     leaves, out = {n: p.detach().requires_grad_() for n, p in params.items()}, 0
@@ -308,7 +310,7 @@ def mean_gradient(losses: TokenLosses, params: Params) -> Tensor:
         out = out + flatten(parts)
     return out
 
-# %% ../nbs/02_curvature.ipynb #eb1adbc8
+# %% ../nbs/02_curvature.ipynb #1e887c33
 MATRICES = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator, "gradients": GradientOperator}
 
 class MeanOperator:
@@ -317,7 +319,42 @@ class MeanOperator:
 
     def __matmul__(self, v: Tensor) -> Tensor: return sum(operator @ v for operator in self.operators) / len(self.operators)
 
-# %% ../nbs/02_curvature.ipynb #78b1f862
+# %% ../nbs/02_curvature.ipynb #a10dcdb4
+class SharedOperator:
+    """One of `MATRICES`, `kind`, at `params`, whose tokens are shared out over the processes of `polca.processes.joined`: used as `kind` itself, by all of them at once.
+
+    memory   as in `kind`, for each process
+
+    Raises ValueError as `kind` does, and where the processes do not multiply the same vector.
+    """
+    def __init__(self, kind: type[_TokenMean], losses: TokenLosses, params: Params, memory: str | int = "4GiB"):
+        own, self._first = part_of(losses, params, process_number(), n_processes())
+        self._weight = len(own) / len(losses) if own else 0.0
+        self.operator = self._own(kind, own, params, memory) if own else None
+
+    def _own(self, call, *args):
+        try: return call(*args)
+        except ValueError as e: raise ValueError(f"in process {process_number()}, whose batch 0 is from batch {self._first} of all: {e}") from e
+
+    def plan(self) -> "SharedOperator":
+        "The same operator without its graphs, at no weights."
+        other = copy(self)
+        other.operator = self.operator.plan() if self.operator else None
+        return other
+
+    def at(self, params: Params) -> "SharedOperator":
+        "The same operator at other weights of the model."
+        other = copy(self)
+        other.operator = self._own(self.operator.at, params) if self.operator else None
+        return other
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        if len(set(gathered(int(v.view(torch.int32).sum())))) > 1: raise ValueError(
+            "the processes no longer compute the same: run all of them on the same hardware, with the same number of threads and the same versions")
+        own = self._own(self.operator.__matmul__, v).mul_(self._weight) if self.operator else torch.zeros_like(v)
+        return sum_over(own)
+
+# %% ../nbs/02_curvature.ipynb #6ca1b7fc
 def norm(v: Tensor) -> float:
     "The Euclidean norm of `v`, summed in float64 whatever its dtype."
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
@@ -343,7 +380,7 @@ def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False, passes: int = 
                 if len(rows): v = v - dots(rows, v, exact) @ rows
     return v
 
-# %% ../nbs/02_curvature.ipynb #a6283079
+# %% ../nbs/02_curvature.ipynb #2728dcc0
 @dataclass
 class Eigenpairs:
     """Result of `lanczos`: values (k,) in nats per squared length, vectors (k, d), true relative residuals (k,), and iterations (k,): the products
@@ -383,7 +420,7 @@ def _two_passes(v, rows):
     for b, _, new in parts: new.addmv_(b.T, second, alpha=-1)
     return first + second, rest
 
-# %% ../nbs/02_curvature.ipynb #9e39c40f
+# %% ../nbs/02_curvature.ipynb #86b30a83
 _LEAST = 10  # products before a vector counts as an eigenvector of what is small; after one or two, a random one may look like it
 
 class _Krylov:
@@ -452,7 +489,7 @@ class _Krylov:
         self.small[range(keep), range(keep)] = values[:keep]
         self.m = keep
 
-# %% ../nbs/02_curvature.ipynb #519473db
+# %% ../nbs/02_curvature.ipynb #fbe48ed9
 def _pairs(matvec, against, k, tol, max_products, rows, which, generator, start, scale=0.0, least=1):
     "The top `k` Ritz pairs of one Krylov space of `least` products or more, and the largest curvature met; `scale` is that of earlier ones."
     space, full = _Krylov(matvec, against, rows, which, generator, start, scale, max_products), len(start) - sum(map(len, against))
@@ -486,7 +523,7 @@ def _orthonormal(vectors, against):
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * largest.sign()
 
-# %% ../nbs/02_curvature.ipynb #29e20a16
+# %% ../nbs/02_curvature.ipynb #96766b03
 def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu", start: Tensor | None = None,
             scale: float = 0.0, memory: str | int = "4GiB", repeated: bool = True, strict: bool = False) -> Eigenpairs:
@@ -520,7 +557,7 @@ def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: floa
     if max(pairs.residuals) > tol: _unconverged(pairs, tol, max_iterations, strict)
     return pairs
 
-# %% ../nbs/02_curvature.ipynb #b11f9f58
+# %% ../nbs/02_curvature.ipynb #2fc30a19
 def _look_again(pairs, matvec, run, against, like, generator, tol, which, scale) -> bool:
     "Whether a pair above the last of `pairs` was missed; it then takes its place among them."
     beside, size, floor = (*against, pairs.vectors), np.abs if which == "magnitude" else np.asarray, 100 * torch.finfo(like.dtype).eps * scale
@@ -539,7 +576,7 @@ def _look_again(pairs, matvec, run, against, like, generator, tol, which, scale)
     pairs.vectors = torch.cat([pairs.vectors, probe.vectors])[torch.as_tensor(top.copy())]
     return True
 
-# %% ../nbs/02_curvature.ipynb #a211ac3e
+# %% ../nbs/02_curvature.ipynb #06f3c817
 def _unconverged(pairs, tol, max_iterations, strict):
     message = (f"Lanczos did not reach a relative residual of {tol:g} within {max_iterations} iterations. Raise max_iterations or tol.\n"
                f"{pairs.table().to_string()}")
@@ -574,12 +611,12 @@ def check_lanczos(d: int, k: int, given: int = 0, *, tol=1e-3, which="largest", 
         f"give {(2 * need + beside) * each / 2**20:.3g}MiB or more")
     return min(rows, d - given, max_iterations)
 
-# %% ../nbs/02_curvature.ipynb #7c84e335
+# %% ../nbs/02_curvature.ipynb #e78545af
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
     "λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,), in nats per squared length. Raises ValueError as `hessian @ b` does."
     return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
 
-# %% ../nbs/02_curvature.ipynb #776b1708
+# %% ../nbs/02_curvature.ipynb #c1d8072e
 def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     axes = tuple(range(-len(normalized_shape), 0))
     centred = x - x.mean(axes, keepdim=True)

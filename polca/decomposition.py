@@ -6,11 +6,11 @@
 __all__ = ['RULES', 'KINDS', 'rules', 'allocate', 'projected_loss', 'completeness', 'explained', 'check_paper_curvature',
            'trajectories']
 
-# %% ../nbs/05_decomposition.ipynb #2ed842bd
+# %% ../nbs/05_decomposition.ipynb #ce699025
 import numpy as np
 import xarray as xr
 
-# %% ../nbs/05_decomposition.ipynb #39f22eeb
+# %% ../nbs/05_decomposition.ipynb #47fa00ea
 RULES = ("first", "paper", "curvature", "trapezoid", "path")
 _NEEDS = {"paper": ("curvature", "curvature=losses"), "curvature": ("token_curvature", "curvature='token'"),
           "path": ("path_gradient", "tol=1e-3 or nodes=7")}
@@ -50,7 +50,7 @@ def allocate(projection: xr.Dataset, rule: str = "trapezoid") -> xr.DataArray:
     out.attrs = {"rule": rule, "units": "nats"} | ({} if vanished is None else {"vanished": int(vanished)})
     return out.transpose("interval", "token", "direction").rename("allocation")
 
-# %% ../nbs/05_decomposition.ipynb #b76d00c4
+# %% ../nbs/05_decomposition.ipynb #5080fdcd
 def _paper_curvature(projection, start, end):
     "The paper's estimate of λ_t(x, b), and how many of its denominators vanish."
     curvature, _ = _ends(projection["curvature"], projection["movement"])
@@ -60,7 +60,7 @@ def _paper_curvature(projection, start, end):
     ratio = xr.where(vanished, 1.0, (end - start) / change.where(~vanished, 1.0)).astype(start.dtype)
     return curvature * ratio, vanished.sum()
 
-# %% ../nbs/05_decomposition.ipynb #0e8fbb56
+# %% ../nbs/05_decomposition.ipynb #e8142012
 def _running_sum(values: xr.DataArray) -> xr.DataArray:
     "The sum of `values` (interval, ...) before each step, (step, ...): zero at the first."
     steps = np.append(values["interval"], values["interval_end"][-1])
@@ -74,7 +74,7 @@ def projected_loss(allocation: xr.DataArray) -> xr.DataArray:
     "L_b(x; t), the sum of the allocations before step t, nats: (step, token, direction), zero at the first step."
     return _running_sum(allocation).rename("projected_loss")
 
-# %% ../nbs/05_decomposition.ipynb #59e87bc5
+# %% ../nbs/05_decomposition.ipynb #16cfe587
 def completeness(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     "`true`, `inside`, `outside` and `error` (interval, token) in nats, with true = inside + outside + error, for an allocation of `projection`."
     start, end = _ends(projection["loss"], projection["movement"])
@@ -84,7 +84,7 @@ def completeness(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset
     parts = xr.Dataset({"true": end - start, "inside": allocation.sum("direction"), "outside": outside})
     return parts.assign(error=parts["true"] - parts["inside"] - parts["outside"]).transpose("interval", "token").assign_attrs(rule=rule)
 
-# %% ../nbs/05_decomposition.ipynb #69dc8759
+# %% ../nbs/05_decomposition.ipynb #d2731e10
 def explained(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     """How the change of the mean loss is accounted for, in nats per token.
 
@@ -114,7 +114,7 @@ def _check_whole(projection, allocation):
 def _running_means(parts):
     return xr.Dataset({n: _running_sum(v.mean("token", dtype=np.float64)) for n, v in parts.items()})
 
-# %% ../nbs/05_decomposition.ipynb #64d26c54
+# %% ../nbs/05_decomposition.ipynb #141630ae
 def check_paper_curvature(projection: xr.Dataset) -> dict[str, float]:
     """The paper's estimate of every token's curvature against the exact one (its Appendix C), over all intervals, tokens and directions.
 
@@ -137,7 +137,7 @@ def check_paper_curvature(projection: xr.Dataset) -> dict[str, float]:
             "first against second order, cosine of all curves as one vector": float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)),
             "first against second order, L2 of the difference": float(np.linalg.norm(a - b)), "L2 of first order": float(np.linalg.norm(a))}
 
-# %% ../nbs/05_decomposition.ipynb #d8243826
+# %% ../nbs/05_decomposition.ipynb #dfae25b0
 KINDS = {"loss": "exact loss", "change": "change in exact loss", "fisher": "Fisher", "lca": "LCA", "first": "first-order POLCA",
          "paper": "POLCA, the paper's second order", "curvature": "POLCA, exact curvature", "trapezoid": "POLCA, trapezoid",
          "path": "POLCA, path integral"}

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['memory_bytes', 'PeakMemory', 'MemoryBudgetError', 'SavedMemory', 'n_examples', 'n_positions', 'some_examples',
-           'token_slots', 'tells_sequences', 'one_sequence', 'sequence_needs', 'split_batches', 'batch_of_part']
+           'token_slots', 'tells_sequences', 'one_sequence', 'sequence_needs', 'split_batches', 'batch_of_part',
+           'is_separable', 'part_of']
 
-# %% ../nbs/00a_memory.ipynb #7ad68bce
+# %% ../nbs/00a_memory.ipynb #26135cc0
 import re
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 
@@ -20,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from .losses import Params, TokenLosses
 
-# %% ../nbs/00a_memory.ipynb #7509326d
+# %% ../nbs/00a_memory.ipynb #b5aa092f
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def memory_bytes(memory: str | int) -> int:
@@ -30,7 +32,7 @@ def memory_bytes(memory: str | int) -> int:
         f"memory={memory!r}: give a number of bytes, or a size like '512MiB' or '2GiB'")
     return int(float(found[1]) * _UNITS[found[2]])
 
-# %% ../nbs/00a_memory.ipynb #2ee54e87
+# %% ../nbs/00a_memory.ipynb #1010da0b
 class PeakMemory(TorchDispatchMode):
     "In its `with` block: `bytes`, the most that the tensors made in it take at a time."
     def __init__(self):
@@ -51,7 +53,7 @@ class PeakMemory(TorchDispatchMode):
         self._now += n
         self.bytes = max(self.bytes, self._now)
 
-# %% ../nbs/00a_memory.ipynb #ca3ce14d
+# %% ../nbs/00a_memory.ipynb #ccab3fe0
 class MemoryBudgetError(MemoryError): "A gradient graph does not fit its memory budget."
 
 class SavedMemory(torch.autograd.graph.saved_tensors_hooks):
@@ -74,7 +76,7 @@ class SavedMemory(torch.autograd.graph.saved_tensors_hooks):
 
 _SAVED = 3  # with what is computed and dropped on the way, and what malloc does not give back; tests/test_memory.py holds it against whole processes
 
-# %% ../nbs/00a_memory.ipynb #2f9de8cf
+# %% ../nbs/00a_memory.ipynb #afb033bc
 def _leading(batch) -> Tensor:
     "The tensor of `batch` that has one row per example: its labels, its input ids, or else the first."
     return batch.get("labels", batch.get("input_ids", next(iter(batch.values()))))
@@ -100,7 +102,7 @@ def token_slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
     before = sum(n_examples(b) for b in losses.batches[:i])
     return example.to_numpy() - before, example.groupby(example).cumcount().to_numpy()
 
-# %% ../nbs/00a_memory.ipynb #04e1d348
+# %% ../nbs/00a_memory.ipynb #6055cfbd
 def tells_sequences(losses: TokenLosses) -> bool:
     "Whether the column `example` of the token table numbers the sequences, from 0 on through all batches."
     if "example" not in losses.tokens or losses.tokens["example"].dtype.kind not in "iu": return False
@@ -120,7 +122,7 @@ def one_sequence(losses: TokenLosses, i: int, copies: int = 1) -> TokenLosses:
     one.tokens = pd.DataFrame({"example": np.arange(len(one)) * copies // max(1, len(one))})
     return one
 
-# %% ../nbs/00a_memory.ipynb #a84d39f6
+# %% ../nbs/00a_memory.ipynb #bf5f44bf
 def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Callable) -> tuple[int, int]:
     """The bytes to allow for `attempt(losses, params)` at its peak, for any number of sequences of batch `i`, and for each of them: those of
     its tensors, times 2.3 on CPU and 1.3 elsewhere.
@@ -139,7 +141,7 @@ def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Callabl
     slack = 2.3 if next(iter(params.values())).device.type == "cpu" else 1.3
     return int(slack * (one - each)), int(slack * each)
 
-# %% ../nbs/00a_memory.ipynb #20b375cb
+# %% ../nbs/00a_memory.ipynb #7596f8dc
 def split_batches(losses: TokenLosses, params: Params, attempt: Callable, budget: int, memory) -> tuple[TokenLosses, list[int]]:
     """`losses` with batches cut so that each keeps `attempt` within `budget` bytes, and the bytes that each then takes.
 
@@ -157,21 +159,23 @@ def split_batches(losses: TokenLosses, params: Params, attempt: Callable, budget
             f"{max(budget, 0) / 2**20:.2g} MiB are left. Give more memory, or shorter sequences")
         parts = -(-n // min(n, (budget - fixed) // max(1, each)))
         step = -(-n // parts)  # parts of about the same size
-        if parts > 1: _check_separable(losses, i, params, max(2, step))
+        if parts > 1 and not is_separable(losses, i, params, max(2, step)): raise ValueError(
+            "the loss of a token depends on the other sequences of its batch, or the losses do not come sequence by sequence, so that a "
+            "batch cannot be cut to fit the memory budget: raise `memory`, or give smaller batches")
         cut = [slice(k, min(k + step, n)) for k in range(0, n, step)]
         batches += [some_examples(batch, rows) for rows in cut]
         needs += [fixed + each * (rows.stop - rows.start) for rows in cut]
     if len(batches) == len(losses.batches): return losses, needs
     return TokenLosses(losses.model, batches, losses.loss, losses.tokens, check=False), needs
 
-# %% ../nbs/00a_memory.ipynb #a1f99d6a
+# %% ../nbs/00a_memory.ipynb #d786a906
 def batch_of_part(losses: TokenLosses, parts: TokenLosses, i: int) -> int:
     "The batch of `losses` that part `i` of `parts`, made by `split_batches`, is from."
     before = sum(n_examples(batch) for batch in parts.batches[:i])
     return int(np.searchsorted(np.cumsum([n_examples(batch) for batch in losses.batches]), before, side="right"))
 
-def _check_separable(losses, i, params, n):
-    """Raise ValueError unless the losses of the first `n` sequences of batch `i`, which fit the budget, are those of its two halves.
+def is_separable(losses: TokenLosses, i: int, params: Params, n: int) -> bool:
+    """Whether the losses of the first `n` sequences of batch `i` come sequence by sequence, and are those of its two halves.
 
     The weights are shaken: at a fresh model's, all losses may be alike
     """
@@ -180,6 +184,26 @@ def _check_separable(losses, i, params, n):
     def at(*rows): return TokenLosses(losses.model, [some_examples(losses.batches[i], r) for r in rows], losses.loss, check=False)(shaken)
     whole, halves = at(slice(0, n)), at(slice(0, n // 2), slice(n // 2, n))
     in_order = not tells_sequences(losses) or (np.diff(token_slots(losses, i)[0]) >= 0).all()
-    if not in_order or whole.shape != halves.shape or not torch.allclose(whole, halves, rtol=1e-2, atol=1e-3): raise ValueError(
-        "the loss of a token depends on the other sequences of its batch, or the losses do not come sequence by sequence, so that a "
-        "batch cannot be cut to fit the memory budget: raise `memory`, or give smaller batches")
+    return bool(in_order and whole.shape == halves.shape and torch.allclose(whole, halves, rtol=1e-2, atol=1e-3))
+
+# %% ../nbs/00a_memory.ipynb #b948d6c7
+def part_of(losses: TokenLosses, params: Params, part: int, parts: int) -> tuple[TokenLosses | None, int]:
+    """Part number `part` of `losses` in `parts`, contiguous, None if it has no token; and the batch of `losses` that it begins in.
+
+    Parts are of whole batches. Where there are fewer batches than parts, batches are cut between sequences if their losses are separable at
+    `params`; if they are not, parts stay without tokens, which part 0 warns of.
+    """
+    counts = [n_examples(batch) for batch in losses.batches]
+    starts, whole = np.cumsum([0, *counts]), len(counts) >= parts
+    if not whole and not all(n == 1 or is_separable(losses, i, params, n) for i, n in enumerate(counts)):
+        whole = True
+        if part == 0: warnings.warn(f"the losses of a batch cannot be told apart by sequence: {len(counts)} batches leave {parts - len(counts)} of {parts} "
+                                    "processes without work. Give more, smaller batches", RuntimeWarning, stacklevel=2)
+    first, last = (int(starts[len(counts) * p // parts]) if whole else int(starts[-1]) * p // parts for p in (part, part + 1))
+    own = [(i, slice(max(first - start, 0), last - start)) for i, (start, n) in enumerate(zip(starts.tolist(), counts)) if start < last and first < start + n]
+    chosen = TokenLosses(losses.model, [some_examples(losses.batches[i], rows) for i, rows in own], losses.loss, check=False)
+    if not len(chosen): return None, 0
+    if tells_sequences(losses):
+        tokens = losses.tokens[losses.tokens["example"].between(first, last - 1)]
+        chosen.tokens = tokens.assign(example=tokens["example"] - first).reset_index(drop=True).rename_axis("token")
+    return chosen, own[0][0]

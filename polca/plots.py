@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'RULE_COLORS', 'cluster_color', 'plot_loss_by', 'plot_loss_quartiles', 'plot_cluster_descriptions',
-           'plot_clusters', 'plot_completeness', 'plot_explained', 'plot_held_movement']
+           'plot_clusters', 'plot_breakthroughs', 'plot_completeness', 'plot_explained', 'plot_held_movement']
 
-# %% ../nbs/09_plots.ipynb #7dba9688
+# %% ../nbs/09_plots.ipynb #e24652eb
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from .clustering import Clusters, describe_clusters, loss_quartiles
 
-# %% ../nbs/09_plots.ipynb #9843d4aa
+# %% ../nbs/09_plots.ipynb #7f0101de
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 RULE_COLORS = dict(zip(("first", "paper", "curvature", "trapezoid", "path"), ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")))
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
@@ -33,7 +33,7 @@ def _band(ax: Axes, steps, lines, color, label, middle=None, ls="-"):
     ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, ls=ls, label=label)
 
-# %% ../nbs/09_plots.ipynb #973200b9
+# %% ../nbs/09_plots.ipynb #12920440
 def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float | None = None) -> Figure:
     """Median and quartiles of the exact loss (step, token) for each value of `skill` (token), called `name`.
 
@@ -52,7 +52,7 @@ def plot_loss_quartiles(told: dict, name: str, plateau: float | None = None, las
     fig.legend(title=name, loc="outside right upper")  # beside the curves, which may be anywhere
     return fig
 
-# %% ../nbs/09_plots.ipynb #db5dee76
+# %% ../nbs/09_plots.ipynb #bd7a4fbd
 def _composition(ax, clusters: Sequence[dict], by: Sequence[str]):
     "Stacked bars: share of each cluster's tokens by the values of the first of `by`, hatched where the second is 1."
     kinds = [tuple(k[:-1]) for k in clusters[0]["kinds"]] if clusters else []
@@ -69,7 +69,7 @@ def _composition(ax, clusters: Sequence[dict], by: Sequence[str]):
            yticklabels=[f"{c['cluster'] if c['cluster'] >= 0 else 'outliers'} ({c['size']})" for c in clusters], ylabel="cluster (tokens)")
     ax.invert_yaxis()
 
-# %% ../nbs/09_plots.ipynb #5067819c
+# %% ../nbs/09_plots.ipynb #81049ab9
 def _cluster_row(axes, told: dict, unit: str, last: float | None):
     "One direction: its curves, the exact loss of its clusters, their composition."
     for c in told["clusters"]:
@@ -107,7 +107,33 @@ def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence
     """
     return plot_cluster_descriptions([describe_clusters(curves, clusters, d, loss, by) for d in directions], unit, title)
 
-# %% ../nbs/09_plots.ipynb #4d469e01
+# %% ../nbs/09_plots.ipynb #ecb2bf92
+def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | None = None, unit: str = "projected loss (nats)", line: str = "medoid",
+                       rest: str = "outliers", title: str = "") -> Figure:
+    """What `polca.clustering.describe_clusters` gives for a direction: its curves on the left, the median exact loss on the right, breaks at the top of both.
+
+    breaks   {cluster: its break step}, drawn filled if later than `flat`, the step from which the mean loss is flat
+    line     "medoid" or "median", with quartiles; or "median only"
+    rest     what the cluster −1 is called
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", width_ratios=(1.2, 1), sharex=True)
+    flat = np.inf if flat is None else flat
+    if flat < told["loss_step"][-1]: [ax.axvspan(flat, told["loss_step"][-1], color="#000000", alpha=0.07, lw=0, label="mean loss flat") for ax in axes]
+    for c in sorted(told["clusters"], key=lambda c: c["cluster"] >= 0):  # the rest first, under the others
+        color, name, curve = cluster_color(c["cluster"]), f"{c['cluster']} ({c['size']})" if c["cluster"] >= 0 else f"{rest} ({c['size']})", c["quartiles"][1]
+        if line == "median only": axes[0].plot(told["step"], curve, color=color, lw=1.6, label=name)
+        else: _band(axes[0], told["step"], c["quartiles"], color, name, c["medoid"] if line == "medoid" else curve)
+        axes[1].plot(told["loss_step"], c["loss"], color=color, lw=1.6)
+    for cluster, at in breaks.items():
+        for ax in axes: ax.plot(at, 0.965, marker="v", ms=7, color=cluster_color(cluster), mfc=None if at > flat else "#FFFFFF", transform=ax.get_xaxis_transform(), ls="")
+    if (source := told["source_step"]) is not None and source >= 0: axes[0].axvline(source, color="#555555", lw=1, ls="--", label="source step")
+    axes[0].set(xlabel="training step", ylabel=unit, title=title or ("median" if line == "median only" else f"{line} and quartiles"))
+    axes[1].set(xlabel="training step", ylabel="median exact loss (nats)", title="exact loss")
+    handles, names = axes[0].get_legend_handles_labels()
+    fig.legend(handles, names, title="cluster (tokens)", loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False)
+    return fig
+
+# %% ../nbs/09_plots.ipynb #38340715
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:
     "The change of the mean of `loss` (step, token), and the mean over tokens of Σ_b of each rule's projected loss: {rule: (step, token, direction)}."
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -120,7 +146,7 @@ def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) ->
     ax.legend()
     return fig
 
-# %% ../nbs/09_plots.ipynb #4f46a9ca
+# %% ../nbs/09_plots.ipynb #5c2d17d9
 def plot_explained(account: xr.Dataset) -> Figure:
     "`polca.decomposition.explained`: on the left its running sums over the steps, on the right net and gross of each direction."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", width_ratios=(3, 2))
@@ -141,7 +167,7 @@ def plot_explained(account: xr.Dataset) -> Figure:
     right.legend(loc="lower right")
     return fig
 
-# %% ../nbs/09_plots.ipynb #91f6aa1c
+# %% ../nbs/09_plots.ipynb #89843f0b
 def plot_held_movement(held: Mapping[str, pd.DataFrame]) -> Figure:
     "{name of a basis: its `polca.bases.held_movement`}: on the left by interval, on the right of the net movement so far; shares on a logarithmic axis."
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['clenshaw_curtis', 'open_projection', 'project']
 
-# %% ../nbs/04_projection.ipynb #7592772d
+# %% ../nbs/04_projection.ipynb #6e58ee0b
 import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,10 @@ from .checkpoints import Checkpoints, verify_checkpoints
 from .curvature import HessianOperator, dots, mean_curvature, norm, token_curvature
 from .engines import Projector, project_tokens
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
+from .processes import barrier, from_first, gathered, n_processes, on_first, own_share, process_number, same_everywhere, shares, sum_over
 from .subspace import Subspace, check_basis
 
-# %% ../nbs/04_projection.ipynb #c4cec721
+# %% ../nbs/04_projection.ipynb #782ba8e1
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     "Points and weights on [0, 1] with `nodes` interior points and both ends: exact for polynomials of degree `nodes` + 1."
     n = nodes + 1
@@ -34,18 +36,18 @@ def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     weights = np.where((j == 0) | (j == n), 1, 2) / (2 * n) * (1 - terms.sum(0))
     return (1 - np.cos(j * np.pi / n)) / 2, weights
 
-# %% ../nbs/04_projection.ipynb #58cd462c
+# %% ../nbs/04_projection.ipynb #c0343c50
 def _path_levels(nodes: int | None, tol: float | None, max_nodes: int) -> list[int]:
     "The numbers of interior points to try, one after the other."
     if nodes is not None: return [nodes]
     return [2**i - 1 for i in range(1, (max_nodes + 1).bit_length())]
 
-def _integrate_path(slopes, ends, change, movement, levels, tol):
+def _integrate_path(slopes, ends, error, levels, tol):
     """Mean slopes along the segment between two checkpoints, the interior points used, and the error left.
 
-    slopes    s -> (tokens, K + 1), slopes at the fraction s of the way; the last column is along the movement outside the basis
-    ends      the slopes at s = 0 and s = 1
-    change    the true change of each token's loss; movement: along each of the K directions
+    slopes   s -> (tokens, K + 1), slopes at the fraction s of the way; the last column is along the movement outside the basis
+    ends     the slopes at s = 0 and s = 1
+    error    mean slopes -> nats that they leave unexplained
     """
     at = {0.0: ends[0], 1.0: ends[1]}
     for nodes in levels:
@@ -53,11 +55,11 @@ def _integrate_path(slopes, ends, change, movement, levels, tol):
         for s in points: at.setdefault(round(float(s), 12), None)
         for s in [s for s in at if at[s] is None]: at[s] = slopes(s)
         mean = sum(w * at[round(float(s), 12)].double() for s, w in zip(points, weights))
-        error = float((mean[:, :-1] @ movement.double() + mean[:, -1] - change.double()).abs().mean())
-        if tol is not None and error <= tol: break
-    return mean, nodes, error
+        left = error(mean)
+        if tol is not None and left <= tol: break
+    return mean, nodes, left
 
-# %% ../nbs/04_projection.ipynb #c0842318
+# %% ../nbs/04_projection.ipynb #22e809f8
 def _variables(losses, steps, basis, curvature, engine, path):
     "{name: (dims, shape, chunk)} of the arrays of a projection."
     T, N, K = len(steps), len(losses), len(basis)
@@ -73,6 +75,12 @@ def _variables(losses, steps, basis, curvature, engine, path):
                            "path_nodes": (("interval",), (T - 1,), (1,)), "path_error": (("interval",), (T - 1,), (1,))}
     return variables
 
+_CODEC = {"id": "zstd", "level": 0, "checksum": True}
+
+def _new_array(group, name, dims, shape, chunk, dtype, fill):
+    group.create_array(name, shape=shape, chunks=chunk, dtype=dtype, fill_value=fill, compressors=_CODEC, attributes={"_ARRAY_DIMENSIONS": list(dims)})
+
+# %% ../nbs/04_projection.ipynb #1003a3b2
 def _create(path, losses, steps, basis, variables, settings):
     "An empty Zarr group with the coordinates; it appears at `path` whole or not at all."
     coords = {"step": steps, "interval": steps[:-1], "interval_end": ("interval", steps[1:]),
@@ -82,25 +90,57 @@ def _create(path, losses, steps, basis, variables, settings):
                for c in losses.tokens}
     coords |= {c: ("direction", basis.table[c].to_numpy()) for c in basis.table}
     part = path.with_name(f".{path.name}.part") if path else zarr.storage.MemoryStore()
-    xr.Dataset(coords=coords).to_zarr(part, mode="w", zarr_format=2, consolidated=False)
-    group = zarr.open_group(part, mode="r+")
-    variables = variables | {"complete": (("step",), (len(steps),), (1,))}
-    for name, (dims, shape, chunk) in variables.items():
-        kind = {"dtype": bool, "fill_value": False} if name == "complete" else {"dtype": str(basis.directions.dtype).removeprefix("torch."), "fill_value": np.nan}
-        group.create_array(name, shape=shape, chunks=chunk, attributes={"_ARRAY_DIMENSIONS": list(dims)}, **kind)
+    xr.Dataset(coords=coords).to_zarr(part, mode="w", zarr_format=2, consolidated=False, write_empty_chunks=True,
+                                      encoding={n: {"compressors": [_CODEC]} for n in coords})
+    group, dtype = zarr.open_group(part, mode="r+"), str(basis.directions.dtype).removeprefix("torch.")
+    for name, (dims, shape, chunk) in variables.items(): _new_array(group, name, dims, shape, chunk, dtype, np.nan)
+    _new_array(group, "complete", ["step"], (len(steps),), (1,), bool, False)
+    _new_array(group, "engine", ["step"], (len(steps),), (1,), "<U10", "")
     group.attrs["settings"] = settings
     if path is None: return group
+    group.attrs["check_sum"] = _check_sum(part, group)
     part.rename(path)
-    return zarr.open_group(path, mode="r+")
+    return _open_group(path, "r+")
 
-# %% ../nbs/04_projection.ipynb #55048450
-class _Walk:
-    "Computes the numbers of one checkpoint after the other; `group` holds those that are done."
-    def __init__(self, store, steps, basis, losses, engine, memory):
-        self.device, self._weights, self._moves, self._plan = next(iter(losses.params.values())).device, {}, {}, None
-        self.store, self.steps, self.basis, self.losses = store, steps, basis.directions.to(self.device), losses
-        self.along = self.basis.new_zeros(2, self.basis.shape[1])  # unit movements outside the basis, before and after
-        self.projector = Projector(losses, self.params(self.weights(0)), [self.basis, self.along], engine, memory)
+# %% ../nbs/04_projection.ipynb #d5f69a4d
+_DAMAGE = (RuntimeError, ValueError, OSError, EOFError, MemoryError)  # what codecs make of damaged bytes
+
+def _check_sum(path, group) -> str:
+    "The SHA-256 of all that describes the arrays of a projection."
+    digest = hashlib.sha256(json.dumps({k: v for k, v in group.attrs.items() if k not in ("check_sum", "engines")}, sort_keys=True).encode())
+    for file in sorted([path / ".zgroup", *path.glob("*/.zarray"), *path.glob("*/.zattrs")]): digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+def _open_group(path, mode="r") -> zarr.Group:
+    "The group at `path`. Raises ValueError if what describes its arrays is damaged."
+    try:
+        group = zarr.open_group(path, mode=mode)
+        intact = group.attrs.get("check_sum", own := _check_sum(path, group)) == own  # those of earlier versions have none
+    except (*_DAMAGE, KeyError, TypeError) as e: raise ValueError(f"{path} is damaged ({e}): delete it, and project again") from e
+    if not intact: raise ValueError(f"{path} is damaged (what describes its arrays has another check sum): delete it, and project again")
+    return group
+
+def _damaged_coordinate(group) -> str | None:
+    "The first coordinate that cannot be read, if any."
+    for name, array in group.arrays():
+        if array.attrs["_ARRAY_DIMENSIONS"][0] in ("step", "interval") and name not in ("step", "interval", "interval_end"): continue
+        try:
+            array[:]
+            if array.nchunks_initialized == array.nchunks: continue
+            if not getattr(array.metadata.compressor, "checksum", False): continue  # earlier versions left out zeros
+        except _DAMAGE: pass
+        return name
+    return None
+
+# %% ../nbs/04_projection.ipynb #edc33a90
+class _Trajectory:
+    "The weights at checkpoints, and the movements between them; with `shard`, along the directions of this process."
+    def __init__(self, store, steps, basis, losses, shard):
+        self.device, self._weights, self._moves = next(iter(losses.params.values())).device, {}, {}
+        self.store, self.steps, self.losses, self.shard = store, steps, losses, shard
+        own = shares(len(basis), n_processes())[process_number()] if shard else range(len(basis))
+        self.rows = slice(own.start, own.stop)
+        self.basis = basis.directions[self.rows].to(self.device)
 
     def weights(self, i) -> Tensor:
         "The weights at checkpoint i, flat; of the last three that were asked for, none is read again."
@@ -119,13 +159,26 @@ class _Walk:
             if len(self._moves) > 2: del self._moves[min(self._moves)]
             delta = self.weights(i + 1) - self.weights(i)
             movement = dots(self.basis, delta)
-            rest = delta - movement @ self.basis
+            rest = delta - self.total(movement @ self.basis)
             again = dots(self.basis, rest)  # what rounding, or a basis that is a little off, left of it
-            movement, rest = movement + again, rest - again @ self.basis
+            movement, rest = movement + again, rest - self.total(again @ self.basis)
             length = norm(rest)
             if length <= 30 * torch.finfo(rest.dtype).eps * norm(delta): rest, length = torch.zeros_like(rest), 0.0  # rounding
             self._moves[i] = movement, rest / (length or 1.0), length
         return self._moves[i]
+
+    def total(self, own: Tensor) -> Tensor:
+        "The sum over all directions, from that over those of this process."
+        return sum_over(own) if self.shard else own
+
+# %% ../nbs/04_projection.ipynb #22c77ccd
+class _Walk(_Trajectory):
+    "Computes the numbers of one checkpoint after the other; those of `known` are in the group."
+    def __init__(self, store, steps, basis, losses, engine, memory, shard):
+        super().__init__(store, steps, basis, losses, shard)
+        self.along = self.basis.new_zeros(2, self.basis.shape[1])  # unit movements outside the basis, before and after
+        self.projector = Projector(losses, self.params(self.weights(0)), [self.basis, self.along], engine, memory)
+        self._plan, self.known = None, set()
 
     def hessian(self, losses: TokenLosses, params: Params) -> HessianOperator:
         "The Hessian of `losses` at `params`; what it takes is found out once."
@@ -144,7 +197,7 @@ class _Walk:
         loss, P = self.projector(self.params(weights))
         return loss, P[:, :-2], [P[:, -2] * lengths[0], P[:, -1] * lengths[1]]
 
-# %% ../nbs/04_projection.ipynb #003d9e0e
+# %% ../nbs/04_projection.ipynb #82a0b793
 def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tuple[str, tuple, Tensor | float]]:
     "(array, index, numbers) for all that belongs to checkpoint i."
     last, theta = len(walk.steps) - 1, walk.weights(i)
@@ -162,18 +215,33 @@ def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tu
     return out
 
 def _project_path(walk, i, group, end, levels, tol):
-    "The same for the path over interval i, whose start is done and whose end is `end`."
+    "The same for the path over interval i, whose end is `end`; its start is read if it is known, and else computed, as it is where another process has it."
     def read(name, *index): return torch.as_tensor(np.asarray(group[name][index]), device=walk.device)
     loss, P, outside = end
-    start = torch.column_stack([read("gradient", i), read("outside", i, slice(None), 0)])
+    if i in walk.known: before, start = read("loss", i), torch.column_stack([read("gradient", i)[:, walk.rows], read("outside", i, slice(None), 0)])
+    else:
+        before, there, (_, along) = walk.slopes(walk.weights(i), None, i)
+        start = torch.column_stack([there, along])
     def slopes(s):
         _, P, (along, _) = walk.slopes(torch.lerp(walk.weights(i), walk.weights(i + 1), s), i, None)
         return torch.column_stack([P, along])
-    mean, nodes, error = _integrate_path(slopes, (start, torch.column_stack([P, outside])), loss.double() - read("loss", i).double(),
-                                         walk.move(i)[0], levels, tol)
-    return [("path_gradient", (i,), mean[:, :-1]), ("path_outside", (i,), mean[:, -1]), ("path_nodes", (i,), nodes), ("path_error", (i,), error)]
+    def error(mean):
+        booked = walk.total(mean[:, :-1] @ walk.move(i)[0].double()) + mean[:, -1]
+        left = float((booked - (loss.double() - before.double())).abs().mean())
+        return from_first(left) if walk.shard else left  # all must agree on when to stop
+    mean, nodes, left = _integrate_path(slopes, (start, torch.column_stack([P, outside])), error, levels, tol)
+    return [("path_gradient", (i,), mean[:, :-1]), ("path_outside", (i,), mean[:, -1]), ("path_nodes", (i,), nodes), ("path_error", (i,), left)]
 
-# %% ../nbs/04_projection.ipynb #66d50ee2
+# %% ../nbs/04_projection.ipynb #74a80237
+_BY_DIRECTION = ("gradient", "movement", "curvature", "token_curvature", "path_gradient")
+
+def _whole(values):
+    "Of all directions, what processes have of some of them each."
+    parts = gathered([(n, at, v.cpu() if isinstance(v, Tensor) else v) for n, at, v in values])
+    def whole(n, each): return torch.cat(each, dim=-1) if n in _BY_DIRECTION else max(each) if n == "difference_error" else each[0]
+    return [(n, at, whole(n, [part[k][2] for part in parts])) for k, (n, at, _) in enumerate(values)]
+
+# %% ../nbs/04_projection.ipynb #3015f0e9
 def _check_values(values, step, store):
     "A number that is not finite must not get into the Dataset, where NaN means “not computed yet”."
     for name, _, v in values:
@@ -181,49 +249,103 @@ def _check_values(values, step, store):
             f"{name} is not finite for {(~finite).sum()} of {finite.size} entries at step {step} of {store.path}: "
             "the model diverges on these tokens there. Use steps before it, or tokens without them")
 
-def _write_step(group, i, values, store, step):
+def _write_step(group, i, values, engine, store, step):
     "Check and write what belongs to checkpoint i, and then mark it complete."
     values = [(n, at, v.cpu().numpy() if isinstance(v, Tensor) else v) for n, at, v in values]
     _check_values(values, step, store)
     for name, at, v in values: group[name][at] = v
+    group["engine"][i] = engine
     group["complete"][i] = True
 
 def _complete(group) -> np.ndarray:
     "Which checkpoints are marked complete; one whose mark is damaged is not."
     def read(i):
         try: return bool(group["complete"][i])
-        except (RuntimeError, ValueError, OSError): return False
+        except _DAMAGE: return False
     return np.array([read(i) for i in range(group["complete"].shape[0])])
 
 def _intact(group, i) -> bool:
-    "Whether the numbers of checkpoint i can be read and are all there; what was damaged is computed again."
-    def present(name, at): return name not in group or not 0 <= at[0] < group[name].shape[0] or np.isfinite(group[name][at]).all()
-    own = [(n, (i,)) for n in ("loss", "gradient", "movement", "curvature", "token_curvature", "difference_error")]
+    "Whether the numbers of checkpoint i can be read and are all there."
+    own = [(n, (i,)) for n in ("loss", "gradient", "movement", "curvature", "token_curvature", "difference_error", "engine")]
     own += [(n, (i - 1,)) for n in ("path_gradient", "path_outside", "path_nodes", "path_error")]
     own += [("outside", (i, slice(None), 0)), ("outside", (i - 1, slice(None), 1))]
-    try: return all(present(*at) for at in own)
-    except (RuntimeError, ValueError, OSError): return False  # what the codec makes of damaged bytes
+    return not any(_damaged(group[name], at) for name, at in own if name in group and 0 <= at[0] < group[name].shape[0])
 
-# %% ../nbs/04_projection.ipynb #3160befc
-def _check_existing(path, settings):
+def _damaged(array, at) -> bool:
+    "Whether a part of an array cannot be read, or is not there."
+    try: values = np.asarray(array[at])
+    except _DAMAGE: return True
+    return values.dtype.kind == "f" and not np.isfinite(values).all()
+
+# %% ../nbs/04_projection.ipynb #af14ebc5
+def _done(group) -> list[bool]:
+    "Which checkpoints are done; those that were damaged since are not, and no longer marked complete."
+    done = [complete and _intact(group, i) for i, complete in enumerate(_complete(group))]
+    for i in np.flatnonzero(np.logical_not(done)): group["complete"][int(i)] = False
+    return done
+
+# %% ../nbs/04_projection.ipynb #4af9ef54
+def _check_existing(path, settings, variables):
     "Refuse a `path` that holds something else than a projection with these settings."
     if not path.exists(): return
     if not (path / ".zgroup").exists(): raise ValueError(f"{path} exists and holds no projection: use another path")
-    have = dict(zarr.open_group(path, mode="r").attrs).get("settings", {})
+    group = _open_group(path)
+    have = group.attrs.get("settings", {})
     differ = [n for n, v in settings.items() if have.get(n) != v and not (n == "losses" and np.isclose(have.get(n, np.nan), v, rtol=1e-4))]
     differ = ["nodes, tol or max_nodes" if n == "path" else n for n in differ]
     if differ: raise ValueError(f"{path} holds a projection with other {', '.join(differ)}: delete it, or use another path")
+    lost = [n for n, (_, shape, _) in variables.items() if n not in group or group[n].shape != shape]
+    if lost: raise ValueError(f"{path} is damaged ({', '.join(lost)}): delete it, and project again")
+    if name := _damaged_coordinate(group): raise ValueError(f"{path} is damaged (the coordinate {name}): delete it, and project again")
 
-# %% ../nbs/04_projection.ipynb #13348401
-def open_projection(path: str | Path) -> xr.Dataset:
-    "The Dataset that `project` wrote to `path`, read as it is used. Raises ValueError if it is missing or unfinished."
-    if not (Path(path) / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
-    done = _complete(zarr.open_group(path, mode="r"))
+def _open(path, create) -> zarr.Group:
+    "The group to write to, new or as an earlier call left it."
+    if path is None: return create()
+    def prepare():
+        group = _open_group(path, "r+") if path.exists() else create()
+        if "engine" not in group: _new_array(group, "engine", ["step"], group["complete"].shape, (1,), "<U10", "")  # made by an earlier version
+    on_first(prepare)
+    return _open_group(path, "r+")
+
+# %% ../nbs/04_projection.ipynb #4fa62810
+def _dataset(group) -> xr.Dataset:
+    "The Dataset in `group`, read as it is used."
+    data = xr.open_zarr(group.store, consolidated=False, chunks=None, drop_variables=["complete", "engine"])
+    engines = {str(s): str(e) for s, e in zip(data["step"].values, group["engine"][:]) if e} if "engine" in group else {}
+    data.attrs = {k: v for k, v in data.attrs.items() if k != "check_sum"} | {"engines": {**data.attrs.get("engines", {}), **engines}}
+    return data
+
+def _verify(group, path):
+    "Raise ValueError, naming the first, if a chunk cannot be read or is not there."
+    if name := _damaged_coordinate(group): raise ValueError(f"{path} is damaged (the coordinate {name}): delete it, and project again")
+    for name, array in group.arrays():
+        dim = array.attrs["_ARRAY_DIMENSIONS"][0]
+        if dim not in ("step", "interval"): continue
+        for step, i in zip(group[dim][:], range(array.shape[0])):
+            if _damaged(array, (i,)): raise ValueError(
+                f"{path} is damaged ({name} {'at' if dim == 'step' else 'in the interval from'} step {step}): call project(...) again with the same arguments, "
+                "it computes damaged checkpoints again")
+
+def open_projection(path: str | Path, verify: bool = False) -> xr.Dataset:
+    """The Dataset that `project` wrote to `path`, read as it is used; reading a part that was damaged raises an error.
+
+    verify   read everything now, once
+
+    Raises ValueError if it is missing, unfinished, or found to be damaged.
+    """
+    path = Path(path)
+    if not (path / ".zgroup").exists(): raise ValueError(f"{path} holds no projection: make it with project(..., path=...)")
+    group = _open_group(path)
+    if verify: _verify(group, path)
+    done = _complete(group)
     if not done.all(): raise ValueError(f"the projection in {path} is unfinished, {done.sum()} of {len(done)} checkpoints: "
                                         "call project(...) again with the same arguments, it goes on there")
-    return xr.open_zarr(path, consolidated=False, chunks=None, drop_variables="complete")
+    try: return _dataset(group)
+    except _DAMAGE:
+        _verify(group, path)
+        raise
 
-# %% ../nbs/04_projection.ipynb #a35187e3
+# %% ../nbs/04_projection.ipynb #26cf8644
 def _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes):
     "What can be refused without reading a checkpoint."
     if len(steps) < 2: raise ValueError(f"{store.path}: a projection needs at least two checkpoints, not {len(steps)}")
@@ -238,19 +360,28 @@ def _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes
     check_params(basis.shapes, losses.params, "the basis")
     check_basis(basis.directions, n_parameters(losses.params))
 
-def _settings(store, basis, losses, steps, engine, curvature, nodes, tol, max_nodes) -> dict:
-    "What a projection on disk must have in common with this one, to go on with it. Reads and checks every checkpoint."
+def _settings(basis, losses, steps, engine, curvature, nodes, tol, max_nodes) -> dict:
+    "What a projection on disk must have in common with this one, to go on with it, beside the weights."
     return {"steps": steps, "basis": basis.fingerprint(), "data": fingerprint(losses.batches),
             "curvature": curvature if curvature in (None, "token") else fingerprint(curvature.batches),
             "path": {"nodes": nodes, "tol": tol, "max_nodes": max_nodes} if nodes or tol else None,
-            "engine": "difference" if engine == "difference" else "exact", "weights": verify_checkpoints(store, steps, losses=losses),
-            "tokens": hashlib.sha256(pd.util.hash_pandas_object(losses.tokens.astype(str)).values.tobytes()).hexdigest()[:16],
+            "engine": "difference" if engine == "difference" else "exact",
+            "tokens": hashlib.sha256(pd.util.hash_pandas_object(losses.tokens.astype(str)).values.tobytes()).hexdigest()[:16]}
+
+def _settings_of_weights(store, losses, steps) -> dict:
+    "The same of the weights. Reads and checks every checkpoint."
+    return {"weights": verify_checkpoints(store, steps, losses=losses),
             "losses": float(losses({n: p.to(losses.params[n]) for n, p in store.load(steps[0]).items()}).double().mean())}
 
-# %% ../nbs/04_projection.ipynb #049ce1fb
+def _report_late(errors, tol, max_nodes):
+    if late := (errors > tol).sum(): warnings.warn(
+        f"{late} of {len(errors)} intervals are not within tol={tol:g} nats with {max_nodes} interior points; `path_error` says how far off. Raise "
+        "max_nodes, or tol", stacklevel=3)
+
+# %% ../nbs/04_projection.ipynb #4ff59c51
 def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Sequence[int] | None = None, *,
             engine: str = "auto", memory: str | int = "2GiB", curvature: TokenLosses | str | None = None, nodes: int | None = None,
-            tol: float | None = None, max_nodes: int = 63, path: str | Path | None = None, progress: bool = True) -> xr.Dataset:
+            tol: float | None = None, max_nodes: int = 63, path: str | Path | None = None, shard: bool = False, progress: bool = True) -> xr.Dataset:
     """Project every token's gradient on every direction at every one of `steps` (default: all in `store`).
 
     losses      the tokens that are analysed
@@ -260,7 +391,12 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     nodes, tol  also integrate along the path between checkpoints, for `allocate(rule="path")`: with a fixed number of interior
                 points, or with 1, 3, 7, ... `max_nodes` until the mean over tokens of |true loss change − all allocations| is under
                 `tol` nats in the interval
-    path        where to keep the Dataset; an interrupted call goes on from there. Default: in memory
+    path        where to keep the Dataset; an interrupted call goes on from there, by any number of processes. Default: in memory
+    shard       in a block of `polca.processes.joined`: share out the directions, for a basis that is too large for the device of one process
+
+    In a block of `joined`, which takes a `path`, each process goes through a contiguous block of the checkpoints, with all directions on its device;
+    where fewer are left than there are processes, some have nothing to do. With `shard`, each has a part of the directions there, and all go
+    through all checkpoints together. Results are put together by the first.
 
     Returns the Dataset described above; coordinates of `token` are the columns of `losses.tokens`, those of `direction`
     the columns of `basis.table`. All input is checked first: ValueError for fewer than two steps, checkpoints that
@@ -269,19 +405,25 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     """
     steps, path = [int(s) for s in (store.steps if steps is None else steps)], Path(path) if path else None
     _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes)
-    settings = _settings(store, basis, losses, steps, engine, curvature, nodes, tol, max_nodes)
-    if path: _check_existing(path, settings)
-    walk = _Walk(store, steps, basis, losses, engine, memory)
+    if shard and len(basis) < n_processes(): raise ValueError(f"shard=True: {len(basis)} directions cannot be shared out to {n_processes()} processes: start fewer")
+    if path is None and n_processes() > 1: raise ValueError(f"path=None: {n_processes()} processes need a path that they write to together")
+    settings = _settings(basis, losses, steps, engine, curvature, nodes, tol, max_nodes)
+    same_everywhere({**settings, "path": str(path), "path integrals": settings["path"], "memory": memory, "shard": shard})
+    settings |= on_first(_settings_of_weights, store, losses, steps)
     levels = _path_levels(nodes, tol, max_nodes) if nodes or tol else None
-    group = zarr.open_group(path, mode="r+") if path and path.exists() else \
-        _create(path, losses, steps, basis, _variables(losses, steps, basis, curvature, engine, levels), settings)
-    done = [complete and _intact(group, i) for i, complete in enumerate(_complete(group))]
-    for i in tqdm(range(len(steps)), desc="projection", unit="checkpoint", disable=not progress):
-        if done[i]: continue
-        group.attrs["engines"] = {**group.attrs.get("engines", {}), str(steps[i]): walk.projector.engine}
-        _write_step(group, i, _project_step(walk, i, group, curvature, levels, tol), store, steps[i])
-    if tol is not None and (late := (group["path_error"][:] > tol).sum()): warnings.warn(
-        f"{late} of {len(steps) - 1} intervals are not within tol={tol:g} nats with {max_nodes} interior points; `path_error` says how far off. Raise "
-        "max_nodes, or tol", stacklevel=2)
-    if path: return open_projection(path)
-    return xr.open_zarr(group.store, consolidated=False, chunks=None, drop_variables="complete").load()
+    variables = _variables(losses, steps, basis, curvature, engine, levels)
+    if path: on_first(_check_existing, path, settings, variables)
+    walk = _Walk(store, steps, basis, losses, engine, memory, shard)
+    group = _open(path, lambda: _create(path, losses, steps, basis, variables, settings))
+    done, first = on_first(_done, group), process_number() == 0
+    walk.known = {i for i, known in enumerate(done) if known}
+    left = [i for i in range(len(steps)) if not done[i]]
+    for i in tqdm(left if shard else own_share(left), desc="projection", unit="checkpoint", disable=not (progress and first)):
+        values = _project_step(walk, i, group, curvature, levels, tol)
+        if shard: values = _whole(values)
+        if first or not shard: _write_step(group, i, values, walk.projector.engine, store, steps[i])
+        if shard: barrier()  # what was written is read for the path to the next one
+        walk.known.add(i)
+    barrier()
+    if first and tol is not None: _report_late(group["path_error"][:], tol, max_nodes)
+    return open_projection(path) if path else _dataset(group).load()

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['log_steps', 'size_text', 'unwrap', 'Recorder', 'PolcaCallback', 'Replay']
 
-# %% ../nbs/01a_recording.ipynb #8a7581dd
+# %% ../nbs/01a_recording.ipynb #4cfe292f
 import json
+import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from .checkpoints import Checkpoints, check_finite, require_steps, weights_hash, write_json
-from .losses import Params, n_parameters, parameters
+from .checkpoints import Checkpoints, check_finite, check_step, equal_params, recorded_params, require_steps, weights_hash, write_json
+from .losses import Params, n_parameters
 
-# %% ../nbs/01a_recording.ipynb #97d856ca
+# %% ../nbs/01a_recording.ipynb #5dd720b1
 def log_steps(last: int, n: int = 100, largest: int | None = None) -> list[int]:
     """About `n` steps from 0 to `last`, dense early and sparse late: equal distances in log(step), rounded, each once.
 
@@ -33,7 +35,7 @@ def log_steps(last: int, n: int = 100, largest: int | None = None) -> list[int]:
     if largest is None: return steps
     return sorted({s for a, b in zip(steps, steps[1:]) for s in (a, *range(a + largest, b, largest), b)})
 
-# %% ../nbs/01a_recording.ipynb #2040d956
+# %% ../nbs/01a_recording.ipynb #ae23a815
 def size_text(n: float) -> str:
     "`n` bytes for people."
     for unit in ("bytes", "KiB", "MiB", "GiB"):
@@ -49,7 +51,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         "the weights of this model are sharded over processes: gather them first, and record the gathered parameters {name: tensor}")
     return model
 
-# %% ../nbs/01a_recording.ipynb #e708d03a
+# %% ../nbs/01a_recording.ipynb #d5ce7d26
 class Recorder:
     """Saves a model at chosen steps of its training: `record(step, model)` in the loop.
 
@@ -59,18 +61,24 @@ class Recorder:
              float32 where disk allows. Default: the model's own
     limit    bytes that the checkpoints may take; default: nine tenths of what the disk has free
 
-    Raises ValueError before the first write if there is more to come than `limit`, and for weights that are not finite.
+    Raises ValueError before the first write if there is more to come than `limit`, for weights that are not finite, and where the training comes
+    to a step that is in `path` with other weights.
     """
     def __init__(self, path: str | Path, steps: Iterable[int], dtype: torch.dtype | None = None, limit: int | None = None):
-        self.store, self.steps, self.dtype, self.limit = Checkpoints(path), frozenset(int(s) for s in steps), dtype, limit
+        self.store, self.steps, self.dtype, self.limit = Checkpoints(path), frozenset(check_step(s) for s in steps), dtype, limit
         if not self.steps: raise ValueError("there are no steps to record: give some, such as log_steps(10_000)")
-        if min(self.steps) < 0: raise ValueError(f"step {min(self.steps)} is before the start of training: give steps from 0 on")
         self._checked = False
 
     def __call__(self, step: int, model: nn.Module | Params) -> Path | None:
         "Save `model`, a module or its parameters {name: tensor}, if `step` is one to record; returns the file."
-        if step not in self.steps: return None
-        params = {n: p.to(dtype=self.dtype) for n, p in (parameters(unwrap(model)) if isinstance(model, nn.Module) else model).items()}
+        file = self.store.file(step)
+        if step not in self.steps and not file.exists(): return None  # also of steps that are there already, for they must be of this training
+        params = recorded_params(unwrap(model) if isinstance(model, nn.Module) else model, f"the model at step {step}")
+        params = {n: p.to(dtype=self.dtype) for n, p in params.items()}
+        if file.exists():
+            if equal_params(self.store.load(step), {n: p.cpu() for n, p in params.items()}): return file
+            raise ValueError(f"{file} has other weights than the model at step {step}: it is of another training, or this one does not give the same weights again. "
+                             f"Record into another folder, or delete {self.store.path}")
         if not self._checked: self._check_space(params)
         return self.store.save(step, params)
 
@@ -88,11 +96,11 @@ class Recorder:
         print(f"{self.store.path}: {len(self.steps)} checkpoints, {size_text(needed)} to come")
         self._checked = True
 
-# %% ../nbs/01a_recording.ipynb #fc095537
+# %% ../nbs/01a_recording.ipynb #dd6dff48
 class PolcaCallback(TrainerCallback):
     """Records the model of a transformers `Trainer` at chosen steps: `Trainer(…, callbacks=[PolcaCallback(path, steps)])`; arguments as in `Recorder`.
 
-    Step s is the model after s updates. A training that the `Trainer` resumes goes on being recorded. Of several processes the first one writes.
+    Step s is the model after s updates. A training that the `Trainer` resumes goes on being recorded, another one is refused. Of several processes the first one writes.
     """
     def __init__(self, path: str | Path, steps: Iterable[int], dtype: torch.dtype | None = None, limit: int | None = None):
         self.record = Recorder(path, steps, dtype, limit)
@@ -103,7 +111,36 @@ class PolcaCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs): self._save(state, model)
     def on_step_end(self, args, state, control, model=None, **kwargs): self._save(state, model)
 
-# %% ../nbs/01a_recording.ipynb #589694e4
+# %% ../nbs/01a_recording.ipynb #9f35fb00
+def _random_state():
+    "Of Python, NumPy and PyTorch."
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+def _set_random_state(state):
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3]: torch.cuda.set_rng_state_all(state[3])
+
+@contextmanager
+def _own_state(state: list) -> Iterator[None]:
+    "Gradients, and random numbers that go on from `state`, where the last such block has left it; those of the caller afterwards."
+    outside = _random_state()
+    if state: _set_random_state(state.pop())
+    try:
+        with torch.inference_mode(False), torch.enable_grad(): yield
+        state.append(_random_state())
+    finally: _set_random_state(outside)
+
+def _read_hashes(path: Path) -> dict[str, str]:
+    if not path.exists(): return {}
+    try: hashes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError): hashes = None
+    if not isinstance(hashes, dict) or not all(n.isdecimal() and isinstance(h, str) for n, h in hashes.items()): raise ValueError(
+        f"{path} is damaged, or holds no hashes of a training: delete it, with what was computed from it, or give another path")
+    return hashes
+
+# %% ../nbs/01a_recording.ipynb #0dd46471
 class Replay(Checkpoints):
     """Checkpoints that are trained again whenever they are read, instead of being stored.
 
@@ -111,13 +148,15 @@ class Replay(Checkpoints):
     steps      those that count as checkpoints
     path       a JSON file for the hashes of the weights: the first pass writes them, later ones are compared with them
 
-    Steps that are read in increasing order cost one training together; one before the last one read starts it over. Raises ValueError for a training that
-    ends too early, leaves out a step, or gives other weights than before.
+    Steps that are read in increasing order cost one training together; one before the last one read, or after an interruption, starts it over. The training has random
+    numbers of its own: it neither sees nor changes the state of the caller's. Raises ValueError for a training that ends too early, leaves out a step, or gives other
+    weights than before, and for a damaged file of hashes.
     """
-    def __init__(self, training: Callable[[], Iterator[tuple[int, nn.Module]]], steps: Iterable[int], path: str | Path):
-        self.training, self._steps, self.path = training, sorted({int(s) for s in steps}), Path(path)
-        self._going, self._at, self._params = None, -1, None
-        self._hashes = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+    def __init__(self, training: Callable[[], Iterable[tuple[int, nn.Module]]], steps: Iterable[int], path: str | Path):
+        self.training, self._steps, self.path = training, sorted({check_step(s) for s in steps}), Path(path)
+        if not self._steps: raise ValueError("there are no steps to train up to: give some, such as log_steps(10_000)")
+        self._going, self._at, self._params, self._random = None, -1, None, []
+        self._hashes = _read_hashes(self.path)
 
     @property
     def steps(self) -> list[int]: return self._steps
@@ -126,26 +165,37 @@ class Replay(Checkpoints):
 
     def load(self, step: int, device="cpu", dtype=None) -> Params:
         require_steps(self, [step])
-        if self._going is None or step < self._at: self._going, self._at = self.training(), -1
-        while self._at < step: self._advance(step)
+        if step < self._at: self._going = None
+        try:
+            if self._going is None: self._at, self._random = -1, []
+            with _own_state(self._random):
+                if self._going is None: self._going = self._begin()
+                while self._at < step: self._advance(step)
+        except BaseException:  # a generator that was interrupted has come to its end, and one that has failed is not to be trusted
+            self._going = None
+            raise
         if self._at != step: raise ValueError(f"the training of {self.path} goes from a step before {step} to {self._at}: let it yield (step, model) at {step}")
-        return {n: p.to(device=device, dtype=dtype) for n, p in self._params.items()}
+        return {n: p.to(device=device, dtype=dtype, copy=True) for n, p in self._params.items()}
+
+    def _begin(self):
+        made = self.training()
+        if not isinstance(made, Iterable): raise ValueError(f"the training of {self.path} returns {type(made).__name__}: let it yield (step, model) as it goes")
+        return iter(made)
 
     def _advance(self, wanted):
         "Train up to the next of `steps`, and check that it is what it was."
         for at, model in self._going:
             if at not in self._steps: continue
-            params = {n: p.clone() for n, p in parameters(unwrap(model)).items()}
-            check_finite(params, f"the training of {self.path} at step {at}")
+            what = f"the training of {self.path} at step {at}"
+            params = {n: p.clone() for n, p in recorded_params(unwrap(model), what).items()}
+            check_finite(params, what)
             self._compare(at, weights_hash({n: p.cpu() for n, p in params.items()}))
             self._at, self._params = at, params
             return
-        self._going = None
         raise ValueError(f"the training of {self.path} ends before step {wanted}: let it yield (step, model) up to there")
 
     def _compare(self, step, found):
         if self._hashes.setdefault(str(step), found) == found: return write_json(self.path, self._hashes)
-        self._going = None  # what comes after it is another training
         raise ValueError(
             f"training again gives other weights at step {step} than {self.path} says: seeds, data order, versions or the number of threads differ. "
             "Train as before, or delete that file and what was computed from it")

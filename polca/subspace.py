@@ -6,12 +6,13 @@
 __all__ = ['Subspace', 'orthonormality_error', 'check_basis', 'as_subspace', 'weight_axes', 'save_subspace', 'load_subspace',
            'hessian_subspace']
 
-# %% ../nbs/03_subspace.ipynb #06664d80
+# %% ../nbs/03_subspace.ipynb #660230a9
 import hashlib
 import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import index
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoints, atomic_path, check_finite, open_weights, verify_checkpoints
-from .curvature import MATRICES, MeanOperator, check_lanczos, lanczos
+from .curvature import MATRICES, MeanOperator, SharedOperator, check_lanczos, lanczos
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters
 from .memory import memory_bytes
+from .processes import barrier, from_first, n_processes, on_first, process_number, same_everywhere
 
-# %% ../nbs/03_subspace.ipynb #9d0ebfb7
+# %% ../nbs/03_subspace.ipynb #a0d6bb90
 @dataclass
 class Subspace:
     """An orthonormal basis of directions in weight space.
@@ -53,7 +55,7 @@ def orthonormality_error(directions: Tensor) -> float:
     for part in directions.split(1 << 20, dim=1): gram += (part.double() @ part.double().T).cpu()
     return float((gram - torch.eye(len(gram))).abs().sum(1).max())
 
-# %% ../nbs/03_subspace.ipynb #18da47bf
+# %% ../nbs/03_subspace.ipynb #85bb85d9
 def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
     "Raise ValueError unless `directions` is a floating-point tensor (K, d) with 1 ≤ K ≤ d, finite, and ‖BᵀB − I‖∞ ≤ `tol`."
     if not isinstance(directions, Tensor) or not directions.is_floating_point(): raise ValueError(
@@ -61,7 +63,7 @@ def check_basis(directions: Tensor, d: int, tol: float = 1e-4) -> None:
     if directions.ndim != 2 or directions.shape[1] != d: raise ValueError(
         f"the basis has shape {tuple(directions.shape)}, the model {d} weights: give one direction of {d} entries per row")
     if not 1 <= len(directions) <= d: raise ValueError(f"a basis of {len(directions)} directions of {d} weights: give 1 to {d}")
-    if not torch.isfinite(directions).all(): raise ValueError("the basis has entries that are not finite: compute it again")
+    if not all(torch.isfinite(b).all() for b in directions): raise ValueError("the basis has entries that are not finite: compute it again")
     error = orthonormality_error(directions)
     if error > tol: raise ValueError(f"the basis is not orthonormal: ‖BᵀB − I‖∞ = {error:.1e} is over {tol:g}. "
                                      "Orthonormalise it first, for example with torch.linalg.qr")
@@ -74,7 +76,7 @@ def as_subspace(directions: Tensor, like: Params, table: pd.DataFrame | None = N
     if table is None: table = pd.DataFrame({"source_step": np.full(len(directions), -1)})
     return Subspace(directions, table.rename_axis("direction"), {n: tuple(p.shape) for n, p in like.items()})
 
-# %% ../nbs/03_subspace.ipynb #3595d590
+# %% ../nbs/03_subspace.ipynb #4f07f0f6
 def weight_axes(params: Params, weights: int | Sequence[int] = 50) -> Subspace:
     """Unit vectors along single weights of `params`: the given number of them with the largest magnitude, or those at the given places
     in the flat vector. The table names each: `weight` (place in the flat vector), `parameter`, `value`.
@@ -93,37 +95,51 @@ def weight_axes(params: Params, weights: int | Sequence[int] = 50) -> Subspace:
     names = [list(params)[i] for i in np.searchsorted(ends, weights, side="right")]
     return as_subspace(directions, params, pd.DataFrame({"source_step": -1, "weight": weights, "parameter": names, "value": flat[weights].tolist()}))
 
-# %% ../nbs/03_subspace.ipynb #c7a3d742
+# %% ../nbs/03_subspace.ipynb #49ed53ef
 _FILE = "directions-{:08d}.safetensors"
+
+def _check_sum(directions, header):
+    "The SHA-256 of `directions` and the texts of `header`, beside the check sum itself."
+    texts = [header.get(n, "") for n in ("rows", "shapes", "settings")]
+    digest = hashlib.sha256(json.dumps([*texts, str(directions.dtype), list(directions.shape)]).encode())
+    digest.update(directions.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 def _save_directions(path, step, directions, rows, shapes, settings):
     "Write the directions of one source step with their rows of the table."
-    header = {"rows": json.dumps(rows), "shapes": json.dumps(shapes), "settings": json.dumps(settings)}
+    header, directions = {"rows": json.dumps(rows), "shapes": json.dumps(shapes), "settings": json.dumps(settings)}, directions.cpu().contiguous()
     with atomic_path(Path(path) / _FILE.format(step)) as part:
-        save_file({"directions": directions.cpu().contiguous()}, part, metadata=header)
+        save_file({"directions": directions}, part, metadata={**header, "sha256": _check_sum(directions, header)})
 
 def _load_directions(file):
-    "Directions, rows, shapes and settings of one file."
+    "Directions, rows, shapes and settings of one file. Raises ValueError if it is damaged."
     with open_weights(file) as f:
-        header = f.metadata() or {}
-        if "rows" not in header: raise ValueError(f"{file} holds no directions that polca wrote: delete it, or give another path")
-        shapes = {n: tuple(s) for n, s in json.loads(header["shapes"]).items()}
-        directions = f.get_tensor("directions")
+        header, directions = f.metadata() or {}, f.get_tensor("directions")
+    if "rows" not in header: raise ValueError(f"{file} holds no directions that polca wrote: delete it, or give another path")
+    if header.get("sha256", own := _check_sum(directions, header)) != own: raise ValueError(  # files of earlier versions have none
+        f"{file} is damaged (its check sum is another): delete it, and it is computed again")
     check_finite({"directions": directions}, str(file))
-    return directions, json.loads(header["rows"]), shapes, json.loads(header["settings"])
+    try:
+        rows, shapes, settings = (json.loads(header[n]) for n in ("rows", "shapes", "settings"))
+        return directions, [{**row, "order": int(row["order"])} for row in rows], {n: tuple(s) for n, s in shapes.items()}, dict(settings)
+    except (KeyError, TypeError, ValueError, AttributeError) as e: raise ValueError(
+        f"{file} is damaged (its header, {e}): delete it, and it is computed again") from e
 
+# %% ../nbs/03_subspace.ipynb #dd532f9a
 def save_subspace(basis: Subspace, path: str | Path) -> Path:
     """Save `basis` with its table in the directory `path`, for `load_subspace`; returns `path`.
 
     Raises ValueError if a basis is there already.
     """
     path = Path(path)
-    if list(path.glob(_FILE.replace("{:08d}", "*"))): raise ValueError(f"{path} holds a basis already: give another path, or delete it")
-    rows = [{**row, "order": i} for i, row in enumerate(basis.table.reset_index(drop=True).to_dict("records"))]
-    _save_directions(path, 0, basis.directions, rows, basis.shapes, dict(basis.table.attrs))
+    def save():
+        if list(path.glob(_FILE.replace("{:08d}", "*"))): raise ValueError(f"{path} holds a basis already: give another path, or delete it")
+        rows = [{**row, "order": i} for i, row in enumerate(basis.table.reset_index(drop=True).to_dict("records"))]
+        _save_directions(path, 0, basis.directions, rows, basis.shapes, dict(basis.table.attrs))
+    on_first(save)
     return path
 
-# %% ../nbs/03_subspace.ipynb #f1f4a924
+# %% ../nbs/03_subspace.ipynb #fa0ccc7b
 def load_subspace(path: str | Path, like: Params | None = None, losses: TokenLosses | None = None) -> Subspace:
     """The basis saved in the directory `path`, in the order of its computation.
 
@@ -144,13 +160,13 @@ def load_subspace(path: str | Path, like: Params | None = None, losses: TokenLos
                                             "hessian_subspace(...) again with the same arguments, it goes on there")
     table = pd.DataFrame([row for part in parts for row in part[1]]).drop(columns="order").rename_axis("direction")
     table.attrs = {"data": made_with["data"]} if "data" in made_with else {}
-    directions = torch.cat([part[0] for part in parts])
+    directions = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]  # a single file is mapped, not copied
     check_basis(directions, directions.shape[1])
     return Subspace(directions, table, parts[0][2])
 
-# %% ../nbs/03_subspace.ipynb #5ff549ed
+# %% ../nbs/03_subspace.ipynb #c173010e
 def _check_request(store, losses, steps, k, matrix, window, **settings):
-    "Refuse what can be known to be wrong before the first Hessian-vector product; returns the hash of the weights."
+    "Refuse what can be known to be wrong without reading a checkpoint."
     d = n_parameters(losses.params)
     if matrix not in MATRICES: raise ValueError(f"matrix={matrix!r}: use one of {', '.join(MATRICES)}")
     if window < 1: raise ValueError(f"window={window}: average over at least one source step")
@@ -158,7 +174,6 @@ def _check_request(store, losses, steps, k, matrix, window, **settings):
     if k < 1 or k * len(steps) > d: raise ValueError(
         f"k={k} at {len(steps)} steps asks for {k * len(steps)} directions of {d} weights: ask for 1 to {d} in all")
     check_lanczos(d, k, k * (len(steps) - 1), **settings)
-    return verify_checkpoints(store, sorted(steps), losses=losses)
 
 def _resume(path, settings):
     "The files that an earlier call left in `path`, by source step."
@@ -181,11 +196,12 @@ def _stored(file, before, tol, max_iterations):
     if len(before) and sum(b.double() @ v.double().T for b, v in parts).abs().max() > 1e-6: return None
     return None if any(row["residual"] > tol and row["iterations"] < max_iterations for row in rows) else (vectors, rows)
 
-# %% ../nbs/03_subspace.ipynb #cbb00a48
+# %% ../nbs/03_subspace.ipynb #562dc9fa
 class _Matrices:
     "The symmetric matrix of each source step: of the checkpoint there, or the mean over the last `window` source steps."
     def __init__(self, store, losses, steps, matrix, window, memory):
-        self.store, self.losses, self.steps, self.kind, self.window, self.memory = store, losses, steps, MATRICES[matrix], window, memory
+        self.store, self.losses, self.steps, self.window, self.memory = store, losses, steps, window, memory
+        self.kind = MATRICES[matrix] if n_processes() == 1 else partial(SharedOperator, MATRICES[matrix])
         self.plan, self.device, dtype = None, *next((p.device, p.dtype) for p in losses.params.values())
         self.dtype = dtype if dtype.itemsize >= 4 else torch.float32  # in half precision there are no eigenvectors to speak of
 
@@ -214,7 +230,7 @@ def _report_unconverged(table, tol):
                f"too small for its dtype, compute in float64:\n{late.to_string()}")
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
-# %% ../nbs/03_subspace.ipynb #ba9e053d
+# %% ../nbs/03_subspace.ipynb #bea1a5c0
 def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], k: int = 1, tol: float = 1e-3, *,
                      matrix: str = "hessian", window: int = 1, which: str = "largest", max_iterations: int = 200, seed: int = 0,
                      memory: str | int = "4GiB", device=None, dtype=None, strict: bool = False, path: str | Path | None = None,
@@ -231,7 +247,10 @@ def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
     memory          bound on the graphs of a source step, and again on its Krylov space; the weights of `window` checkpoints come on top
     device, dtype   where and how the directions are kept, by default like the model's parameters: device="cpu" spares a GPU's memory
     path            a directory that keeps each step's directions as they are found, and from which a call that was
-                    interrupted goes on
+                    interrupted goes on, by any number of processes
+
+    In a block of `polca.processes.joined` the tokens are shared out over the processes, in whole batches where there are as many as processes; each
+    of them holds all directions and the Krylov space.
 
     Raises ValueError, before anything is computed, for steps that are not in `store`, checkpoints that are damaged or of
     another model, a step given twice, k < 1 or more directions than weights, an unknown `matrix`, window < 1, a `dtype` of half precision, and
@@ -239,25 +258,29 @@ def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
     """
     steps, k, seed = [index(step) for step in steps], index(k), index(seed)
     how = {"tol": float(tol), "which": which, "max_iterations": index(max_iterations), "memory": memory}
-    weights = _check_request(store, losses, steps, k, matrix, window, **how)
+    _check_request(store, losses, steps, k, matrix, window, **how)
     shapes, matrices = {n: tuple(p.shape) for n, p in losses.params.items()}, _Matrices(store, losses, steps, matrix, window, memory)
-    settings = {"weights": weights, "steps": steps, "k": k, "tol": float(tol), "matrix": matrix, "window": int(window), "which": which, "seed": seed,
-                "data": fingerprint(losses.batches), "dtype": str(matrices.dtype),
-                "loss": float(losses(store.load(steps[0], matrices.device, matrices.dtype)).double().mean())}
-    found, d = _resume(path, settings), n_parameters(losses.params)
+    settings = {"steps": steps, "k": k, "tol": float(tol), "matrix": matrix, "window": int(window), "which": which, "seed": seed,
+                "data": fingerprint(losses.batches), "dtype": str(matrices.dtype)}
+    same_everywhere({**settings, **how, "strict": strict})
+    settings = {"weights": on_first(verify_checkpoints, store, sorted(steps), losses=losses), **settings,
+                "loss": from_first(float(losses(store.load(steps[0], matrices.device, matrices.dtype)).double().mean()))}
+    found, d = on_first(_resume, path, settings), n_parameters(losses.params)
     if dtype is not None and dtype.itemsize < 4: raise ValueError(f"dtype={dtype}: directions in half precision are not orthonormal; keep them in float32 or float64")
     directions, rows = torch.empty(k * len(steps), d, dtype=dtype or matrices.dtype, device=device or matrices.device), []
-    for i, step in enumerate(tqdm(steps, desc="basis", unit="step", disable=not progress)):
+    first = process_number() == 0
+    for i, step in enumerate(tqdm(steps, desc="basis", unit="step", disable=not (progress and first))):
         before = directions[:i * k]
         new = _stored(found[step], before, how["tol"], how["max_iterations"]) if step in found else None
         if new is None:
             pairs = _pairs_at(matrices, i, before, k=k, seed=seed + i, strict=strict, scale=max((abs(r["eigenvalue"]) for r in rows), default=0.0), **how)
             new = pairs.vectors, [{"source_step": step, **row, "order": i * k + j} for j, row in enumerate(pairs.table().to_dict("records"))]
-            if path: _save_directions(path, step, *new, shapes, settings)
+            if path and first: _save_directions(path, step, *new, shapes, settings)
         directions[i * k:(i + 1) * k] = new[0]
         rows += new[1]
     table = pd.DataFrame(rows).drop(columns="order").rename_axis("direction")
     table.attrs = {"data": settings["data"]}
-    _report_unconverged(table, tol)
+    if first: _report_unconverged(table, tol)
+    barrier()
     check_basis(directions, d, tol=1e-6 * max(1, len(directions) / 100))  # rounding adds up over the row of each direction
     return Subspace(directions, table, shapes)

@@ -5,7 +5,10 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'read_texts', 'cut_windows', 'window_batch', 'window_tokens', 'draw_windows', 'text_losses']
 
-# %% ../nbs/11a_texts.ipynb #127556a7
+# %% ../nbs/11a_texts.ipynb #4728afe9
+import codecs
+import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,33 +19,40 @@ from torch import Tensor, nn
 
 from .losses import TokenLosses, token_table
 
-# %% ../nbs/11a_texts.ipynb #26a62faa
+# %% ../nbs/11a_texts.ipynb #14521507
 SUFFIXES = (".txt", ".md")
 
 def read_texts(paths: str | Path | Iterable[str | Path]) -> dict[str, str]:
-    """{name: text} of text files, and of all files *.txt and *.md in folders and below; each is one document. UTF-8.
+    """{name: text} of text files, and of all files *.txt and *.md in folders and below, less hidden ones; each is one document, once however often it is named. UTF-8.
 
     Raises ValueError for a path that does not exist, a folder without texts, a file that is not UTF-8 (with the place), and if there is no text at all.
     """
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    files = [f for p in paths for f in (_files_in(p) if p.is_dir() else [p])]
-    texts = {str(f): _read(f) for f in files}
+    files = {}
+    for p in paths:
+        for f in _files_in(p) if p.is_dir() else [p]: files.setdefault(f.resolve(), f)
+    texts = {str(f): _read(f) for f in files.values()}
     texts = {name: text for name, text in texts.items() if text.strip()}
     if not texts: raise ValueError(f"there is no text in {', '.join(map(str, paths[:3])) or 'no files'}: give files with text in them")
     return texts
 
 def _files_in(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and not any(n.startswith(".") for n in p.relative_to(folder).parts))
     if not files: raise ValueError(f"{folder} has no text files ({', '.join('*' + s for s in SUFFIXES)}): give others by name")
     return files
 
 def _read(file: Path) -> str:
-    try: return file.read_bytes().decode("utf-8-sig")
+    try: data = file.read_bytes()
     except FileNotFoundError as e: raise ValueError(f"{file} does not exist: check the path of the texts") from e
+    except OSError as e: raise ValueError(f"{file} cannot be read ({e.strerror}): check its permissions, or leave it out") from e
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if marked or 0 in data: raise ValueError(f"{file} is UTF-16, or no text ({'it begins as UTF-16 does' if marked else f'a zero at byte {data.index(0)}'}): "
+                                             "convert it, as with `iconv -f utf-16 -t utf-8`, or leave it out")
+    try: return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as e: raise ValueError(
-        f"{file} is not UTF-8 at byte {e.start} ({e.object[e.start:e.start + 4]!r}): convert it, as with `iconv -f latin1 -t utf-8`, or leave it out") from e
+        f"{file} is not UTF-8 at byte {e.start} ({data[e.start:e.start + 4]!r}): convert it, as with `iconv -f latin1 -t utf-8`, or leave it out") from e
 
-# %% ../nbs/11a_texts.ipynb #fa722048
+# %% ../nbs/11a_texts.ipynb #ddb7ff8f
 def cut_windows(texts: dict[str, str], tokenizer, context: int) -> list[dict]:
     """The windows of `texts`, one after the other, each with `document`, `start` (tokens before it in the document), `ids` (at most `context`) and `text` (the piece of text of each token).
 
@@ -61,16 +71,39 @@ def cut_windows(texts: dict[str, str], tokenizer, context: int) -> list[dict]:
     if not windows: raise ValueError(f"{', '.join(list(texts)[:3])}: no text of two tokens or more, so there is nothing to predict: give longer texts")
     return windows
 
+# %% ../nbs/11a_texts.ipynb #54c1d74d
 def _pieces(tokenizer, text, ids) -> list[str]:
-    "What each token stands for in the text: cut at its offsets where the tokenizer knows them, else decoded by itself."
-    if not tokenizer.is_fast: return [tokenizer.decode([i]) for i in ids]
+    "What each token stands for in the text: cut at its offsets where the tokenizer knows them, else what it adds to the decoded text."
+    if not tokenizer.is_fast: return _decoded_pieces(tokenizer, ids)
     offsets = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
     ends = [0, *np.maximum.accumulate([b for _, b in offsets])]
     return [text[end:max(b, end)] for (_, b), end in zip(offsets, ends)]  # with the spaces that offsets may leave out; of a letter that takes several tokens the first one has it
 
-# %% ../nbs/11a_texts.ipynb #a6e9c5a8
+def _decoded_pieces(tokenizer, ids, block=16, around=8) -> list[str]:
+    "What each token adds to the decoded text, a block at a time with some tokens around it; of a letter that takes several tokens the last one has it."
+    def decode(part): return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    pieces = []
+    for start in range(0, len(ids), block):
+        first, stop = max(0, start - around), min(start + block, len(ids))
+        whole = decode(ids[first:stop + around])
+        ends = [len(os.path.commonprefix([decode(ids[first:i]), whole])) for i in range(start, stop + 1)]
+        if start == 0: ends[0] = 0
+        if stop == len(ids): ends[-1] = len(whole)
+        ends = np.maximum.accumulate(ends)
+        pieces += [whole[a:b] for a, b in zip(ends, ends[1:])]
+    if "".join(pieces) != decode(ids): warnings.warn(
+        f"{type(tokenizer).__name__} decodes a token by others far from it: the texts of single tokens may be wrong. A fast tokenizer tells them exactly", stacklevel=4)
+    return pieces
+
+# %% ../nbs/11a_texts.ipynb #52baedf2
 def window_batch(windows: Sequence[dict], context: int) -> dict[str, Tensor]:
-    "A batch for `next_token_loss`: ids padded with 0 to `context`, the attention mask, and as labels the ids, −100 where padded."
+    """A batch for `next_token_loss`: ids padded with 0 to `context`, the attention mask, and as labels the ids, −100 where padded.
+
+    Raises ValueError without windows, and for one that is longer than `context`.
+    """
+    if not windows: raise ValueError("there are no windows: give at least one of those that cut_windows makes")
+    longest = max(len(w["ids"]) for w in windows)
+    if longest > context: raise ValueError(f"a window of {longest} tokens does not fit context={context}: give the context that the windows were cut with")
     rows = [w["ids"] + [0] * (context - len(w["ids"])) for w in windows]
     ids, lengths = torch.tensor(rows), torch.tensor([[len(w["ids"])] for w in windows])
     mask = torch.arange(context) < lengths
@@ -83,12 +116,13 @@ def window_tokens(windows: Sequence[dict], context: int, around: int = 60) -> pd
     return table.assign(target=[w["text"][p] for w, p in rows], document=[w["document"] for w, _ in rows], place=[w["start"] + p for w, p in rows],
                         before=["".join(w["text"][:p])[-around:] for w, p in rows], after=["".join(w["text"][p + 1:])[:around] for w, p in rows])
 
-# %% ../nbs/11a_texts.ipynb #5458e5f7
+# %% ../nbs/11a_texts.ipynb #5de50f8b
 def draw_windows(windows: Sequence[dict], sizes: dict[str, int], seed: int = 0) -> dict[str, list[dict]]:
     """Disjoint random samples of `windows`: {name: number of windows}, each in the order of the texts.
 
-    Raises ValueError if there are not as many.
+    Raises ValueError if there are not as many, and for a negative number.
     """
+    if bad := {k: n for k, n in sizes.items() if n < 0}: raise ValueError(f"{bad} windows are asked for: a sample has 0 windows or more")
     needed = sum(sizes.values())
     if needed > len(windows): raise ValueError(
         f"{needed} windows are asked for ({', '.join(f'{n} {k}' for k, n in sizes.items())}), the texts have {len(windows)}: give more text, a shorter context or smaller samples")
@@ -98,13 +132,15 @@ def draw_windows(windows: Sequence[dict], sizes: dict[str, int], seed: int = 0) 
     return samples
 
 def text_losses(model: nn.Module, windows: Sequence[dict], context: int, batch_size: int = 8) -> TokenLosses:
-    """The losses of the target tokens of `windows` for a causal language model, with their token table.
+    """The losses of the target tokens of `windows` for a causal language model, on its device, with their token table.
 
-    Raises ValueError for tokens that the model does not know, and a context that is longer than the model's.
+    Raises ValueError for no windows, tokens that the model does not know, and a context that is longer than the model's or shorter than a window.
     """
-    known, longest = model.get_input_embeddings().num_embeddings, getattr(model.config, "max_position_embeddings", None)
+    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: a batch has at least one window")
+    tokens, embedding = window_tokens(windows, context), model.get_input_embeddings()
+    known, longest = embedding.num_embeddings, getattr(model.config, "max_position_embeddings", None)
     largest = max(max(w["ids"]) for w in windows)
     if largest >= known: raise ValueError(f"the tokenizer gives token {largest}, the model knows {known} (0 to {known - 1}): use the tokenizer that the model was trained with")
     if longest and context > longest: raise ValueError(f"context={context} is longer than the {longest} positions of the model: use a shorter one")
-    batches = [window_batch(windows[i:i + batch_size], context) for i in range(0, len(windows), batch_size)]
-    return TokenLosses(model, batches, tokens=window_tokens(windows, context))
+    batches = [{n: t.to(embedding.weight.device) for n, t in window_batch(windows[i:i + batch_size], context).items()} for i in range(0, len(windows), batch_size)]
+    return TokenLosses(model, batches, tokens=tokens)

@@ -32,12 +32,13 @@ def finished(tmp_path_factory):
 
 def test_a_run_prints_its_table_and_where_to_look(finished):
     out, done = finished
-    assert all(f"[{i}/5]" in done.stdout for i in range(1, 6))
+    assert all(f"[{i}/6]" in done.stdout for i in range(1, 7)) and "estimates:" in done.stdout
     assert "Fisher" in done.stdout and "0.973 / 0.736 / 0.838" in done.stdout
     assert "training" in done.stderr and "projection" in done.stderr  # progress bars
     last = done.stdout.split("Every number: ")[1].split()
-    assert last[0] == str(out / "results.json")
-    assert all(Path(f).read_bytes().startswith(b"\x89PNG") for f in last[2:]) and len(last[2:]) == 9
+    assert last[0] == f"{out / 'results.json'};" and (out / "report.html").read_text().lower().startswith("<!doctype html")
+    figures = last[last.index("Figures:") + 1:]
+    assert all(Path(f).read_bytes().startswith(b"\x89PNG") for f in figures) and len(figures) == 9
 
 
 def test_results_hold_what_was_asked_for(finished):
@@ -56,7 +57,7 @@ def test_another_seed_is_another_run(finished, tmp_path):
 
 def test_killed_at_any_stage_it_goes_on_to_the_same_numbers(finished, tmp_path):
     out, marks = tmp_path / "killed", ("checkpoints/step-00000100.safetensors", "basis/directions-00000080.safetensors",
-                                       "projection.zarr/gradient/3.0.0", "projection_lca.zarr/outside/3.0.0", "clusters.zarr")
+                                       "projection.zarr/gradient/3.0.0", "projection_lca.zarr/outside/3.0.0", "kinds.zarr")
     for mark in marks:
         process = subprocess.Popen([POLCA, "run", "arithmetic", "--preset", "tiny", "--out", str(out)],
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -114,4 +115,25 @@ def test_wrong_words_show_the_usage():
     done = polca("run", "arithmetic", "--preset", "huge")
     assert done.returncode == 2 and "invalid choice" in done.stderr
     assert polca("--version").stdout.startswith("polca ")
-    assert "--preset" in polca("run", "arithmetic", "--help").stdout
+    assert "--preset" in polca("run", "--help").stdout and "torch" not in polca("--help").stdout
+
+
+def test_status_and_inspect_answer_machines_and_people(finished, tmp_path):
+    out, _ = finished
+    status = json.loads(polca("status", out, "--json").stdout)
+    assert status["complete"] and [row["stage"] for row in status["stages"]] == ["train", "subspace", "project", "decompose", "cluster", "report"]
+    found = json.loads(polca("inspect", out, "--json").stdout)
+    assert found["tokens"] == 200 and found["decomposition"]["trapezoid"]["net"] == numbers(out)["explained"]["trapezoid"]["net"]
+    assert "mean loss" in polca("inspect", out).stdout
+    missing = polca("status", tmp_path, "--json")
+    assert missing.returncode == 2 and "no run of polca" in json.loads(missing.stdout)["error"] and "no run of polca" in missing.stderr
+
+
+def test_a_stage_at_a_time(finished, tmp_path):
+    out = tmp_path / "run"
+    assert polca("run", "arithmetic", "--preset", "tiny", "--out", out, "--until", "train").returncode == 0
+    done = polca("decompose", out, "--json")
+    assert done.returncode == 0 and [row["complete"] for row in json.loads(done.stdout)["stages"]] == [True] * 4 + [False] * 2
+    assert polca("run", out).returncode == 0
+    tables = [json.loads((o / "clusters" / "tables.json").read_text()) for o in (out, finished[0])]
+    assert tables[0] == tables[1]

@@ -1,0 +1,107 @@
+"""Several processes that compute one basis and one projection: against one process, and when one of them is killed."""
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from polca.checkpoints import Checkpoints
+from polca.losses import TokenLosses
+from polca.processes import torchrun
+from polca.projection import open_projection, project
+from polca.subspace import hessian_subspace, load_subspace
+
+STEPS = [0, 10, 20, 30, 40, 50, 60]
+SCRIPT = """
+import os, signal, sys, torch
+from pathlib import Path
+from polca.checkpoints import Checkpoints
+from polca.losses import TokenLosses
+from polca.processes import joined, n_processes, process_number
+from polca.projection import project
+from polca.subspace import hessian_subspace, load_subspace
+
+job, out, dies_in, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+if dies_in: signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, so that the others come to say what they noticed
+
+class Dies(Checkpoints):
+    "Kills process 1 when it loads a step."
+    def load(self, step, *args, **kwargs):
+        if armed and step == dies_at and process_number() == 1: os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(step, *args, **kwargs)
+
+model, several, one = torch.load(job / "job.pt", weights_only=False)
+store, armed = Dies(job / "checkpoints"), dies_in == "basis"
+with joined(timeout=60):
+    sample, single = TokenLosses(model, several), TokenLosses(model, [one])
+    hessian_subspace(store, single, [60], k=3, tol=1e-8, path=out / "single", progress=False)
+    hessian_subspace(store, sample, [20, 0, 60], k=2, window=2, tol=1e-8, path=out / "basis", progress=False)
+    hessian_subspace(store, sample, [60], matrix="gauss-newton", tol=1e-8, path=out / "gauss-newton", progress=False)
+    armed = dies_in == "projection"
+    project(store, load_subspace(job / "one" / "basis"), sample, curvature=single, tol=1e-6, path=out / "projection.zarr", progress=False)
+    for how in ({"tol": 1e-6}, {"engine": "difference"}, {"curvature": "token"}) if n_processes() == 3 else ():
+        project(store, load_subspace(job / "one" / "basis"), sample, [0, 10, 20], path=out / f"{list(how)[0]}.zarr", shard=True, progress=False, **how)
+    assert n_processes() > 1 and process_number() < n_processes()
+"""
+
+
+def analyse(store, model, several, one, out, basis=None):
+    "What the script does, by one process."
+    sample, single = TokenLosses(model, several), TokenLosses(model, [one])
+    hessian_subspace(store, single, [60], k=3, tol=1e-8, path=out / "single", progress=False)
+    found = hessian_subspace(store, sample, [20, 0, 60], k=2, window=2, tol=1e-8, path=out / "basis", progress=False)
+    hessian_subspace(store, sample, [60], matrix="gauss-newton", tol=1e-8, path=out / "gauss-newton", progress=False)
+    project(store, basis or found, sample, curvature=single, tol=1e-6, path=out / "projection.zarr", progress=False)
+    for how in () if basis else ({"tol": 1e-6}, {"engine": "difference"}, {"curvature": "token"}):
+        project(store, found, sample, [0, 10, 20], path=out / f"{list(how)[0]}.zarr", progress=False, **how)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    "A small model with checkpoints and data, and what one process finds in them."
+    folder = tmp_path_factory.mktemp("job")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 9)).double().eval()
+    ids = torch.randint(0, 9, (11, 6))
+    several = [{"input": ids[s], "labels": ids[s].masked_fill(torch.rand(ids[s].shape) < 0.2, -100)} for s in (slice(0, 2), slice(2, 7), slice(7, 8), slice(8, 11))]
+    store, start = Checkpoints(folder / "checkpoints"), {n: p.detach().clone() for n, p in model.named_parameters()}
+    for step in STEPS: store.save(step, {n: p * (1 + step / 100) + 0.001 * step for n, p in start.items()})
+    one = {"input": ids, "labels": ids}
+    torch.save((model, several, one), folder / "job.pt")
+    analyse(store, model, several, one, folder / "one")
+    return folder, (store, model, several, one)
+
+
+def assert_the_same(out, expected):
+    for name in ("single", "basis", "gauss-newton"):
+        found, wanted = load_subspace(out / name), load_subspace(expected / name)
+        np.testing.assert_allclose(found.table.eigenvalue, wanted.table.eigenvalue, rtol=1e-6)
+        torch.testing.assert_close((found.directions * wanted.directions).sum(1), torch.ones(len(wanted)).double(), rtol=0, atol=1e-6)
+    for file in out.glob("*.zarr"):
+        found, wanted = (open_projection(folder / file.name, verify=True).drop_vars("difference_error", errors="ignore") for folder in (out, expected))
+        rtol = 1e-4 if file.name == "engine.zarr" else 1e-9  # central differences take their step from the first few directions
+        xr.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol / 1000)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_several_processes_find_what_one_finds(job, tmp_path, n):
+    folder, _ = job
+    done = torchrun(n, SCRIPT, folder, tmp_path, "", 0)
+    assert done.returncode == 0, done.stderr
+    assert "RuntimeWarning" not in done.stderr
+    assert_the_same(tmp_path, folder / "one")
+    assert len(list(tmp_path.glob("*.zarr"))) == (4 if n == 3 else 1)
+
+
+def test_where_one_is_killed_all_end_and_any_number_goes_on(job, tmp_path):
+    folder, parts = job
+    killed = torchrun(3, SCRIPT, folder, tmp_path, "basis", 0)
+    assert killed.returncode != 0 and "start the same command again" in killed.stderr
+    files = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*/*.safetensors")}
+    assert {f.name for f in files} == {"directions-00000060.safetensors", "directions-00000020.safetensors"}
+    killed = torchrun(2, SCRIPT, folder, tmp_path, "projection", 60)  # its last one
+    assert killed.returncode != 0 and "start the same command again" in killed.stderr
+    complete = {f: f.stat().st_mtime_ns for f in tmp_path.glob("projection.zarr/complete/[0-9]")}
+    assert 1 < len(complete) < len(STEPS)
+    analyse(*parts, tmp_path, load_subspace(folder / "one" / "basis"))
+    assert_the_same(tmp_path, folder / "one")
+    assert all(f.stat().st_mtime_ns == time for f, time in {**files, **complete}.items()), "what was done is made again"
