@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/15_main.ipynb #bdc6c56b
+# %% ../nbs/15_main.ipynb #04cee914
 import argparse
 import importlib.metadata
 import json
 import os
 import sys
-from contextlib import nullcontext
+import warnings
+from contextlib import contextmanager, nullcontext
 
-# %% ../nbs/15_main.ipynb #41f9d327
+# %% ../nbs/15_main.ipynb #200523f0
 _STAGES = {"train": "make the checkpoints, or check those of somebody else", "subspace": "the directions: top Hessian eigenvectors along training",
            "project": "every token's gradient on every direction, at every checkpoint", "decompose": "what each allocation rule books on the directions",
            "cluster": "which tokens move together, and when they break through", "report": "one self-contained HTML page"}
@@ -38,7 +39,7 @@ def _add_analyze(parser):
     parser.add_argument("--out", default="runs/analysis", help="run directory (default: runs/analysis); a run that is there goes on")
     parser.add_argument("--until", choices=_STAGES, default="report", help="the last stage to make (default: report)")
 
-# %% ../nbs/15_main.ipynb #06657711
+# %% ../nbs/15_main.ipynb #5d350194
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
     "The parser; options of `command` that are slow to find out are there for that command alone."
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.",
@@ -63,7 +64,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     add("inspect", "what is in a run; reads every file and holds it against its hash").add_argument("run", metavar="RUN", help="run directory")
     return parser
 
-# %% ../nbs/15_main.ipynb #6e4d1580
+# %% ../nbs/15_main.ipynb #2bed42ff
 def _analyze(options, say) -> dict:
     from dataclasses import fields
     from polca.runs import Run, TextConfig, TextTask
@@ -82,6 +83,7 @@ def _run(options, say) -> dict:
     if options.until is None: return run_arithmetic(config, options.out, say=say)
     return _made(Run.create(options.out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config)).make(options.until, say=say), say)
 
+# %% ../nbs/15_main.ipynb #3b035634
 def _stage(options, say) -> dict:
     from polca.runs import Run
     return _made(Run.open(options.run).make(options.command, say=say), say)
@@ -111,7 +113,7 @@ def _inspect(options, say) -> dict:
     say(format_inspection(found))
     return found
 
-# %% ../nbs/15_main.ipynb #f8277983
+# %% ../nbs/15_main.ipynb #0e2fb9c1
 _COMMANDS = {"analyze": _analyze, "run": _run, "status": _status, "inspect": _inspect, **dict.fromkeys(_STAGES, _stage)}
 
 def _answer(options) -> int:
@@ -124,13 +126,20 @@ def _answer(options) -> int:
         if options.json and number == 0: print(json.dumps({"error": str(message)}))
         return code
     try:
-        with _joined(several): found = _COMMANDS[options.command](options, say)
+        with _plain_warnings(), _joined(several): found = _COMMANDS[options.command](options, say)
     except BlockingIOError as e: return fail(3, e)
     except ValueError as e: return fail(2, e)
     except OSError as e: return fail(1, e)
     except KeyboardInterrupt: return fail(130, "interrupted; the same command goes on from here")
     if options.json and number == 0: print(json.dumps(found))
     return 0
+
+@contextmanager
+def _plain_warnings():
+    "In its block a warning is one line, without the place in the code."
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *where, **more: print(f"polca: warning: {message}", file=sys.stderr)
+        yield
 
 def _joined(several: bool):
     "The processes that torchrun started, as one; a single one needs no torch for it."

@@ -6,7 +6,7 @@
 __all__ = ['ASSUMED_ITERATIONS', 'peak_memory', 'Estimate', 'estimate_subspace', 'estimate_reading', 'estimate_projection',
            'estimate_analysis', 'seconds_text', 'estimates_table']
 
-# %% ../nbs/12b_estimates.ipynb #5bfc0886
+# %% ../nbs/12b_estimates.ipynb #e032c51d
 import resource
 import sys
 import time
@@ -24,10 +24,9 @@ from .curvature import MATRICES, HessianOperator, lanczos
 from .decomposition import allocate, explained, projected_loss
 from .engines import Projector
 from .losses import TokenLosses, n_parameters
-from .memory import tells_sequences, token_slots
-from .recording import size_text
+from .memory import size_text, tells_sequences, token_slots
 
-# %% ../nbs/12b_estimates.ipynb #baa0cc04
+# %% ../nbs/12b_estimates.ipynb #e0575a6f
 def peak_memory() -> int:
     "The largest resident memory of this process so far, bytes."
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -50,7 +49,7 @@ def _timed(call: Callable, repeats: int = 1) -> tuple[float, object]:
         times.append(time.monotonic() - began)
     return min(times), out
 
-# %% ../nbs/12b_estimates.ipynb #1dab8c69
+# %% ../nbs/12b_estimates.ipynb #3aaf19de
 ASSUMED_ITERATIONS = 20  # per direction, where a trial would take too long; runs so far took 6 to 40
 
 def _reading(store: Checkpoints, losses: TokenLosses, step: int) -> float:
@@ -85,7 +84,7 @@ def estimate_reading(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
     step = sorted(steps)[len(steps) // 2]
     return Estimate(len(steps) * _reading(store, losses, step), peak_memory(), 0, f"step {step} read")
 
-# %% ../nbs/12b_estimates.ipynb #2a3e1841
+# %% ../nbs/12b_estimates.ipynb #fdca2059
 def estimate_projection(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], n_directions: int, curvature: TokenLosses | None = None,
                         memory: str | int = "2GiB") -> Estimate:
     """What `polca.projection.project` with these arguments takes, without integrals along the path.
@@ -112,7 +111,7 @@ def _one_batch(losses: TokenLosses) -> tuple[TokenLosses, float]:
     table = pd.DataFrame({"example": token_slots(losses, i)[0]}) if tells_sequences(losses) else None
     return TokenLosses(losses.model, [losses.batches[i]], losses.loss, table, check=False), losses.sizes[i] / len(losses)
 
-# %% ../nbs/12b_estimates.ipynb #44b03a94
+# %% ../nbs/12b_estimates.ipynb #dbd14590
 def _random_projection(n_tokens, n_steps, n_directions) -> xr.Dataset:
     "A Dataset like that of `polca.projection.project`, of random numbers."
     rng, T, N, K = np.random.default_rng(0), n_steps, n_tokens, n_directions
@@ -137,7 +136,7 @@ def estimate_analysis(n_tokens: int, n_steps: int, n_directions: int, n_rules: i
             "cluster": Estimate(single * n_directions * more**2 + joint * more, held, 10_000 + 2 * n_tokens * (n_directions + 8), how),
             "report": Estimate(drawing + booking, held, 300_000 + 15_000 * min(n_directions, 12), "assumed: 3 s and 0.2 s per direction drawn")}
 
-# %% ../nbs/12b_estimates.ipynb #d6843f01
+# %% ../nbs/12b_estimates.ipynb #3d9013a5
 def seconds_text(seconds: float) -> str:
     "`seconds` for people."
     if seconds < 120: return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'Samples', 'Task', 'TextConfig', 'check_text_config', 'open
            'clustered_curves', 'breaking_curves', 'cluster_run', 'save_clusters', 'load_clusters', 'break_window',
            'Run', 'run_status', 'format_status', 'inspect_run', 'format_inspection']
 
-# %% ../nbs/13_runs.ipynb #10c6152b
+# %% ../nbs/13_runs.ipynb #93dd3881
 import dataclasses
 import errno
 import hashlib
@@ -40,13 +40,13 @@ from .clustering import Clusters, cluster_directions, cluster_tokens, filter_dir
 from .decomposition import allocate, explained, rules, trajectories
 from .estimates import Estimate, estimate_analysis, estimate_projection, estimate_reading, estimate_subspace, estimates_table, peak_memory, seconds_text
 from .losses import Params, TokenLosses, fingerprint
+from .memory import size_text
 from .processes import from_first, n_processes, on_first, process_number
 from .projection import open_projection, project
-from .recording import size_text
 from .subspace import Subspace, hessian_subspace, load_subspace
 from .texts import cut_windows, draw_windows, read_texts, text_losses
 
-# %% ../nbs/13_runs.ipynb #3990031a
+# %% ../nbs/13_runs.ipynb #67e2f7ab
 @dataclass(frozen=True)
 class Samples:
     "The tokens of a run: `hessian`, whose mean loss has the Hessian; `analysed`; `curvature`, of which the mean curvature is wanted, or None."
@@ -85,7 +85,7 @@ class Task(ABC):
         "What to say of the task at the head of the report."
         return []
 
-# %% ../nbs/13_runs.ipynb #83591dbe
+# %% ../nbs/13_runs.ipynb #595f05f5
 @dataclass(frozen=True)
 class TextConfig:
     "Every choice of the analysis of a language model."
@@ -112,6 +112,7 @@ class TextConfig:
     memory: str = "2GiB"              # bound on what the engines hold beside model and directions
     device: str = "cpu"               # "cpu", "cuda", …
 
+# %% ../nbs/13_runs.ipynb #f7d0b571
 _CHECKED = {"context": 2, "sequences": 1, "hessian_sequences": 1, "curvature_sequences": 0, "k": 1, "every": 1, "basis_steps": 1, "min_cluster_size": 2, "min_samples": 1}
 
 def check_text_config(config: TextConfig) -> None:
@@ -127,7 +128,7 @@ def check_text_config(config: TextConfig) -> None:
     try: torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as e: raise ValueError(f"device={config.device!r} is not there ({str(e).splitlines()[0]}): use 'cpu'") from e
 
-# %% ../nbs/13_runs.ipynb #48902796
+# %% ../nbs/13_runs.ipynb #f67d71b7
 def _is_folder(place: str) -> bool: return Path(place).is_dir()
 
 def _resolved(place: str) -> str:
@@ -156,7 +157,7 @@ def open_tokenizer(name: str):
     try: return AutoTokenizer.from_pretrained(name, local_files_only=_is_folder(name), trust_remote_code=False)
     except Exception as e: raise ValueError(f"{name} has no tokenizer that can be opened ({str(e).strip().partition(chr(10))[0]}): give one with `tokenizer`, a folder or a name on the hub") from e
 
-# %% ../nbs/13_runs.ipynb #765a70ac
+# %% ../nbs/13_runs.ipynb #b48a25d2
 class TextTask(Task):
     "The analysis of a causal language model of transformers on the tokens of text files. Raises ValueError for an impossible configuration."
     name = "texts"
@@ -193,7 +194,7 @@ class TextTask(Task):
     def facts(self) -> list[tuple[str, str]]:
         return [("model", self.config.model), ("checkpoints", self.config.checkpoints), ("texts", ", ".join(self.config.texts))]
 
-# %% ../nbs/13_runs.ipynb #e6423e81
+# %% ../nbs/13_runs.ipynb #18da6236
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     "Hold the lock of a run directory. Raises BlockingIOError if another process does, and OSError if nothing can be written there."
@@ -209,7 +210,7 @@ def _acquire(lock, folder):
     except Timeout as e: raise BlockingIOError(f"another process is at work on {folder}: wait until it is done, or stop it") from e
     except OSError as e: raise OSError(f"{folder} cannot be written to ({e.strerror or e}): make it writable, or copy it to where you may write") from e
 
-# %% ../nbs/13_runs.ipynb #c9daf628
+# %% ../nbs/13_runs.ipynb #63b6e861
 def hash_path(path: Path) -> str:
     "A short hash of a file, or of all files in a directory with their names."
     digest = hashlib.sha256()
@@ -243,7 +244,7 @@ class HashedCheckpoints(Checkpoints):
             f"the checkpoint of step {step} in {self.path} is not what it was when this run began: restore it, or analyse the new ones in another run directory")
         return {n: p.to(device=device, dtype=dtype) for n, p in params.items()}
 
-# %% ../nbs/13_runs.ipynb #4e7f6e2b
+# %% ../nbs/13_runs.ipynb #97ec64c8
 def environment(device: str = "cpu") -> dict:
     "What numbers are made with here: versions, hardware, and the commit of polca where it is run from its repository."
     packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
@@ -264,7 +265,7 @@ def _commit() -> str | None:
     try: return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError): return None
 
-# %% ../nbs/13_runs.ipynb #9e2ffea3
+# %% ../nbs/13_runs.ipynb #33a712eb
 STAGES = ("train", "subspace", "project", "decompose", "cluster", "report")
 _LEAVES = {"subspace": "basis", "project": "projection.zarr", "decompose": "decomposition.json", "cluster": "clusters", "report": "report.html"}
 _FORMAT = 1
@@ -296,7 +297,7 @@ def read_manifest(folder: str | Path) -> dict:
     if found["format"] != _FORMAT: raise ValueError(f"{file} is of format {found['format']}, this polca reads format {_FORMAT}: use the version that made it ({found.get('polca')})")
     return found
 
-# %% ../nbs/13_runs.ipynb #5229e074
+# %% ../nbs/13_runs.ipynb #4834bc7b
 def _plain_account(account: xr.Dataset) -> dict:
     "What `explained` gives, as lists and numbers."
     return {"totals": {n: v for n, v in account.attrs.items() if n != "rule"}, **{n: account[n].values.tolist() for n in ("step", "true", "inside", "outside", "error", "direction", "net", "gross")}}
@@ -326,7 +327,7 @@ def cluster_run(projection: xr.Dataset, config, progress: bool = False) -> dict[
                                keep_tokens=filter_tokens(curves), progress=progress)
     return {"paper": (curves, paper), "recommended": cluster_tokens(projection, random_state=config.seed)}
 
-# %% ../nbs/13_runs.ipynb #c07d19b6
+# %% ../nbs/13_runs.ipynb #507bdc0b
 def save_clusters(path: Path, found: Mapping[str, tuple[xr.DataArray, Clusters]], window: float, flat: float) -> None:
     "Write clusters and their breakthroughs to the directory `path`, which appears whole or not at all: labels.zarr with a group for each recipe, tables.json."
     part = path.with_name(f".{path.name}.part")
@@ -350,7 +351,7 @@ def load_clusters(path: str | Path) -> dict[str, Clusters]:
                                {int(d): note for d, note in t["notes"].items()}) for name, t in tables.items()}
     except (ValueError, KeyError, OSError, RuntimeError) as e: raise ValueError(f"{path} is damaged ({e}): delete it, and polca cluster RUN makes it again") from e
 
-# %% ../nbs/13_runs.ipynb #ca5de7c7
+# %% ../nbs/13_runs.ipynb #ef07f790
 class _Reading:
     "What can be read of a run: its manifest, checkpoints, tokens, and what its complete stages have left."
     def __init__(self, folder: str | Path, task: Task):
@@ -386,6 +387,15 @@ class _Reading:
             self._samples = found
         return self._samples
 
+# %% ../nbs/13_runs.ipynb #cdd4b5ce
+def break_window(config, steps: Sequence[int]) -> float:
+    "The window of break, in steps: of `config`, or a 20th of the training. Raises ValueError if it does not fit twice."
+    window, length = config.window or (steps[-1] - steps[0]) / 20, steps[-1] - steps[0]
+    if 2 * window > length: raise ValueError(f"window={window:g} does not fit twice into the {length} steps from {steps[0]} to {steps[-1]}: use a smaller one")
+    return window
+
+class _Results(_Reading):
+    "What the complete stages of a run have left, as the rest of polca uses it."
     def verified(self, stage: str) -> Path:
         "What a complete stage has left. Raises ValueError if it is not what it was."
         path, record = self.folder / _LEAVES[stage], self.manifest["stages"].get(stage)
@@ -395,15 +405,6 @@ class _Reading:
         self._verified.add(stage)
         return path
 
-# %% ../nbs/13_runs.ipynb #a7ee65a9
-def break_window(config, steps: Sequence[int]) -> float:
-    "The window of break, in steps: of `config`, or a 20th of the training. Raises ValueError if it does not fit twice."
-    window, length = config.window or (steps[-1] - steps[0]) / 20, steps[-1] - steps[0]
-    if 2 * window > length: raise ValueError(f"window={window:g} does not fit twice into the {length} steps from {steps[0]} to {steps[-1]}: use a smaller one")
-    return window
-
-class _Results(_Reading):
-    "What the complete stages of a run have left, as the rest of polca uses it."
     def read_basis(self) -> Subspace: return load_subspace(self.verified("subspace"))
     def read_projection(self) -> xr.Dataset: return open_projection(self.verified("project"))
     def read_decomposition(self) -> dict[str, dict]: return json.loads(self.verified("decompose").read_text(encoding="utf-8"))
@@ -425,7 +426,9 @@ class _Results(_Reading):
                 ("basis", f"{stages['subspace']['directions']} directions, tol {first.tol:g}, largest residual {stages['subspace']['worst_residual']:.1e}"),
                 ("hashes", f"weights and tokens {stages['train']['output']}, basis {stages['subspace']['output']}, projection {stages['project']['output']}")]
 
-# %% ../nbs/13_runs.ipynb #007a33f4
+# %% ../nbs/13_runs.ipynb #cf5c8235
+_LEAST = 20  # tokens; fewer have no clusters to speak of
+
 class _Making(_Results):
     "The stages of a run: each leaves its files, and returns what the manifest is to say of it."
     def _train(self, progress) -> dict:
@@ -453,6 +456,9 @@ class _Making(_Results):
                 tol=getattr(c, "path_tol", None), memory=getattr(c, "memory", "2GiB"), path=self.folder / "projection.zarr", progress=progress)
         return {"tokens": len(samples.analysed)}
 
+# %% ../nbs/13_runs.ipynb #4df53570
+class _Analysing(_Making):
+    "The stages that need the projection alone."
     def _decompose(self, progress) -> dict:
         projection = self.read_projection()
         write_json(self.folder / "decomposition.json", {rule: _plain_account(explained(projection, allocate(projection, rule))) for rule in rules(projection)})
@@ -460,8 +466,9 @@ class _Making(_Results):
 
     def _cluster(self, progress) -> dict:
         projection = self.read_projection()
+        window, flat = self.window(projection), self.flat(projection)
         found = cluster_run(projection, self.task.config, progress)
-        save_clusters(self.folder / "clusters", found, self.window(projection), self.flat(projection))
+        save_clusters(self.folder / "clusters", found, window, flat)
         return {"clusters": {name: len(c.table) for name, (_, c) in found.items()}}
 
     def _report(self, progress) -> dict:
@@ -472,10 +479,8 @@ class _Making(_Results):
         with atomic_path(self.folder / "report.html") as part: part.write_text(page, encoding="utf-8")
         return {}
 
-_LEAST = 20  # tokens; fewer have no clusters to speak of
-
-# %% ../nbs/13_runs.ipynb #c6a7dc9d
-class _Estimating(_Making):
+# %% ../nbs/13_runs.ipynb #9f0bb4fd
+class _Estimating(_Analysing):
     "What a run will take, and what it took."
     def estimates(self, stage: str) -> dict[str, Estimate]:
         "What `train`, or each stage after it, will take, tried on a part of it (`polca.estimates`)."
@@ -513,7 +518,7 @@ class _Estimating(_Making):
         if "project" in stages and self.is_complete("project"): stages = stages[STAGES.index("project"):]
         return [s for s in stages if not self.is_complete(s)]
 
-# %% ../nbs/13_runs.ipynb #506289f1
+# %% ../nbs/13_runs.ipynb #3d68b394
 _DOES = {"train": "checkpoints and tokens, made or read, and checked", "subspace": "the directions", "project": "every token's gradient on every direction, at every checkpoint",
          "decompose": "what each rule books on the directions", "cluster": "which tokens move together", "report": "one page"}
 
@@ -551,7 +556,7 @@ class _Ordered(_Estimating):
             "environment": environment(getattr(self.task.config, "device", "cpu"))}
         write_json(self.file, manifest)
 
-# %% ../nbs/13_runs.ipynb #939c802d
+# %% ../nbs/13_runs.ipynb #882d18ec
 class Run(_Ordered):
     """A run directory.
 
@@ -564,13 +569,18 @@ class Run(_Ordered):
     """
     @classmethod
     def create(cls, folder: str | Path, task: Task) -> "Run":
-        "Make `folder` the directory of a run of `task`, or find it to be one. Raises ValueError if it holds something else, or a run with other settings."
+        """Make `folder` the directory of a run of `task`, or find it to be one.
+
+        Settings of clustering and breakthroughs may be others than before: `cluster` and `report` are then made again. Raises ValueError if `folder` holds something
+        else, or a run with other settings.
+        """
         run, wanted = cls(folder, task), _plain(dataclasses.asdict(task.config))
         if not from_first(run.file.exists()): _claim(run, wanted)
         have = run.manifest
         differ = [f"{n}={have['config'].get(n)}, not {v}" for n, v in wanted.items() if have["config"].get(n, ...) != v]
-        if have["task"] != task.name or differ: raise ValueError(
+        if have["task"] != task.name or any(d.partition("=")[0] not in _LATE for d in differ): raise ValueError(
             f"{folder} holds a run of another configuration ({'; '.join(differ[:3]) or have['task']}): give another directory with --out, or delete this one")
+        if differ: _change_late(run, wanted)
         return run
 
     @classmethod
@@ -587,6 +597,17 @@ class Run(_Ordered):
     def status(self) -> pd.DataFrame: return run_status(self)
     def inspect(self) -> dict: return inspect_run(self)
 
+# %% ../nbs/13_runs.ipynb #fa802b80
+_LATE = ("min_cluster_size", "min_samples", "min_samples_divisor", "window", "plateau")  # settings that matter to `cluster` and `report` alone
+
+def _change_late(run, wanted):
+    "Give `run` other settings of its last stages, which are then to be made again."
+    if "train" in run.manifest["stages"]: break_window(run.task.config, run.steps()[1])
+    with locked(run.folder):
+        manifest = run.manifest
+        stages = {s: record for s, record in manifest["stages"].items() if s not in ("cluster", "report")}
+        on_first(write_json, run.file, {**manifest, "config": wanted, "stages": stages})
+
 def _claim(run, wanted):
     "Make the folder of `run` a run directory."
     if run.folder.exists() and not run.folder.is_dir(): raise ValueError(f"{run.folder} is a file: give a directory with --out")
@@ -594,7 +615,7 @@ def _claim(run, wanted):
         f"{run.folder} is not empty and holds no run of polca: give another directory with --out")
     with locked(run.folder): on_first(write_json, run.file, {"format": _FORMAT, "polca": importlib.metadata.version("polca"), "task": run.task.name, "config": wanted, "stages": {}})
 
-# %% ../nbs/13_runs.ipynb #78f77549
+# %% ../nbs/13_runs.ipynb #7547f26c
 def _progress(run: Run, stage: str) -> str:
     "What an unfinished stage has left so far."
     if stage == "train" and (n := len(Checkpoints(run.folder / "checkpoints").steps)): return f"{n} checkpoints"
@@ -629,7 +650,7 @@ def format_status(status: pd.DataFrame) -> str:
                           "peak memory": told(status["memory"], status["estimated_memory"], size_text), "disk": told(status["disk"], status["estimated_disk"], size_text)}, index=status.index)
     return table.to_string()
 
-# %% ../nbs/13_runs.ipynb #d723a72f
+# %% ../nbs/13_runs.ipynb #f6c3185d
 def inspect_run(run: Run) -> dict:
     """What is in a run, in lists and numbers: task, config, stages, and of those that are complete tokens, steps, basis, decomposition, clusters.
 
