@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/15_main.ipynb #04cee914
+# %% ../nbs/15_main.ipynb #22a916e6
 import argparse
 import importlib.metadata
 import json
@@ -14,18 +14,20 @@ import sys
 import warnings
 from contextlib import contextmanager, nullcontext
 
-# %% ../nbs/15_main.ipynb #200523f0
-_STAGES = {"train": "make the checkpoints, or check those of somebody else", "subspace": "the directions: top Hessian eigenvectors along training",
-           "project": "every token's gradient on every direction, at every checkpoint", "decompose": "what each allocation rule books on the directions",
-           "cluster": "which tokens move together, and when they break through", "report": "one self-contained HTML page"}
+# %% ../nbs/15_main.ipynb #4fbea8b7
+_STAGES = {"train": "make the checkpoints, or check those of somebody else", "subspace": "find the directions: top Hessian eigenvectors along training",
+           "project": "project every token's gradient on every direction, at every checkpoint", "decompose": "find what each allocation rule books on the directions",
+           "cluster": "find which tokens move together, and when they break through", "report": "write one self-contained HTML page"}
 _PRESETS = ("small", "tiny", "paper-part", "paper")
 _HELP = {"model": "folder with config.json and tokenizer, or a name on the hub", "checkpoints": "folder of checkpoints: polca's, a Trainer's (checkpoint-500, …), step*; or a name on the hub, with --revisions",
          "texts": "text files, or folders of *.txt and *.md", "revisions": "revisions of the checkpoints on the hub, such as step0 step1000", "tokenizer": "folder or name on the hub (default: the model's)",
          "context": "tokens per sequence", "sequences": "sequences that are analysed", "hessian_sequences": "sequences that the basis is made with", "curvature_sequences": "sequences for the paper's second-order rule; 0: without it",
-         "seed": "of samples, Lanczos and k-means", "basis_steps": "number of source steps (default: 10, or all checkpoints but the first)", "k": "directions per source step", "tol": "relative residual of the eigenvectors",
+         "seed": "of samples, Lanczos and k-means", "basis_steps": "source steps: checkpoints whose Hessian gives directions, spread over training (default: 10, or all but the first)", "k": "directions from each source step", "tol": "relative residual of the eigenvectors",
          "which": "eigenvalues: largest, or largest in magnitude", "every": "use every so many checkpoints", "path_tol": "integrate along the path between checkpoints to so many nats (default: no)",
          "min_cluster_size": "of HDBSCAN (default: 3%% of the tokens)", "min_samples": "of HDBSCAN (default: a 15th of the tokens)", "window": "of break, in steps (default: a 20th of the training)",
          "plateau": "a breakthrough after this step is hidden (default: where the mean loss is flat)", "memory": "bound on what the engines hold, as 2GiB", "device": "cpu, cuda, …"}
+
+_METAVARS = {int: "N", float: "X"}
 
 def _add_analyze(parser):
     "The options of `polca analyze`: the fields of `polca.runs.TextConfig`."
@@ -35,11 +37,11 @@ def _add_analyze(parser):
         kind, default = next((t for t in (int, float) if field.type in (t, t | None)), str), field.default
         shown = "" if default in (MISSING, None, ()) else f" (default: {default})"
         parser.add_argument("--" + field.name.replace("_", "-"), type=kind, nargs="+" if "tuple" in str(field.type) else None, required=default is MISSING,
-                            default=None, choices=("largest", "magnitude") if field.name == "which" else None, help=_HELP[field.name] + shown)
+                            default=None, choices=("largest", "magnitude") if field.name == "which" else None, metavar=None if field.name == "which" else _METAVARS.get(kind, "…"), help=_HELP[field.name] + shown)
     parser.add_argument("--out", default="runs/analysis", help="run directory (default: runs/analysis); a run that is there goes on")
     parser.add_argument("--until", choices=_STAGES, default="report", help="the last stage to make (default: report)")
 
-# %% ../nbs/15_main.ipynb #5d350194
+# %% ../nbs/15_main.ipynb #04d55217
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
     "The parser; options of `command` that are slow to find out are there for that command alone."
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.",
@@ -50,7 +52,8 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", **more)
         one.add_argument("--json", action="store_true", help="print one JSON document; messages go to the standard error")
         return one
-    analyze = add("analyze", "analyse the checkpoints of a language model on texts, from the checks to the report")
+    analyze = add("analyze", "analyse the checkpoints of a language model on texts, from the checks to the report",
+                  epilog="Example: polca analyze --model my/model --checkpoints my/trainer-output --texts held-out.txt --out runs/mine")
     if command == "analyze": _add_analyze(analyze)
     run = add("run", "run the paper's arithmetic experiment, or go on with a run directory to its report")
     run.add_argument("what", metavar="arithmetic|RUN", help="arithmetic: a small transformer learns to add three-digit numbers; or a run directory")
@@ -64,7 +67,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     add("inspect", "what is in a run; reads every file and holds it against its hash").add_argument("run", metavar="RUN", help="run directory")
     return parser
 
-# %% ../nbs/15_main.ipynb #2bed42ff
+# %% ../nbs/15_main.ipynb #e59b48c6
 def _analyze(options, say) -> dict:
     from dataclasses import fields
     from polca.runs import Run, TextConfig, TextTask
@@ -83,7 +86,7 @@ def _run(options, say) -> dict:
     if options.until is None: return run_arithmetic(config, options.out, say=say)
     return _made(Run.create(options.out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config)).make(options.until, say=say), say)
 
-# %% ../nbs/15_main.ipynb #3b035634
+# %% ../nbs/15_main.ipynb #eff623d8
 def _stage(options, say) -> dict:
     from polca.runs import Run
     return _made(Run.open(options.run).make(options.command, say=say), say)
@@ -113,7 +116,7 @@ def _inspect(options, say) -> dict:
     say(format_inspection(found))
     return found
 
-# %% ../nbs/15_main.ipynb #0e2fb9c1
+# %% ../nbs/15_main.ipynb #9e14a17f
 _COMMANDS = {"analyze": _analyze, "run": _run, "status": _status, "inspect": _inspect, **dict.fromkeys(_STAGES, _stage)}
 
 def _answer(options) -> int:
