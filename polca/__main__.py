@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/15_main.ipynb #22a916e6
+# %% ../nbs/15_main.ipynb #8aa79235
 import argparse
 import importlib.metadata
 import json
@@ -14,7 +14,7 @@ import sys
 import warnings
 from contextlib import contextmanager, nullcontext
 
-# %% ../nbs/15_main.ipynb #4fbea8b7
+# %% ../nbs/15_main.ipynb #a7ea0fdb
 _STAGES = {"train": "make the checkpoints, or check those of somebody else", "subspace": "find the directions: top Hessian eigenvectors along training",
            "project": "project every token's gradient on every direction, at every checkpoint", "decompose": "find what each allocation rule books on the directions",
            "cluster": "find which tokens move together, and when they break through", "report": "write one self-contained HTML page"}
@@ -36,12 +36,12 @@ def _add_analyze(parser):
     for field in fields(TextConfig):
         kind, default = next((t for t in (int, float) if field.type in (t, t | None)), str), field.default
         shown = "" if default in (MISSING, None, ()) else f" (default: {default})"
-        parser.add_argument("--" + field.name.replace("_", "-"), type=kind, nargs="+" if "tuple" in str(field.type) else None, required=default is MISSING,
+        parser.add_argument("--" + field.name.replace("_", "-"), type=kind, **({"nargs": "+", "action": "extend"} if "tuple" in str(field.type) else {}), required=default is MISSING,
                             default=None, choices=("largest", "magnitude") if field.name == "which" else None, metavar=None if field.name == "which" else _METAVARS.get(kind, "…"), help=_HELP[field.name] + shown)
     parser.add_argument("--out", default="runs/analysis", help="run directory (default: runs/analysis); a run that is there goes on")
     parser.add_argument("--until", choices=_STAGES, default="report", help="the last stage to make (default: report)")
 
-# %% ../nbs/15_main.ipynb #04d55217
+# %% ../nbs/15_main.ipynb #a5ad83d1
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
     "The parser; options of `command` that are slow to find out are there for that command alone."
     parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.",
@@ -67,7 +67,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     add("inspect", "what is in a run; reads every file and holds it against its hash").add_argument("run", metavar="RUN", help="run directory")
     return parser
 
-# %% ../nbs/15_main.ipynb #e59b48c6
+# %% ../nbs/15_main.ipynb #ac7b1f66
 def _analyze(options, say) -> dict:
     from dataclasses import fields
     from polca.runs import Run, TextConfig, TextTask
@@ -79,14 +79,16 @@ def _run(options, say) -> dict:
     from polca.runs import Run
     if options.what != "arithmetic":
         if options.preset or options.out or options.seed is not None: raise ValueError(f"--preset, --out and --seed are for `polca run arithmetic`: {options.what} is a run directory, which has its settings")
-        return _made(Run.open(options.what).make(options.until or "report", say=say), say)
+        run = Run.open(options.what)
+        if run.task.name != "arithmetic" or options.until: return _made(run.make(options.until or "report", say=say), say)
     from polca.arithmetic import preset
     from polca.arithmetic_run import ArithmeticTask, run_arithmetic
+    if options.what != "arithmetic": return run_arithmetic(run.task.config, run.folder, say=say)
     config = preset(options.preset or "small", **({} if options.seed is None else {"seed": options.seed}))
     if options.until is None: return run_arithmetic(config, options.out, say=say)
     return _made(Run.create(options.out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config)).make(options.until, say=say), say)
 
-# %% ../nbs/15_main.ipynb #eff623d8
+# %% ../nbs/15_main.ipynb #a13a7f92
 def _stage(options, say) -> dict:
     from polca.runs import Run
     return _made(Run.open(options.run).make(options.command, say=say), say)
@@ -116,7 +118,7 @@ def _inspect(options, say) -> dict:
     say(format_inspection(found))
     return found
 
-# %% ../nbs/15_main.ipynb #9e14a17f
+# %% ../nbs/15_main.ipynb #d97b9b48
 _COMMANDS = {"analyze": _analyze, "run": _run, "status": _status, "inspect": _inspect, **dict.fromkeys(_STAGES, _stage)}
 
 def _answer(options) -> int:
@@ -132,7 +134,11 @@ def _answer(options) -> int:
         with _plain_warnings(), _joined(several): found = _COMMANDS[options.command](options, say)
     except BlockingIOError as e: return fail(3, e)
     except ValueError as e: return fail(2, e)
+    except BrokenPipeError: return 1  # of a reader that has seen enough, such as head
     except OSError as e: return fail(1, e)
+    except (MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and "memory" not in str(e): raise
+        return fail(1, f"out of memory ({str(e).partition(chr(10))[0]}): give a smaller --memory, fewer --sequences, or a shorter --context; the same command goes on from here")
     except KeyboardInterrupt: return fail(130, "interrupted; the same command goes on from here")
     if options.json and number == 0: print(json.dumps(found))
     return 0

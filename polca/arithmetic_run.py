@@ -7,7 +7,7 @@ __all__ = ['PAPER', 'LABELS', 'FIGURES', 'RESULTS_FORMAT', 'RUN_KINDS', 'Arithme
            'format_table', 'format_summary', 'describe_figures', 'draw_figure', 'save_figures', 'write_results',
            'read_results', 'run_arithmetic']
 
-# %% ../nbs/14_arithmetic_run.ipynb #ce0eace8
+# %% ../nbs/14_arithmetic_run.ipynb #4d4fd972
 import json
 import shutil
 import time
@@ -33,7 +33,7 @@ from .projection import project
 from .runs import Run, Samples, Task, environment, locked
 from .subspace import Subspace, orthonormality_error, weight_axes
 
-# %% ../nbs/14_arithmetic_run.ipynb #74de323b
+# %% ../nbs/14_arithmetic_run.ipynb #77942248
 class ArithmeticTask(Task):
     "The arithmetic experiment, for `polca.runs.Run`. Raises ValueError for an impossible configuration."
     name = "arithmetic"
@@ -62,7 +62,7 @@ class ArithmeticTask(Task):
         c = self.config
         return [("task", f"addition of three-digit numbers, preset {c.preset}: {n_parameters(parameters(AdditionModel(c))):,} weights, {c.steps:,} steps, learning rate {c.lr:g}")]
 
-# %% ../nbs/14_arithmetic_run.ipynb #f00e8ecd
+# %% ../nbs/14_arithmetic_run.ipynb #80f31ccd
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
     """The clusters of one kind of trajectory, or of "recommended", and its row of numbers; `flat` is the step where the mean loss is flat."""
     if kind == "recommended":
@@ -88,7 +88,7 @@ def _along_all(projection, clusters):
     "The projected loss along all directions together, for each of the directions −k of `clusters`."
     return trajectories(projection, "trapezoid").sum("direction").expand_dims(direction=clusters.labels["direction"].values, axis=2)
 
-# %% ../nbs/14_arithmetic_run.ipynb #dccbf686
+# %% ../nbs/14_arithmetic_run.ipynb #e93c1450
 def _row(projection, curves, clustered, clusters, config, flat) -> dict:
     "The numbers of `clusters`, found in the curves `clustered`; breakthroughs are those of `curves`."
     place, carry = projection["place"].values, projection["carry"].values.astype(bool)
@@ -113,7 +113,7 @@ def _probe(curves, carry, tokens):
     "`linear_probe`, or None where a tiny run has too few tokens for one."
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
-# %% ../nbs/14_arithmetic_run.ipynb #e747ecf3
+# %% ../nbs/14_arithmetic_run.ipynb #6e5ccb1b
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
     "The numbers that belong to no single kind."
     place, carry = projection["place"].values, projection["carry"].values
@@ -128,7 +128,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
         "kinds": kinds,
     }
 
-# %% ../nbs/14_arithmetic_run.ipynb #1cf43bc4
+# %% ../nbs/14_arithmetic_run.ipynb #c6344634
 PAPER = {"lca": ("0.792 / 0.772 / 0.782", "0.614 / 0.873 / 0.721", "0.592 / 0.626 / 0.609", 0.019),
          "loss": ("0.514 / 0.771 / 0.617", "", "", 0.0), "change": ("0.524 / 0.958 / 0.678", "", "", 0.0),
          "fisher": ("0.664 / 0.947 / 0.781", "0.643 / 0.740 / 0.688", "0.637 / 0.874 / 0.737", 0.284),
@@ -152,7 +152,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../nbs/14_arithmetic_run.ipynb #44e7d705
+# %% ../nbs/14_arithmetic_run.ipynb #03108080
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config, table = results["config"], results["explained"]
@@ -183,7 +183,7 @@ def format_summary(results: dict) -> str:
         f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for orientation.")
     return "\n".join(lines)
 
-# %% ../nbs/14_arithmetic_run.ipynb #cf1fd94d
+# %% ../nbs/14_arithmetic_run.ipynb #2e35cd38
 def describe_figures(projection: xr.Dataset, clusters: dict[str, Clusters]) -> dict:
     "What the paper's Figures 3, 4, 6, 7 and 8 show, in numbers."
     place, carry = projection["place"].values, projection["carry"].values
@@ -215,7 +215,7 @@ def draw_figure(results: dict, name: str):
     unit = {"loss": "exact loss (nats)", "recommended": "projected loss, all directions (nats)"}.get(part, "projected loss (nats)")
     return plot_cluster_descriptions(told[rows], unit, title, last)
 
-# %% ../nbs/14_arithmetic_run.ipynb #2e393dfa
+# %% ../nbs/14_arithmetic_run.ipynb #f562ef68
 def save_figures(out: Path, projection: xr.Dataset, results: dict) -> list[Path]:
     "Write the run's figures as PNG files; returns their paths."
     import matplotlib.pyplot as plt
@@ -237,7 +237,7 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
     return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
 
-# %% ../nbs/14_arithmetic_run.ipynb #5e76e9fa
+# %% ../nbs/14_arithmetic_run.ipynb #9cf3722d
 RESULTS_FORMAT = 2  # of the files; 1 had no header
 
 def write_results(file: str | Path, made_by: str, config: ArithmeticConfig, results: dict) -> dict:
@@ -269,7 +269,7 @@ def read_results(file: str | Path, made_by: str, command: str, config: Arithmeti
     if missing: raise ValueError(f"{file} lacks {', '.join(missing)}: make it with: {command}")
     return found
 
-# %% ../nbs/14_arithmetic_run.ipynb #b7df76c1
+# %% ../nbs/14_arithmetic_run.ipynb #59f1ea08
 RUN_KINDS = ("loss", "change", "fisher", "lca", "first", "paper", "trapezoid", "recommended")
 
 def _cluster_all(projection, axes, config, flat, progress):
@@ -285,7 +285,7 @@ def _axes_projection(run: Run, progress) -> xr.Dataset:
     axes = weight_axes(store.load(config.steps), config.lca_weights)
     return project(store, axes, run.samples.analysed, config.recorded_steps, path=run.folder / "projection_lca.zarr", progress=progress).load()
 
-# %% ../nbs/14_arithmetic_run.ipynb #272b420f
+# %% ../nbs/14_arithmetic_run.ipynb #9b784fa4
 def _check_curvature(run: Run) -> dict:
     "The paper's Appendix C: its estimate of the curvature on 100 sums, the first ten checkpoints and the top five directions."
     config, basis, losses = run.task.config, run.read_basis(), run.samples.analysed
@@ -314,7 +314,7 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib']} GiB. Every number: {out / 'results.json'}; one page: {out / 'report.html'}")
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
 
-# %% ../nbs/14_arithmetic_run.ipynb #ed8a1e11
+# %% ../nbs/14_arithmetic_run.ipynb #44397e3d
 def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | None = None, seed: int | None = None,
                    progress: bool = True, say: Callable[[str], None] | None = print) -> dict:
     """Train the addition model and find what it learned, and when: every stage of a run into the directory `out`, and the paper's tables and figures.
@@ -332,7 +332,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     say = say or (lambda message: None)
     run = Run.create(out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config))
     if resumed := bool(run.store.steps): say(f"{run.folder} holds a part of this run: going on there")
-    for stage in ("train", "subspace", "report"): run.make(stage, progress, say)  # LCA and Appendix C need weights and basis, which a run with a projection could do without
+    for stage in ("train", "subspace", "project", "report"): run.make(stage, progress, say)  # LCA and Appendix C need all of them; a report alone does not
     with locked(run.folder): return on_first(_paper_results, run, resumed, progress, say)
 
 def _paper_results(run: Run, resumed: bool, progress, say) -> dict:

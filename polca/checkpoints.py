@@ -7,7 +7,7 @@ __all__ = ['atomic_path', 'write_json', 'open_weights', 'check_finite', 'check_s
            'equal_params', 'check_tensors', 'Checkpoints', 'require_steps', 'check_losses', 'verify_checkpoints',
            'StateDicts', 'Pretrained', 'open_checkpoints', 'hub_checkpoints']
 
-# %% ../nbs/01_checkpoints.ipynb #851192a6
+# %% ../nbs/01_checkpoints.ipynb #022ea9e6
 import hashlib
 import json
 import operator
@@ -27,7 +27,7 @@ from torch.torch_version import TorchVersion
 
 from .losses import Params, TokenLosses, check_params, parameters
 
-# %% ../nbs/01_checkpoints.ipynb #270c9464
+# %% ../nbs/01_checkpoints.ipynb #5d096bf6
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "A temporary path to write to; on leaving the block without an error it becomes `path`, in one step."
@@ -45,7 +45,7 @@ def write_json(path: str | Path, value) -> None:
     "Write `value` as JSON to `path`, atomically."
     with atomic_path(path) as part: part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
-# %% ../nbs/01_checkpoints.ipynb #22502961
+# %% ../nbs/01_checkpoints.ipynb #8fdc8d02
 @contextmanager
 def open_weights(path: str | Path) -> Iterator:
     "Open a safetensors file; a missing or damaged one raises ValueError that names it and the remedy."
@@ -71,7 +71,7 @@ def check_finite(params: Params, what: str) -> None:
     if bad: raise ValueError(f"{what} has weights that are not finite, in {', '.join(bad[:3])}: "
                              "training diverged there; use the steps before")
 
-# %% ../nbs/01_checkpoints.ipynb #5fdd83b3
+# %% ../nbs/01_checkpoints.ipynb #7f795c94
 def check_step(step) -> int:
     "`step` as an int. Raises ValueError unless it is a whole number from 0 on."
     try:
@@ -108,7 +108,7 @@ def check_tensors(weights: Params, what: str) -> Params:
     if bad: raise ValueError(f"{what} has entries that are no tensors, {', '.join(map(repr, bad[:3]))}: give the parameters of a model, or its state dict")
     return weights
 
-# %% ../nbs/01_checkpoints.ipynb #51b488eb
+# %% ../nbs/01_checkpoints.ipynb #649237e8
 def _read_own(file: Path) -> Params:
     "The weights in a file of polca, in their order. Raises ValueError unless they are those that were saved; older files, without their hash, are taken as they are."
     with open_weights(file) as f: params, saved = {n: f.get_tensor(n) for n in _order(f, file)}, (f.metadata() or {}).get("hash")
@@ -116,7 +116,7 @@ def _read_own(file: Path) -> Params:
         f"{file} is damaged: its weights are not those that were saved. Delete it and record it again, or leave it out")
     return params
 
-# %% ../nbs/01_checkpoints.ipynb #5cd35443
+# %% ../nbs/01_checkpoints.ipynb #78676795
 _NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.safetensors")
 
 class Checkpoints:
@@ -169,7 +169,7 @@ class Checkpoints:
         "The checkpoints of a suite on the hub, one for each revision: `hub_checkpoints`."
         return hub_checkpoints(name, revisions, model, cache_dir)
 
-# %% ../nbs/01_checkpoints.ipynb #acab4cee
+# %% ../nbs/01_checkpoints.ipynb #e1f28ded
 def require_steps(store: Checkpoints, steps: Iterable[int]) -> None:
     "Raise ValueError, naming the nearest steps there are, if one of `steps` is not in `store`."
     have = store.steps
@@ -182,7 +182,7 @@ def require_steps(store: Checkpoints, steps: Iterable[int]) -> None:
                          f"{f' (and {len(missing) - 1} more of those asked for)' if missing[1:] else ''}: "
                          f"the nearest are {', '.join(map(str, near))}")
 
-# %% ../nbs/01_checkpoints.ipynb #ad428a4e
+# %% ../nbs/01_checkpoints.ipynb #a0d334eb
 def check_losses(losses: TokenLosses, params: Params, what: str) -> None:
     "Raise ValueError, naming `what`, unless every token of `losses` has a finite loss at `params`."
     values = losses(params)
@@ -191,14 +191,14 @@ def check_losses(losses: TokenLosses, params: Params, what: str) -> None:
                              "them there. Leave the step out, or these tokens")
 
 def _check_norms(norms: Mapping[int, float], what) -> None:
-    "Warn of a step at which the norm of the weights jumps: ten times further than it usually moves between two steps, and by a tenth at least."
+    "Warn of a step at which the norm of the weights jumps: ten times further than it usually moves between two steps, and by a tenth at least, or to twice or half of what it was."
     steps, sizes = list(norms), torch.tensor(list(norms.values()), dtype=torch.float64).clamp(min=1e-300).log()
     moves = sizes.diff().abs()
-    for i in (moves > torch.clamp(10 * moves.median(), min=0.1)).nonzero()[:, 0].tolist() if len(moves) > 2 else []: warnings.warn(
+    for i in (moves > torch.clamp(10 * moves.median(), min=0.1, max=0.7)).nonzero()[:, 0].tolist() if len(moves) > 2 else []: warnings.warn(
         f"the norm of the weights jumps from {norms[steps[i]]:.4g} at step {steps[i]} to {norms[steps[i + 1]]:.4g} at step {steps[i + 1]} in {what}: is this "
         "one training, and are these its steps?", stacklevel=3)
 
-# %% ../nbs/01_checkpoints.ipynb #90f0bfc2
+# %% ../nbs/01_checkpoints.ipynb #51b7a32e
 def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, like: Params | None = None,
                        losses: TokenLosses | None = None) -> str:
     """Read every checkpoint of `store` once, before long work starts; returns a hash of all steps and weights read.
@@ -228,7 +228,7 @@ def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, l
     _check_norms(norms, store.path)
     return hashlib.sha256("".join(f"{step} {own} " for own, step in hashes.items()).encode()).hexdigest()[:16]
 
-# %% ../nbs/01_checkpoints.ipynb #92a66082
+# %% ../nbs/01_checkpoints.ipynb #bbd4b977
 class StateDicts(Checkpoints):
     """Checkpoints in memory: {step: parameters}, or a list, whose steps are 0, 1, 2, …
 
@@ -251,7 +251,7 @@ class StateDicts(Checkpoints):
         check_finite(params, f"the state dict of step {step}")
         return {n: p.to(device=device, dtype=dtype, copy=True) for n, p in params.items()}
 
-# %% ../nbs/01_checkpoints.ipynb #ec962042
+# %% ../nbs/01_checkpoints.ipynb #dfab2ea9
 _LEGACY = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq|position_ids)$")  # buffers that older versions of transformers kept
 
 def _chosen(weights: Params, like: nn.Module | Params | None, what: str) -> Params:
@@ -287,7 +287,7 @@ def _check_float(params, what):
     bad = [n for n, p in params.items() if not p.is_floating_point()]
     if bad: raise ValueError(f"{what} has {bad[0]} in {params[bad[0]].dtype}: give weights in floating point, as they are before any quantisation")
 
-# %% ../nbs/01_checkpoints.ipynb #ab8bf991
+# %% ../nbs/01_checkpoints.ipynb #31629115
 def _reason(error: Exception) -> str:
     "The first line of what went wrong; PyTorch's own advice for files that hold more than weights is to run their code."
     return "it holds more than weights" if isinstance(error, pickle.UnpicklingError) else str(error).strip().partition("\n")[0] or type(error).__name__
@@ -304,7 +304,7 @@ def _silent_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
-# %% ../nbs/01_checkpoints.ipynb #26de20d2
+# %% ../nbs/01_checkpoints.ipynb #ea9d72e1
 class Pretrained(Checkpoints):
     """Checkpoints that transformers opens: {step: folder}, or {step: (name on the hub, revision)}.
 
@@ -361,7 +361,7 @@ class Pretrained(Checkpoints):
         _check_loaded(model, told, given, what)
         return model.float().eval()
 
-# %% ../nbs/01_checkpoints.ipynb #0bf4250a
+# %% ../nbs/01_checkpoints.ipynb #bdcb38e6
 def _untied(model) -> bool:
     "Whether the embeddings differ although they should be tied: transformers 5 keeps both copies of a file."
     if not (getattr(model.config, "tie_word_embeddings", False) and getattr(model, "_tied_weights_keys", None)): return False
@@ -391,7 +391,7 @@ def _check_loaded(model, told, given, what):
     _check_tied({n: p for n, p in given.items() if not p.is_meta}, _names(model)[1], what)
     _check_float({n: given[n] for n in parameters(model) if n in given}, what)
 
-# %% ../nbs/01_checkpoints.ipynb #ac7a1bef
+# %% ../nbs/01_checkpoints.ipynb #99eb080a
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")  # in the order of transformers
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -427,7 +427,7 @@ _NEWER_TORCH = "use torch 2.6 or newer, as files in the format of PyTorch could 
 
 def _old_torch() -> bool: return TorchVersion(torch.__version__) < (2, 6)
 
-# %% ../nbs/01_checkpoints.ipynb #60f0b53c
+# %% ../nbs/01_checkpoints.ipynb #16cebf44
 def _numbered(names: Iterable[str], what: str) -> dict[int, str]:
     "{number at the end of the name: name}. Raises ValueError if two have the same."
     found = {}
@@ -459,7 +459,7 @@ def open_checkpoints(path: str | Path, model: nn.Module | type | None = None) ->
     if empty: warnings.warn(f"there are no weights in {', '.join(empty[:5])}{' …' if empty[5:] else ''} of {path}: left out", stacklevel=2)
     return Pretrained(places, model, str(path))
 
-# %% ../nbs/01_checkpoints.ipynb #e755207c
+# %% ../nbs/01_checkpoints.ipynb #23c2c41b
 def hub_checkpoints(name: str, revisions: Sequence[str] | Mapping[int, str], model=None, cache_dir: str | Path | None = None) -> Pretrained:
     """The checkpoints of a suite on the hub: `hub_checkpoints("EleutherAI/pythia-70m", ["step0", "step1000"])`.
 
