@@ -6,7 +6,7 @@
 __all__ = ['COLORS', 'RULE_COLORS', 'cluster_color', 'plot_loss_by', 'plot_loss_quartiles', 'plot_cluster_descriptions',
            'plot_clusters', 'plot_breakthroughs', 'plot_completeness', 'plot_explained', 'plot_held_movement']
 
-# %% ../nbs/09_plots.ipynb #e24652eb
+# %% ../nbs/09_plots.ipynb #839dd7fe
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from .clustering import Clusters, describe_clusters, loss_quartiles
 
-# %% ../nbs/09_plots.ipynb #7f0101de
+# %% ../nbs/09_plots.ipynb #56c28d6d
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 RULE_COLORS = dict(zip(("first", "paper", "curvature", "trapezoid", "path"), ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")))
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
@@ -33,7 +33,7 @@ def _band(ax: Axes, steps, lines, color, label, middle=None, ls="-"):
     ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
     ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, ls=ls, label=label)
 
-# %% ../nbs/09_plots.ipynb #12920440
+# %% ../nbs/09_plots.ipynb #452ba950
 def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float | None = None) -> Figure:
     """Median and quartiles of the exact loss (step, token) for each value of `skill` (token), called `name`.
 
@@ -52,7 +52,7 @@ def plot_loss_quartiles(told: dict, name: str, plateau: float | None = None, las
     fig.legend(title=name, loc="outside right upper")  # beside the curves, which may be anywhere
     return fig
 
-# %% ../nbs/09_plots.ipynb #bd7a4fbd
+# %% ../nbs/09_plots.ipynb #d02e1368
 def _composition(ax, clusters: Sequence[dict], by: Sequence[str]):
     "Stacked bars: share of each cluster's tokens by the values of the first of `by`, hatched where the second is 1."
     kinds = [tuple(k[:-1]) for k in clusters[0]["kinds"]] if clusters else []
@@ -69,7 +69,7 @@ def _composition(ax, clusters: Sequence[dict], by: Sequence[str]):
            yticklabels=[f"{c['cluster'] if c['cluster'] >= 0 else 'outliers'} ({c['size']})" for c in clusters], ylabel="cluster (tokens)")
     ax.invert_yaxis()
 
-# %% ../nbs/09_plots.ipynb #81049ab9
+# %% ../nbs/09_plots.ipynb #fc89e44d
 def _cluster_row(axes, told: dict, unit: str, last: float | None):
     "One direction: its curves, the exact loss of its clusters, their composition."
     for c in told["clusters"]:
@@ -107,7 +107,7 @@ def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence
     """
     return plot_cluster_descriptions([describe_clusters(curves, clusters, d, loss, by) for d in directions], unit, title)
 
-# %% ../nbs/09_plots.ipynb #ecb2bf92
+# %% ../nbs/09_plots.ipynb #92649783
 def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | None = None, unit: str = "projected loss (nats)", line: str = "medoid",
                        rest: str = "outliers", title: str = "") -> Figure:
     """What `polca.clustering.describe_clusters` gives for a direction: its curves on the left, the median exact loss on the right, breaks at the top of both.
@@ -133,7 +133,7 @@ def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | No
     fig.legend(handles, names, title="cluster (tokens)", loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False)
     return fig
 
-# %% ../nbs/09_plots.ipynb #38340715
+# %% ../nbs/09_plots.ipynb #88149270
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:
     "The change of the mean of `loss` (step, token), and the mean over tokens of Σ_b of each rule's projected loss: {rule: (step, token, direction)}."
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
@@ -146,7 +146,7 @@ def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) ->
     ax.legend()
     return fig
 
-# %% ../nbs/09_plots.ipynb #5c2d17d9
+# %% ../nbs/09_plots.ipynb #53564a2c
 def plot_explained(account: xr.Dataset) -> Figure:
     "`polca.decomposition.explained`: on the left its running sums over the steps, on the right net and gross of each direction."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", width_ratios=(3, 2))
@@ -167,7 +167,7 @@ def plot_explained(account: xr.Dataset) -> Figure:
     right.legend(loc="lower right")
     return fig
 
-# %% ../nbs/09_plots.ipynb #89843f0b
+# %% ../nbs/09_plots.ipynb #7e32c8cd
 def plot_held_movement(held: Mapping[str, pd.DataFrame]) -> Figure:
     "{name of a basis: its `polca.bases.held_movement`}: on the left by interval, on the right of the net movement so far; shares on a logarithmic axis."
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
