@@ -23,37 +23,67 @@ _HELP = {"model": "folder with config.json and tokenizer, or a name on the hub",
          "texts": "text files, or folders of *.txt and *.md", "revisions": "revisions of the checkpoints on the hub, such as step0 step1000", "tokenizer": "folder or name on the hub (default: the model's)",
          "context": "tokens per sequence", "sequences": "sequences that are analysed", "hessian_sequences": "sequences that the basis is made with", "curvature_sequences": "sequences for the paper's second-order rule; 0: without it",
          "seed": "of samples, Lanczos and k-means", "basis_steps": "source steps: checkpoints whose Hessian gives directions, spread over training (default: 10, or all but the first)", "k": "directions from each source step", "tol": "relative residual of the eigenvectors",
-         "which": "eigenvalues: largest, or largest in magnitude", "every": "use every so many checkpoints", "path_tol": "integrate along the path between checkpoints to so many nats (default: no)",
+         "which": "eigenvalues: largest, or largest in magnitude", "every": "use every so many checkpoints", "skip_steps": "checkpoints to leave out, by their steps", "path_tol": "integrate along the path between checkpoints to so many nats (default: no)",
          "min_cluster_size": "of HDBSCAN (default: 3%% of the tokens)", "min_samples": "of HDBSCAN (default: a 15th of the tokens)", "window": "of break, in steps (default: a 20th of the training)",
+         "shard": "several processes (torchrun) share out the directions, not the checkpoints: for a basis that is too large for one of them",
          "plateau": "a breakthrough after this step is hidden (default: where the mean loss is flat)", "memory": "bound on what the engines hold, as 2GiB", "device": "cpu, cuda, …"}
 
+_GROUPS = {"what is analysed": ("model", "checkpoints", "texts", "revisions", "skip_steps", "every", "tokenizer"),
+           "tokens": ("context", "sequences", "hessian_sequences", "curvature_sequences", "seed"),
+           "directions": ("basis_steps", "k", "tol", "which", "path_tol"),
+           "clusters and breakthroughs, which may be changed later": ("min_cluster_size", "min_samples", "window", "plateau"),
+           "the machine": ("memory", "device", "shard")}
 _METAVARS = {int: "N", float: "X"}
+_ENDS = "Exit status: 0 done, 1 stopped by the system, 2 wrong input, 3 another process is at work here, 130 interrupted. The same command goes on from there."
 
 def _add_analyze(parser):
     "The options of `polca analyze`: the fields of `polca.runs.TextConfig`."
-    from dataclasses import MISSING, fields
+    from dataclasses import fields
     from polca.runs import TextConfig
-    for field in fields(TextConfig):
-        kind, default = next((t for t in (int, float) if field.type in (t, t | None)), str), field.default
-        shown = "" if default in (MISSING, None, ()) else f" (default: {default})"
-        parser.add_argument("--" + field.name.replace("_", "-"), type=kind, **({"nargs": "+", "action": "extend"} if "tuple" in str(field.type) else {}), required=default is MISSING,
-                            default=None, choices=("largest", "magnitude") if field.name == "which" else None, metavar=None if field.name == "which" else _METAVARS.get(kind, "…"), help=_HELP[field.name] + shown)
-    parser.add_argument("--out", default="runs/analysis", help="run directory (default: runs/analysis); a run that is there goes on")
-    parser.add_argument("--until", choices=_STAGES, default="report", help="the last stage to make (default: report)")
+    known = {field.name: field for field in fields(TextConfig)}
+    for title, names in _GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names: _add_field(group, known.pop(name))
+    assert not known, known
+    group = parser.add_argument_group("the run")
+    group.add_argument("--out", default="runs/analysis", help="run directory (default: runs/analysis); a run that is there goes on")
+    group.add_argument("--until", choices=_STAGES, default="report", help="the last stage to make (default: report)")
+
+def _add_field(group, field):
+    "The option of a field of `TextConfig`; what is not given is None, so that the defaults stand in one place."
+    from dataclasses import MISSING
+    if field.type is bool: return group.add_argument("--" + field.name, action="store_true", default=None, help=_HELP[field.name])
+    kind = next((t for t in (int, float) if field.type in (t, t | None, tuple[t, ...])), str)
+    shown = "" if field.default in (MISSING, None, ()) else f" (default: {field.default})"
+    how = {"choices": ("largest", "magnitude")} if field.name == "which" else {"metavar": _METAVARS.get(kind, "…")}
+    if "tuple" in str(field.type): how |= {"nargs": "+", "action": "extend"}
+    group.add_argument("--" + field.name.replace("_", "-"), type=kind, required=field.default is MISSING, default=None, help=_HELP[field.name] + shown, **how)
 
 # %% ../nbs/15_main.ipynb #a5ad83d1
+class _Parser(argparse.ArgumentParser):
+    "Tells with --json what is wrong with the options as all other errors are told, too: in a document."
+    json = False
+
+    def parse_args(self, args=None, namespace=None):
+        _Parser.json = "--json" in (sys.argv[1:] if args is None else args)  # of subparsers, too
+        return super().parse_args(args, namespace)
+
+    def error(self, message):
+        if _Parser.json: print(json.dumps({"error": message}))
+        super().error(message)
+
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
     "The parser; options of `command` that are slow to find out are there for that command alone."
-    parser = argparse.ArgumentParser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.",
+    parser = _Parser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.",
                                      epilog="Start with: polca analyze --help, or polca run arithmetic. A run that was interrupted goes on with the same command.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     def add(name, what, **more):
-        one = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", **more)
+        one = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", **{"epilog": _ENDS} | more)
         one.add_argument("--json", action="store_true", help="print one JSON document; messages go to the standard error")
         return one
     analyze = add("analyze", "analyse the checkpoints of a language model on texts, from the checks to the report",
-                  epilog="Example: polca analyze --model my/model --checkpoints my/trainer-output --texts held-out.txt --out runs/mine")
+                  epilog=f"Example: polca analyze --model my/model --checkpoints my/trainer-output --texts held-out.txt --out runs/mine. {_ENDS}")
     if command == "analyze": _add_analyze(analyze)
     run = add("run", "run the paper's arithmetic experiment, or go on with a run directory to its report")
     run.add_argument("what", metavar="arithmetic|RUN", help="arithmetic: a small transformer learns to add three-digit numbers; or a run directory")
@@ -62,7 +92,9 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     run.add_argument("--out", help="run directory of arithmetic (default: runs/arithmetic-PRESET-seedSEED); an interrupted run goes on there")
     run.add_argument("--seed", type=int, default=None, help="of arithmetic: seed of data, initialisation and Lanczos (default: 0)")
     run.add_argument("--until", choices=_STAGES, default=None, help="the last stage to make (default: all)")
-    for stage, what in _STAGES.items(): add(stage, f"{what}; with the stages before it that are missing").add_argument("run", metavar="RUN", help="run directory")
+    for i, (stage, what) in enumerate(_STAGES.items()):
+        add(stage, what + ("; before it the stages that are missing" if i else ""), epilog=f"The settings are those that the run was started with (polca inspect RUN shows them). {_ENDS}"
+            ).add_argument("run", metavar="RUN", help="run directory, as polca analyze or polca run arithmetic made it")
     add("status", "which stages of a run are complete, what they took, and what was estimated").add_argument("run", metavar="RUN", help="run directory")
     add("inspect", "what is in a run; reads every file and holds it against its hash").add_argument("run", metavar="RUN", help="run directory")
     return parser

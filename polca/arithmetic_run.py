@@ -331,14 +331,20 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     if seed is not None: config = replace(config, seed=seed)
     say = say or (lambda message: None)
     run = Run.create(out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config))
-    if resumed := bool(run.store.steps): say(f"{run.folder} holds a part of this run: going on there")
+    resumed = bool(run.store.steps)
+    if resumed and run.todo(): say(f"{run.folder} holds a part of this run: going on there")
     for stage in ("train", "subspace", "project", "report"): run.make(stage, progress, say)  # LCA and Appendix C need all of them; a report alone does not
     with locked(run.folder): return on_first(_paper_results, run, resumed, progress, say)
 
 def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     "The paper's tables and figures, from the complete stages of `run`."
-    config, out, began = run.task.config, run.folder, time.monotonic()
-    projection, stages = run.read_projection().load(), run.manifest["stages"]
+    config, out, began, stages = run.task.config, run.folder, time.monotonic(), run.manifest["stages"]
+    made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
+    if known := _known_results(out, config, made_from):
+        say(f"{out} is complete")
+        _say_results(known, sorted((out / "figures").glob("*.png")), out, say)
+        return known
+    projection = run.read_projection().load()
     flat = run.flat(projection)
     say(f"[paper] {config.lca_weights} single weights, and {len(RUN_KINDS)} kinds of trajectory, HDBSCAN with min_cluster_size={config.min_cluster_size}, min_samples={config.min_samples}")
     axes, appendix_c = _axes_projection(run, progress), _check_curvature(run)
@@ -349,6 +355,12 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     figures = save_figures(out, projection, {"config": asdict(config), **results})
     seconds = {stage: record["seconds"] for stage, record in stages.items()} | {"paper": round(time.monotonic() - began, 1)}
     results = write_results(out / "results.json", "polca run arithmetic", config, results | {
-        "resumed": resumed, "seconds": seconds, "peak_memory_gib": round(peak_memory() / 2**30, 2)})
+        "made_from": made_from, "resumed": resumed, "seconds": seconds, "peak_memory_gib": round(peak_memory() / 2**30, 2)})
     _say_results(results, figures, out, say)
     return results
+
+def _known_results(out, config, made_from) -> dict | None:
+    "Results with their figures that an earlier call left in `out`, if they were made of what the stages have left."
+    try: known = read_results(out / "results.json", "polca run arithmetic", "polca run arithmetic", config, ["kinds", "figures"])
+    except ValueError: return None  # missing, or damaged: they are made again
+    return known if known.get("made_from") == made_from and any((out / "figures").glob("*.png")) else None

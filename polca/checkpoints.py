@@ -221,7 +221,7 @@ def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, l
         check_params({n: p.shape for n, p in params.items()}, like, what)
         own = weights_hash(params)
         if (twin := hashes.get(own)) is not None: raise ValueError(
-            f"the checkpoints of steps {twin} and {step} in {store.path} are equal: one of them is a copy, or training stood still. Leave one of the two steps out")
+            f"the checkpoints of steps {twin} and {step} in {store.path} are equal: one of them is a copy, or training stood still. Leave one of the two out (with --skip-steps {step})")
         if losses: check_losses(losses, {n: p.to(like[n]) for n, p in params.items()}, what)
         hashes[own] = step
         norms[step] = sum(float(p.double().square().sum()) for p in params.values()) ** 0.5
@@ -437,12 +437,26 @@ def _numbered(names: Iterable[str], what: str) -> dict[int, str]:
         found[step] = name
     return found
 
+_USUAL = ("checkpoint-", "step", "step-", "step_", "global_step")
+
+def _one_kind(names: Sequence[str], path: Path) -> list[str]:
+    "Of folders whose names end with a number those with the same letters before it. Where there are several kinds, those as trainings name them; ValueError if that does not tell."
+    kinds = {}
+    for name in names: kinds.setdefault(re.sub(r"\d+$", "", name), []).append(name)
+    usual = [k for k in kinds if k in _USUAL] if len(kinds) > 1 else list(kinds)
+    if len(usual) != 1: raise ValueError(f"{path} holds folders of several kinds ({', '.join(some[0] for some in list(kinds.values())[:4])}), and any may be the checkpoints: "
+                                         "move the others out, or open those that you want with Pretrained({step: folder, …})")
+    others = [n for k, some in kinds.items() if k not in usual for n in some]
+    if others: warnings.warn(f"{', '.join(others[:5])}{' …' if others[5:] else ''} of {path} are not named as {kinds[usual[0]][0]}: left out", stacklevel=4)
+    return kinds[usual[0]]
+
 def open_checkpoints(path: str | Path, model: nn.Module | type | None = None) -> Checkpoints:
     """The checkpoints in a folder: those of polca, or subfolders `checkpoint-500`, `step1000`, … with weights of transformers or of `model`.
 
     model   for subfolders, as in `Pretrained`
 
-    Raises ValueError for a folder without any, two subfolders of one step, and subfolders without `config.json` if no model is given. Warns of those without weights.
+    Of subfolders of several kinds only those named as by trainings are taken, with a warning. Raises ValueError for a folder without any, several kinds of which none or more than one
+    is so named, two subfolders of one step, and subfolders without `config.json` if no model is given. Warns of those without weights.
     """
     path = Path(path)
     if not path.is_dir(): raise ValueError(f"{path} is not a directory: give the one that holds the checkpoints")
@@ -451,7 +465,7 @@ def open_checkpoints(path: str | Path, model: nn.Module | type | None = None) ->
     folders = [p for p in sorted(path.iterdir()) if p.is_dir() and re.search(r"\d$", p.name)]
     names = [p.name for p in folders if any((p / n).exists() for n in _WEIGHT_FILES)]
     if not names: raise ValueError(f"{path} holds no checkpoints: neither files step-00000000.safetensors, …, nor folders such as checkpoint-500 with weights in them")
-    places = {step: path / name for step, name in _numbered(names, str(path)).items()}
+    places = {step: path / name for step, name in _numbered(_one_kind(names, path), str(path)).items()}
     bare = next((p for p in places.values() if not (p / "config.json").exists()), None)
     if bare and not isinstance(model, nn.Module): raise ValueError(
         f"{bare} has no config.json that would tell what model it is: give the model itself, open_checkpoints(path, model)")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MATRICES', 'is_elementwise', 'is_changed', 'ForwardHooks', 'is_finite', 'check_finite_parts', 'HessianOperator',
            'GradientOperator', 'GaussNewtonOperator', 'mean_gradient', 'MeanOperator', 'SharedOperator', 'norm', 'dots',
-           'orthogonalise', 'Eigenpairs', 'lanczos', 'check_lanczos', 'mean_curvature', 'token_curvature']
+           'SharedRows', 'orthogonalise', 'Eigenpairs', 'lanczos', 'check_lanczos', 'mean_curvature', 'token_curvature']
 
 # %% ../nbs/02_curvature.ipynb #33c107f6
 import warnings
@@ -367,17 +367,28 @@ def dots(basis: Tensor, v: Tensor, exact: bool = False) -> Tensor:
     for b, part in zip(basis.split(_COLUMNS, dim=1), v.split(_COLUMNS)): total += b.to(dtype) @ part.to(dtype)
     return total.to(v)
 
-def orthogonalise(v: Tensor, *bases: Tensor, exact: bool = False, passes: int = 2) -> Tensor:
+class SharedRows:
+    "A basis (`n`, d) whose rows are shared out over the processes of `polca.processes.joined`: this one has `own` of them, which may be none."
+    def __init__(self, own: Tensor, n: int): self.own, self.n = own, n
+    def __len__(self): return self.n
+    @property
+    def shape(self) -> tuple[int, int]: return self.n, self.own.shape[1]
+    @property
+    def ndim(self) -> int: return 2
+
+def orthogonalise(v: Tensor, *bases: Tensor | SharedRows, exact: bool = False, passes: int = 2) -> Tensor:
     """`v` (d,) less its components along the rows of each of `bases` (K, d), by `passes` of classical Gram–Schmidt.
 
     exact   sum the components in float64, whatever the dtype: slower, and needed for what is stored
     """
     for _ in range(passes):
         for basis in bases:
-            alike = basis.device == v.device and basis.dtype == v.dtype
-            for rows in ([basis] if alike else basis.split(4)):
-                rows = rows.to(v)
-                if len(rows): v = v - dots(rows, v, exact) @ rows
+            if isinstance(basis, SharedRows): v = v - sum_over(v - orthogonalise(v, basis.own, exact=exact, passes=1))
+            else:
+                alike = basis.device == v.device and basis.dtype == v.dtype
+                for rows in ([basis] if alike else basis.split(4)):
+                    rows = rows.to(v)
+                    if len(rows): v = v - dots(rows, v, exact) @ rows
     return v
 
 # %% ../nbs/02_curvature.ipynb #2728dcc0
@@ -515,21 +526,25 @@ def _pairs(matvec, against, k, tol, max_products, rows, which, generator, start,
 def _orthonormal(vectors, against):
     "`vectors` (k, d), nearly orthonormal, made so, in the complement, with sums in float64. An eigenvector has no sign: its largest entry is made positive."
     def inner(a, b): return sum(x.to(y.device).double() @ y.double().T for x, y in zip(a.split(_COLUMNS, dim=1), b.split(_COLUMNS, dim=1)))
+    def without(basis, vectors):
+        if isinstance(basis, SharedRows): return vectors - sum_over(vectors - without(basis.own, vectors))
+        for rows in basis.split(4) if len(basis) else (): vectors = vectors - inner(rows, vectors).T.to(vectors) @ rows.to(vectors)
+        return vectors
     for _ in range(2):
-        for basis in against:
-            for rows in basis.split(4): vectors = vectors - inner(rows, vectors).T.to(vectors) @ rows.to(vectors)
+        for basis in against: vectors = without(basis, vectors)
         factor = torch.linalg.cholesky(inner(vectors, vectors))  # Gram–Schmidt from the top down, for all at once
         vectors = torch.linalg.inv(factor).to(vectors) @ vectors
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * largest.sign()
 
 # %% ../nbs/02_curvature.ipynb #96766b03
-def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | None = None,
+def lanczos(matvec: Callable[[Tensor], Tensor], d: int, k: int = 1, *, tol: float = 1e-3, against: Tensor | SharedRows | None = None,
             max_iterations: int = 200, which: str = "largest", seed: int = 0, dtype=torch.float32, device="cpu", start: Tensor | None = None,
             scale: float = 0.0, memory: str | int = "4GiB", repeated: bool = True, strict: bool = False) -> Eigenpairs:
     """The top `k` eigenpairs of ΠHΠ, Π projecting out the rows of `against` (K, d): one step of Algorithm 1 of the paper.
 
     matvec          v -> Hv on vectors (d,), H symmetric
+    against         directions that are there already, a Tensor or `SharedRows`
     tol             bound on the true residual ‖ΠHΠb − λb‖/|λ| of every pair; where λ and the residual are both zero to rounding, the residual
                     is given relative to the largest curvature met
     max_iterations  bound on the products for the k pairs, and again on those of each look for a repeated one
@@ -583,13 +598,18 @@ def _unconverged(pairs, tol, max_iterations, strict):
     if strict: raise ValueError(message)
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
+def _largest_component(basis, v) -> float:
+    "Of `v` along the rows of `basis`."
+    if isinstance(basis, SharedRows): return max(gathered(_largest_component(basis.own, v) if len(basis.own) else 0.0))
+    return float((basis.to(v) @ v).abs().max())
+
 def _first(like, generator, against, start) -> Tensor:
     "The vector to start from, in the complement of `against`, which is looked at on the way."
     for basis in against:
         if basis.ndim != 2 or basis.shape[1] != len(like): raise ValueError(
             f"`against` has shape {tuple(basis.shape)}: give one direction of {len(like)} entries per row")
     chance = _start(like, generator, *against) if against or start is None else None
-    if any(float((basis.to(chance) @ chance).abs().max()) > 1e-3 for basis in against): raise ValueError("the directions `against` are not orthonormal")
+    if any(_largest_component(basis, chance) > 1e-3 for basis in against): raise ValueError("the directions `against` are not orthonormal")
     if start is None: return chance
     if start.shape != like.shape or not torch.isfinite(start).all(): raise ValueError(
         f"the start, of shape {tuple(start.shape)}, must be a finite vector of {len(like)} entries")

@@ -61,10 +61,11 @@ def _reading(store: Checkpoints, losses: TokenLosses, step: int) -> float:
     return _timed(read, 2)[0]
 
 def estimate_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], k: int = 1, tol: float = 1e-3, which: str = "largest",
-                      matrix: str = "hessian", patience: float = 30.0) -> Estimate:
+                      matrix: str = "hessian", patience: float = 30.0, held: int | None = None) -> Estimate:
     """What `polca.subspace.hessian_subspace` with these arguments takes.
 
     patience   seconds that the trial may take; if 20 iterations would take longer, they are assumed instead of tried
+    held       directions that a process holds; default: all
     """
     like, d, step = losses.params, n_parameters(losses.params), sorted(steps)[len(steps) // 2]
     params = {n: p.to(like[n]) for n, p in store.load(step).items()}
@@ -77,7 +78,7 @@ def estimate_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[i
         solving, pairs = _timed(lambda: lanczos(operator.__matmul__, d, k, tol=tol, which=which, dtype=v.dtype, device=v.device))
         how = f"step {step} tried: {pairs.products} products at {product:.2g} s"
     size = k * len(steps) * d * v.element_size()
-    return Estimate(len(steps) * (building + solving + 2 * _reading(store, losses, step)), peak_memory() + size, size, how)
+    return Estimate(len(steps) * (building + solving + 2 * _reading(store, losses, step)), peak_memory() + (size if held is None else held * d * v.element_size()), size, how)
 
 def estimate_reading(store: Checkpoints, losses: TokenLosses, steps: Sequence[int]) -> Estimate:
     "What it takes to read, hash and evaluate the checkpoints of `steps` once."

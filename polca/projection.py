@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoints, verify_checkpoints
-from .curvature import HessianOperator, dots, mean_curvature, norm, token_curvature
+from .curvature import HessianOperator, SharedOperator, dots, mean_curvature, norm, token_curvature
 from .engines import Projector, project_tokens
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
+from .memory import part_of
 from .processes import barrier, from_first, gathered, n_processes, on_first, own_share, process_number, same_everywhere, shares, sum_over
-from .subspace import Subspace, check_basis
+from .subspace import Subspace, check_subspace
 
 # %% ../nbs/04_projection.ipynb #782ba8e1
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,14 +135,24 @@ def _damaged_coordinate(group) -> str | None:
     return None
 
 # %% ../nbs/04_projection.ipynb #edc33a90
+def _own_tokens(losses) -> tuple[TokenLosses | None, slice]:
+    "This process's share of the tokens, and which they are."
+    own, _ = part_of(losses, losses.params, process_number(), n_processes())
+    ends = np.cumsum([0, *gathered(len(own) if own else 0)])
+    return own, slice(*map(int, ends[process_number():][:2]))
+
 class _Trajectory:
-    "The weights at checkpoints, and the movements between them; with `shard`, along the directions of this process."
-    def __init__(self, store, steps, basis, losses, shard):
+    """The weights at checkpoints, and the movements between them.
+
+    share   what processes that go through the checkpoints together have a part of each: "directions", "tokens", or None
+    """
+    def __init__(self, store, steps, basis, losses, share):
         self.device, self._weights, self._moves = next(iter(losses.params.values())).device, {}, {}
-        self.store, self.steps, self.losses, self.shard = store, steps, losses, shard
-        own = shares(len(basis), n_processes())[process_number()] if shard else range(len(basis))
+        self.store, self.steps, self.share = store, steps, share
+        own = shares(len(basis), n_processes())[process_number()] if share == "directions" else range(len(basis))
         self.rows = slice(own.start, own.stop)
-        self.basis = basis.directions[self.rows].to(self.device)
+        self.basis = (basis.directions if basis.own is not None else basis.directions[self.rows]).to(self.device)
+        self.losses, self.tokens = _own_tokens(losses) if share == "tokens" else (losses, slice(None))
 
     def weights(self, i) -> Tensor:
         "The weights at checkpoint i, flat; of the last three that were asked for, none is read again."
@@ -169,21 +181,21 @@ class _Trajectory:
 
     def total(self, own: Tensor) -> Tensor:
         "The sum over all directions, from that over those of this process."
-        return sum_over(own) if self.shard else own
+        return sum_over(own) if self.share == "directions" else own
 
 # %% ../nbs/04_projection.ipynb #22c77ccd
 class _Walk(_Trajectory):
     "Computes the numbers of one checkpoint after the other; those of `known` are in the group."
-    def __init__(self, store, steps, basis, losses, engine, memory, shard):
-        super().__init__(store, steps, basis, losses, shard)
+    def __init__(self, store, steps, basis, losses, engine, memory, share):
+        super().__init__(store, steps, basis, losses, share)
         self.along = self.basis.new_zeros(2, self.basis.shape[1])  # unit movements outside the basis, before and after
-        self.projector = Projector(losses, self.params(self.weights(0)), [self.basis, self.along], engine, memory)
+        self.projector = Projector(self.losses, self.params(self.weights(0)), [self.basis, self.along], engine, memory)
         self._plan, self.known = None, set()
 
-    def hessian(self, losses: TokenLosses, params: Params) -> HessianOperator:
+    def hessian(self, losses: TokenLosses, params: Params) -> HessianOperator | SharedOperator:
         "The Hessian of `losses` at `params`; what it takes is found out once."
         if self._plan: return self._plan.at(params)
-        operator = HessianOperator(losses, params)
+        operator = SharedOperator(HessianOperator, losses, params) if self.share == "tokens" else HessianOperator(losses, params)
         self._plan = operator.plan()
         return operator
 
@@ -216,7 +228,7 @@ def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tu
 
 def _project_path(walk, i, group, end, levels, tol):
     "The same for the path over interval i, whose end is `end`; its start is read if it is known, and else computed, as it is where another process has it."
-    def read(name, *index): return torch.as_tensor(np.asarray(group[name][index]), device=walk.device)
+    def read(name, *index): return torch.as_tensor(np.asarray(group[name][index])[walk.tokens], device=walk.device)
     loss, P, outside = end
     if i in walk.known: before, start = read("loss", i), torch.column_stack([read("gradient", i)[:, walk.rows], read("outside", i, slice(None), 0)])
     else:
@@ -227,19 +239,23 @@ def _project_path(walk, i, group, end, levels, tol):
         return torch.column_stack([P, along])
     def error(mean):
         booked = walk.total(mean[:, :-1] @ walk.move(i)[0].double()) + mean[:, -1]
-        left = float((booked - (loss.double() - before.double())).abs().mean())
-        return from_first(left) if walk.shard else left  # all must agree on when to stop
+        left = (booked - (loss.double() - before.double())).abs()
+        if walk.share == "tokens": left = torch.cat(gathered(left.cpu()))
+        return from_first(float(left.mean())) if walk.share else float(left.mean())  # all must agree on when to stop
     mean, nodes, left = _integrate_path(slopes, (start, torch.column_stack([P, outside])), error, levels, tol)
     return [("path_gradient", (i,), mean[:, :-1]), ("path_outside", (i,), mean[:, -1]), ("path_nodes", (i,), nodes), ("path_error", (i,), left)]
 
 # %% ../nbs/04_projection.ipynb #74a80237
-_BY_DIRECTION = ("gradient", "movement", "curvature", "token_curvature", "path_gradient")
+_PARTS = {"directions": ("gradient", "movement", "curvature", "token_curvature", "path_gradient"),
+          "tokens": ("loss", "gradient", "outside", "token_curvature", "path_gradient", "path_outside")}
 
-def _whole(values):
-    "Of all directions, what processes have of some of them each."
-    parts = gathered([(n, at, v.cpu() if isinstance(v, Tensor) else v) for n, at, v in values])
-    def whole(n, each): return torch.cat(each, dim=-1) if n in _BY_DIRECTION else max(each) if n == "difference_error" else each[0]
-    return [(n, at, whole(n, [part[k][2] for part in parts])) for k, (n, at, _) in enumerate(values)]
+def _whole(values, share):
+    "Of all directions, or tokens, what processes have of some of them each."
+    parts, dim = gathered([(n, at, v.cpu() if isinstance(v, Tensor) else v) for n, at, v in values]), -1 if share == "directions" else 0
+    def whole(n, each): return torch.cat(each, dim=dim) if n in _PARTS[share] else max(each) if n == "difference_error" else each[0]
+    out = [(n, at, whole(n, [part[k][2] for part in parts])) for k, (n, at, _) in enumerate(values)]
+    each = next((v for n, _, v in out if n == "token_curvature"), None)
+    return [(n, at, v if n != "curvature" or each is None else each.double().mean(0)) for n, at, v in out]  # the mean is that over all tokens
 
 # %% ../nbs/04_projection.ipynb #3015f0e9
 def _check_values(values, step, store):
@@ -358,7 +374,7 @@ def _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes
         f"the directions are in {basis.directions.dtype}, which cannot be orthonormal to rounding: give them in float32 or float64")
     if tol is not None and not tol > 0: raise ValueError(f"tol={tol!r}: give a positive number of nats")
     check_params(basis.shapes, losses.params, "the basis")
-    check_basis(basis.directions, n_parameters(losses.params))
+    check_subspace(basis, n_parameters(losses.params))
 
 def _settings(basis, losses, steps, engine, curvature, nodes, tol, max_nodes) -> dict:
     "What a projection on disk must have in common with this one, to go on with it, beside the weights."
@@ -378,6 +394,23 @@ def _report_late(errors, tol, max_nodes):
         f"{late} of {len(errors)} intervals are not within tol={tol:g} nats with {max_nodes} interior points; `path_error` says how far off. Raise "
         "max_nodes, or tol", stacklevel=3)
 
+def _tokens_are_few(losses) -> bool:
+    "Whether some process would have none."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # batches that cannot be cut
+        return not all(gathered(part_of(losses, losses.params, process_number(), n_processes())[0] is not None))
+
+def _walk_through(walk, some, done, group, curvature, levels, tol, bar):
+    "Compute and write the checkpoints `some`, where those that are `done` are written."
+    walk.known = {i for i, known in enumerate(done) if known}
+    for i in some:
+        values = _project_step(walk, i, group, curvature, levels, tol)
+        if walk.share: values = _whole(values, walk.share)
+        if not walk.share or process_number() == 0: _write_step(group, i, values, walk.projector.engine, walk.store, walk.steps[i])
+        if walk.share: barrier()  # what was written is read for the path to the next one
+        walk.known.add(i)
+        bar.update(1 if walk.share else n_processes())
+
 # %% ../nbs/04_projection.ipynb #4ff59c51
 def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Sequence[int] | None = None, *,
             engine: str = "auto", memory: str | int = "2GiB", curvature: TokenLosses | str | None = None, nodes: int | None = None,
@@ -395,8 +428,9 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     shard       in a block of `polca.processes.joined`: share out the directions, for a basis that is too large for the device of one process
 
     In a block of `joined`, which takes a `path`, each process goes through a contiguous block of the checkpoints, with all directions on its device;
-    where fewer are left than there are processes, some have nothing to do. With `shard`, each has a part of the directions there, and all go
-    through all checkpoints together. Results are put together by the first.
+    checkpoints that are left over, fewer than there are processes, are gone through together, each process with a share of the tokens. With `shard`,
+    each has a part of the directions, of a basis that was shared out (`load_subspace(path, shard=True)`) or not, and all go through all checkpoints
+    together. Results are put together by the first.
 
     Returns the Dataset described above; coordinates of `token` are the columns of `losses.tokens`, those of `direction`
     the columns of `basis.table`. All input is checked first: ValueError for fewer than two steps, checkpoints that
@@ -406,6 +440,7 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     steps, path = [int(s) for s in (store.steps if steps is None else steps)], Path(path) if path else None
     _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes)
     if shard and len(basis) < n_processes(): raise ValueError(f"shard=True: {len(basis)} directions cannot be shared out to {n_processes()} processes: start fewer")
+    if basis.own is not None and not shard: raise ValueError("shard=False: this basis is shared out over processes; project with shard=True, or load it without")
     if path is None and n_processes() > 1: raise ValueError(f"path=None: {n_processes()} processes need a path that they write to together")
     settings = _settings(basis, losses, steps, engine, curvature, nodes, tol, max_nodes)
     same_everywhere({**settings, "path": str(path), "path integrals": settings["path"], "memory": memory, "shard": shard})
@@ -413,17 +448,19 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     levels = _path_levels(nodes, tol, max_nodes) if nodes or tol else None
     variables = _variables(losses, steps, basis, curvature, engine, levels)
     if path: on_first(_check_existing, path, settings, variables)
-    walk = _Walk(store, steps, basis, losses, engine, memory, shard)
+    make_walk = partial(_Walk, store, steps, basis, losses, engine, memory)
+    walk = make_walk("directions" if shard else None)  # which refuses what it cannot do before there is anything on disk
     group = _open(path, lambda: _create(path, losses, steps, basis, variables, settings))
     done, first = on_first(_done, group), process_number() == 0
-    walk.known = {i for i, known in enumerate(done) if known}
     left = [i for i in range(len(steps)) if not done[i]]
-    for i in tqdm(left if shard else own_share(left), desc="projection", unit="checkpoint", disable=not (progress and first)):
-        values = _project_step(walk, i, group, curvature, levels, tol)
-        if shard: values = _whole(values)
-        if first or not shard: _write_step(group, i, values, walk.projector.engine, store, steps[i])
-        if shard: barrier()  # what was written is read for the path to the next one
-        walk.known.add(i)
+    n_together = len(left) if shard else len(left) % n_processes()
+    if not shard and n_together and _tokens_are_few(losses): n_together = 0
+    apart, together = left[:len(left) - n_together], left[len(left) - n_together:]
+    with tqdm(total=len(left), desc="projection", unit="checkpoint", disable=not (progress and first)) as bar:
+        _walk_through(walk, own_share(apart), done, group, curvature, levels, tol, bar)
+        barrier()
+        if together and not shard: walk = make_walk("tokens")
+        _walk_through(walk, together, [d or i in apart for i, d in enumerate(done)], group, curvature, levels, tol, bar)
     barrier()
     if first and tol is not None: _report_late(group["path_error"][:], tol, max_nodes)
     return open_projection(path) if path else _dataset(group).load()

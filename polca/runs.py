@@ -45,7 +45,7 @@ from .losses import Params, TokenLosses, fingerprint, n_parameters
 from .memory import memory_bytes, size_text
 from .processes import from_first, n_processes, on_first, process_number
 from .projection import open_projection, project
-from .subspace import Subspace, hessian_subspace, load_subspace
+from .subspace import Subspace, fingerprint_subspace, hessian_subspace, load_subspace
 from .texts import cut_windows, draw_windows, read_texts, text_losses
 
 # %% ../nbs/13_runs.ipynb #e970e84d
@@ -63,6 +63,11 @@ class Task(ABC):
     """
     name: str
     config: Any
+
+    @classmethod
+    def reopened(cls, config) -> "Task":
+        "The task of a run whose manifest has `config`."
+        return cls(config)
 
     @abstractmethod
     def checkpoints(self, folder: Path) -> Checkpoints:
@@ -106,11 +111,13 @@ class TextConfig:
     tol: float = 1e-2                 # of the eigenvectors
     which: str = "largest"            # eigenvalues: the "largest", or those largest in "magnitude"
     every: int = 1                    # project every so many checkpoints
+    skip_steps: tuple[int, ...] = ()  # checkpoints to leave out
     path_tol: float | None = None     # integrate along the path between checkpoints until the account is right to this, nats
     min_cluster_size: int | None = None  # of HDBSCAN; default 3% of the tokens, the paper's share
     min_samples: int | None = None       # of HDBSCAN; default a 15th of the tokens
     window: float | None = None       # of break, in steps; default a 20th of the training
     plateau: float | None = None      # from this step on a breakthrough is hidden; default: where the mean loss is flat
+    shard: bool = False               # several processes share out the directions, not the checkpoints: for a basis too large for one of them
     memory: str = "2GiB"              # bound on what the engines hold beside model and directions
     device: str = "cpu"               # "cpu", "cuda", …
 
@@ -156,9 +163,13 @@ def open_language_model(name: str):
     except Exception as e: raise ValueError(f"{folder} has a config.json that is not of a causal language model ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from e
     return model.float().eval()
 
+_TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "*.model", "merges.txt")
+
 def open_tokenizer(name: str):
     "The tokenizer in a folder, or on the hub. Raises ValueError if there is none."
     from transformers import AutoTokenizer
+    if _is_folder(name) and not any(Path(name).glob(f) for f in _TOKENIZER_FILES): raise ValueError(  # of which transformers would make a tokenizer of nothing
+        f"{name} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}, …): save it there with tokenizer.save_pretrained, or give another folder, or a name on the hub, with `tokenizer`")
     try: return AutoTokenizer.from_pretrained(name, local_files_only=_is_folder(name), trust_remote_code=False)
     except Exception as e: raise ValueError(f"{name} has no tokenizer that can be opened ({str(e).strip().partition(chr(10))[0]}): give one with `tokenizer`, a folder or a name on the hub") from e
 
@@ -188,6 +199,14 @@ class TextTask(Task):
                                           revisions=tuple(config.revisions), tokenizer=config.tokenizer and _resolved(config.tokenizer))
         self._model = None
 
+    @classmethod
+    def reopened(cls, config: TextConfig) -> "TextTask":
+        "Raises ValueError where what was a name on the hub has become a folder."
+        for place in (config.model, config.checkpoints, config.tokenizer):
+            if place and not Path(place).is_absolute() and Path(place).exists(): raise ValueError(
+                f"{place} is a name on the hub in this run, and here there is a folder {place}, too: go on from another working directory")
+        return cls(config)
+
     @property
     def model(self):
         if self._model is None:
@@ -197,13 +216,18 @@ class TextTask(Task):
         return self._model
 
     def checkpoints(self, folder: Path) -> Checkpoints:
-        if self.config.revisions: return Checkpoints.from_hub(self.config.checkpoints, list(self.config.revisions))
+        place, revisions = self.config.checkpoints, self.config.revisions
+        if revisions and _is_folder(place): raise ValueError(f"revisions={' '.join(revisions[:3])} are of a suite on the hub, and {place} is a folder: leave them out")
+        if revisions: return Checkpoints.from_hub(place, list(revisions))
+        if not _is_folder(place): raise ValueError(f"{place} is no folder: give one with checkpoints, or for a suite on the hub its revisions, too")
         try: return Checkpoints.open(self.config.checkpoints)  # without the model, which takes its time
         except ValueError: return Checkpoints.open(self.config.checkpoints, self.model)
 
     def steps(self, store: Checkpoints) -> tuple[list[int], list[int]]:
-        steps = sorted({*store.steps[::self.config.every], *store.steps[-1:]})
-        if len(steps) < 3: raise ValueError(f"every={self.config.every} of the {len(store.steps)} checkpoints in {store.path} are {len(steps)}, too few for an analysis: use three or more")
+        if absent := sorted({*self.config.skip_steps} - {*store.steps}): raise ValueError(f"skip_steps: there is no checkpoint of step {', '.join(map(str, absent[:5]))} in {store.path}")
+        there = [s for s in store.steps if s not in self.config.skip_steps]
+        steps = sorted({*there[::self.config.every], *there[-1:]})
+        if len(steps) < 3: raise ValueError(f"every={self.config.every} of the {len(there)} checkpoints in {store.path} are {len(steps)}, too few for an analysis: use three or more")
         n = min(10, len(steps) - 1) if self.config.basis_steps is None else self.config.basis_steps
         if n > len(steps) - 1: raise ValueError(f"basis_steps={n}: there are {len(steps) - 1} checkpoints after the first; ask for as many at most")
         return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, n + 1)[1:]], steps
@@ -250,9 +274,7 @@ def size_on_disk(path: Path) -> int:
 
 def hash_stage(stage: str, path: Path) -> str:
     "The hash of what a stage has left at `path`; of a basis that of its numbers, as safetensors writes its header in any order."
-    if stage != "subspace": return hash_path(path)
-    basis = load_subspace(path)
-    return hashlib.sha256((basis.fingerprint() + basis.table.to_json(double_precision=15)).encode()).hexdigest()[:16]
+    return fingerprint_subspace(path) if stage == "subspace" else hash_path(path)
 
 class HashedCheckpoints(Checkpoints):
     "The checkpoints of `store`, each with the hash of its weights: compared with `hashes` ({step: hash}), or added to it. Raises ValueError for one that has changed."
@@ -304,11 +326,11 @@ def _make_task(manifest: dict, file: Path) -> Task:
     fields = {f.name for f in dataclasses.fields(getattr(module, config))}
     values = {n: tuple(v) if isinstance(v, list) else v for n, v in manifest["config"].items()}
     if unknown := set(values) - fields: raise ValueError(f"{file} was made by another version of polca: it has {', '.join(sorted(unknown)[:3])}, which this one does not know")
-    try: return getattr(module, task)(getattr(module, config)(**values))
+    try: return getattr(module, task).reopened(getattr(module, config)(**values))
     except TypeError as e: raise ValueError(f"{file} is damaged ({e}): restore it, or start another run") from e
 
 _LATE = ("min_cluster_size", "min_samples", "min_samples_divisor", "window", "plateau")  # settings that matter to `cluster` and `report` alone,
-_ANYTIME = ("memory", "device")  # and to no number
+_ANYTIME = ("memory", "device", "shard")  # and to no number
 
 def hash_settings(config: Mapping, stage: str) -> str:
     "A short hash of those settings that matter to what `stage` leaves."
@@ -433,7 +455,7 @@ class _Results(_Reading):
         "What a complete stage has left. Raises ValueError if it is not what it was."
         path, record = self.folder / _LEAVES[stage], self.manifest["stages"].get(stage)
         if record is None or not path.exists(): raise ValueError(f"{self.folder} has no {path.name} yet: make it with polca {stage} {self.folder}")
-        if stage not in self._verified and hash_stage(stage, path) != record["output"]: raise ValueError(
+        if process_number() == 0 and stage not in self._verified and hash_stage(stage, path) != record["output"]: raise ValueError(
             f"{path} has changed or was damaged since it was complete: delete it, and polca {stage} {self.folder} makes it again")
         self._verified.add(stage)
         return path
@@ -500,14 +522,14 @@ class _Making(_Results):
         self._check_function()
         c = self.task.config
         basis = hessian_subspace(self.hashed_store(), self.samples.hessian, self.steps()[0], c.k, c.tol, which=c.which, seed=c.seed,
-                                 path=self.folder / "basis", progress=progress)
+                                 path=self.folder / "basis", shard=getattr(c, "shard", False), progress=progress)
         return {"directions": len(basis), "worst_residual": float(basis.table["residual"].max())}
 
     def _project(self, progress) -> dict:
         self._check_function()
-        c, samples = self.task.config, self.samples
-        project(self.hashed_store(), self.read_basis(), samples.analysed, self.steps()[1], curvature=samples.curvature,
-                tol=getattr(c, "path_tol", None), memory=getattr(c, "memory", "2GiB"), path=self.folder / "projection.zarr", progress=progress)
+        c, samples, shard = self.task.config, self.samples, getattr(self.task.config, "shard", False)
+        project(self.hashed_store(), load_subspace(self.verified("subspace"), shard=shard), samples.analysed, self.steps()[1], curvature=samples.curvature,
+                tol=getattr(c, "path_tol", None), memory=getattr(c, "memory", "2GiB"), path=self.folder / "projection.zarr", shard=shard, progress=progress)
         return {"tokens": len(samples.analysed)}
 
 # %% ../nbs/13_runs.ipynb #45a5b381
@@ -536,23 +558,26 @@ class _Analysing(_Making):
 # %% ../nbs/13_runs.ipynb #93677c46
 class _Estimating(_Analysing):
     "What a run will take, and what it took."
-    def estimates(self, stage: str) -> dict[str, Estimate]:
-        "What `train`, or each stage after it, will take, tried on a part of it (`polca.estimates`)."
+    def estimates(self, stage: str, processes: int = 1) -> dict[str, Estimate]:
+        "What `train`, or each stage after it, will take of each of `processes`, tried on a part of it (`polca.estimates`)."
         c, samples = self.task.config, self.samples
         if stage == "train": return {"train": self.task.estimate() or estimate_reading(self.store, samples.analysed, self.task.steps(self.store)[1])}
         source, steps = self.steps()
         K, memory, n_rules = c.k * len(source), getattr(c, "memory", "2GiB"), 2 + bool(samples.curvature) + bool(getattr(c, "path_tol", None))
-        projecting = estimate_projection(self.store, samples.analysed, steps, K, samples.curvature, memory)
+        own = -(-K // processes) if getattr(c, "shard", False) else K
+        projecting = estimate_projection(self.store, samples.analysed, steps, own, samples.curvature, memory)
         if getattr(c, "path_tol", None): projecting = dataclasses.replace(  # the points of the first two levels; the means along the path
             projecting, seconds=4 * projecting.seconds, disk=2 * projecting.disk, how=projecting.how + "; 3 points along each path assumed")
-        return {"subspace": estimate_subspace(self.store, samples.hessian, source, c.k, c.tol, c.which), "project": projecting,
+        if own == K: projecting = dataclasses.replace(projecting, seconds=projecting.seconds / processes)
+        basis = estimate_subspace(self.store, samples.hessian, source, c.k, c.tol, c.which, held=own)
+        return {"subspace": dataclasses.replace(basis, seconds=basis.seconds / processes), "project": dataclasses.replace(projecting, disk=projecting.disk * K // own),
                 **estimate_analysis(len(samples.analysed), len(steps), K, n_rules)}
 
     def _preflight(self, stage, say, processes=1):
         "Estimate, say so, and refuse what the disk cannot hold; once."
         known = self.manifest.get("estimates", {})
         if stage in known or stage not in ("train", "subspace", "project"): return
-        found = {name: dataclasses.replace(e, seconds=e.seconds / processes) if name in ("subspace", "project") else e for name, e in self.estimates(stage).items()}
+        found = self.estimates(stage, processes)
         say(f"estimates{f' for {processes} processes' if processes > 1 else ''}:\n{estimates_table(found).to_string()}")
         needed, free = sum(e.disk for e in found.values()), shutil.disk_usage(self.folder).free
         if needed > free: raise ValueError(f"{self.folder} needs {size_text(needed)}, the disk has {size_text(free)} left: free some, use another --out, or fewer directions or sequences")

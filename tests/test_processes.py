@@ -39,7 +39,11 @@ with joined(timeout=60):
     armed = dies_in == "projection"
     project(store, load_subspace(job / "one" / "basis"), sample, curvature=single, tol=1e-6, path=out / "projection.zarr", progress=False)
     for how in ({"tol": 1e-6}, {"engine": "difference"}, {"curvature": "token"}) if n_processes() == 3 else ():
-        project(store, load_subspace(job / "one" / "basis"), sample, [0, 10, 20], path=out / f"{list(how)[0]}.zarr", shard=True, progress=False, **how)
+        project(store, load_subspace(job / "one" / "basis", shard="tol" in how), sample, [0, 10, 20], path=out / f"{list(how)[0]}.zarr", shard=True, progress=False, **how)
+    if n_processes() == 3:
+        half = hessian_subspace(store, sample, [20, 0, 60], k=2, window=2, tol=1e-8, path=out / "sharded", shard=True, progress=False)
+        assert len(half.own) == len(half.directions) == 2 and len(half) == 6
+        project(store, load_subspace(job / "one" / "basis"), sample, [0, 10], curvature="token", path=out / "together.zarr", progress=False)
     assert n_processes() > 1 and process_number() < n_processes()
 """
 
@@ -53,6 +57,7 @@ def analyse(store, model, several, one, out, basis=None):
     project(store, basis or found, sample, curvature=single, tol=1e-6, path=out / "projection.zarr", progress=False)
     for how in () if basis else ({"tol": 1e-6}, {"engine": "difference"}, {"curvature": "token"}):
         project(store, found, sample, [0, 10, 20], path=out / f"{list(how)[0]}.zarr", progress=False, **how)
+    if not basis: project(store, found, sample, [0, 10], curvature="token", path=out / "together.zarr", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +77,8 @@ def job(tmp_path_factory):
 
 
 def assert_the_same(out, expected):
-    for name in ("single", "basis", "gauss-newton"):
-        found, wanted = load_subspace(out / name), load_subspace(expected / name)
+    for name, like in (("single", "single"), ("basis", "basis"), ("gauss-newton", "gauss-newton"), *([("sharded", "basis")] if (out / "sharded").exists() else [])):
+        found, wanted = load_subspace(out / name), load_subspace(expected / like)
         np.testing.assert_allclose(found.table.eigenvalue, wanted.table.eigenvalue, rtol=1e-6)
         torch.testing.assert_close((found.directions * wanted.directions).sum(1), torch.ones(len(wanted)).double(), rtol=0, atol=1e-6)
     for file in out.glob("*.zarr"):
@@ -89,7 +94,7 @@ def test_several_processes_find_what_one_finds(job, tmp_path, n):
     assert done.returncode == 0, done.stderr
     assert "RuntimeWarning" not in done.stderr
     assert_the_same(tmp_path, folder / "one")
-    assert len(list(tmp_path.glob("*.zarr"))) == (4 if n == 3 else 1)
+    assert len(list(tmp_path.glob("*.zarr"))) == (5 if n == 3 else 1)
 
 
 def test_where_one_is_killed_all_end_and_any_number_goes_on(job, tmp_path):
