@@ -7,6 +7,7 @@ __all__ = ['main']
 
 # %% ../nbs/15_main.ipynb #8aa79235
 import argparse
+import difflib
 import importlib.metadata
 import json
 import os
@@ -21,10 +22,10 @@ _STAGES = {"train": "make the checkpoints, or check those of somebody else", "su
 _PRESETS = ("small", "tiny", "paper-part", "paper")
 _HELP = {"model": "folder with config.json and tokenizer, or a name on the hub", "checkpoints": "folder of checkpoints: polca's, a Trainer's (checkpoint-500, …), step*; or a name on the hub, with --revisions",
          "texts": "text files, or folders of *.txt and *.md", "revisions": "revisions of the checkpoints on the hub, such as step0 step1000", "tokenizer": "folder or name on the hub (default: the model's)",
-         "context": "tokens per sequence", "sequences": "sequences that are analysed", "hessian_sequences": "sequences that the basis is made with", "curvature_sequences": "sequences for the paper's second-order rule; 0: without it",
+         "context": "tokens per sequence (default: 128, or the positions of the model if they are fewer)", "sequences": "sequences that are analysed", "hessian_sequences": "sequences that the basis is made with", "curvature_sequences": "sequences for the paper's second-order rule; 0: without it",
          "seed": "of samples, Lanczos and k-means", "basis_steps": "source steps: checkpoints whose Hessian gives directions, spread over training (default: 10, or all but the first)", "k": "directions from each source step", "tol": "relative residual of the eigenvectors",
          "which": "eigenvalues: largest, or largest in magnitude", "every": "use every so many checkpoints", "skip_steps": "checkpoints to leave out, by their steps", "path_tol": "integrate along the path between checkpoints to so many nats (default: no)",
-         "min_cluster_size": "of HDBSCAN (default: 3%% of the tokens)", "min_samples": "of HDBSCAN (default: a 15th of the tokens)", "window": "of break, in steps (default: a 20th of the training)",
+         "min_cluster_size": "of HDBSCAN (default: 3%% of the tokens)", "min_samples": "of HDBSCAN (default: a 15th of the tokens)", "window": "of break, in steps (default: a 20th of the training, two intervals at least)",
          "shard": "several processes (torchrun) share out the directions, not the checkpoints: for a basis that is too large for one of them",
          "plateau": "a breakthrough after this step is hidden (default: where the mean loss is flat)", "memory": "bound on what the engines hold, as 2GiB", "device": "cpu, cuda, …"}
 
@@ -33,7 +34,7 @@ _GROUPS = {"what is analysed": ("model", "checkpoints", "texts", "revisions", "s
            "directions": ("basis_steps", "k", "tol", "which", "path_tol"),
            "clusters and breakthroughs, which may be changed later": ("min_cluster_size", "min_samples", "window", "plateau"),
            "the machine": ("memory", "device", "shard")}
-_METAVARS = {int: "N", float: "X"}
+_METAVARS = {int: "N", float: "X", "texts": "PATH", "revisions": "NAME", "memory": "SIZE", "device": "NAME"}
 _ENDS = "Exit status: 0 done, 1 stopped by the system, 2 wrong input, 3 another process is at work here, 130 interrupted. The same command goes on from there."
 
 def _add_analyze(parser):
@@ -55,7 +56,7 @@ def _add_field(group, field):
     if field.type is bool: return group.add_argument("--" + field.name, action="store_true", default=None, help=_HELP[field.name])
     kind = next((t for t in (int, float) if field.type in (t, t | None, tuple[t, ...])), str)
     shown = "" if field.default in (MISSING, None, ()) else f" (default: {field.default})"
-    how = {"choices": ("largest", "magnitude")} if field.name == "which" else {"metavar": _METAVARS.get(kind, "…")}
+    how = {"choices": ("largest", "magnitude")} if field.name == "which" else {"metavar": _METAVARS.get(field.name, _METAVARS.get(kind, "DIR"))}
     if "tuple" in str(field.type): how |= {"nargs": "+", "action": "extend"}
     group.add_argument("--" + field.name.replace("_", "-"), type=kind, required=field.default is MISSING, default=None, help=_HELP[field.name] + shown, **how)
 
@@ -67,6 +68,15 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         _Parser.json = "--json" in (sys.argv[1:] if args is None else args)  # of subparsers, too
         return super().parse_args(args, namespace)
+
+    def parse_known_args(self, args=None, namespace=None):
+        known, extra = super().parse_known_args(args, namespace)
+        if extra and self.prog != "polca": self.error(f"there is no option {extra[0]}{self._meant(extra[0])}")  # with the usage of the command
+        return known, extra
+
+    def _meant(self, option):
+        found = difflib.get_close_matches(option, self._option_string_actions, 1)
+        return f": did you mean {found[0]}?" if found else ""
 
     def error(self, message):
         if _Parser.json: print(json.dumps({"error": message}))
@@ -110,6 +120,7 @@ def _analyze(options, say) -> dict:
 def _run(options, say) -> dict:
     from polca.runs import Run
     if options.what != "arithmetic":
+        if not os.path.exists(options.what): raise ValueError(f"{options.what!r} is neither an experiment (arithmetic) nor a run directory: check the name")
         if options.preset or options.out or options.seed is not None: raise ValueError(f"--preset, --out and --seed are for `polca run arithmetic`: {options.what} is a run directory, which has its settings")
         run = Run.open(options.what)
         if run.task.name != "arithmetic" or options.until: return _made(run.make(options.until or "report", say=say), say)

@@ -80,7 +80,7 @@ def _context(projection: xr.Dataset, token: int) -> str:
     if not _is_text(projection): return ", ".join(f"{_text(n)} {_target(v) if n == 'target' else _text(v)}" for n, v in row.items() if n not in ("example", "target_id"))
     before, after, document, place = str(row["before"])[-_AROUND:], str(row["after"])[:_AROUND], str(row.get("document", "")), row.get("place", "")
     return (f"<div class=k><span class=b><bdi>{_text(before)}</bdi></span>{_target(row['target'])}<span class=a><bdi>{_text(after)}</bdi></span>"
-            f'<span class=p title="{_text(document)}"><bdi>{_text(document.rpartition("/")[2])}</bdi><i>:{_text(place)}</i></span></div>')
+            f'<span class=p title="{_text(document)}"><bdi>{_text(document.rpartition("/")[2])}</bdi><i>{", token " if place != "" else ""}{_text(place)}</i></span></div>')
 
 def _contexts(projection: xr.Dataset, tokens: Sequence[int]) -> str:
     if _is_text(projection): return f"<div class=kwic>{''.join(_context(projection, t) for t in tokens)}</div>"
@@ -146,7 +146,7 @@ def _recipe(name: str, curves: xr.DataArray, clusters: Clusters, loss: xr.DataAr
     if joint: clusters = _alone(clusters)
     bent = loss.expand_dims(direction=clusters.labels["direction"].values) if joint else curves
     if _fits(bent["step"].values.astype(float), window): table = breakthroughs(bent, clusters, window, flat)
-    else: table = clusters.table.sort_values("direction", kind="stable").assign(**dict.fromkeys(("break_step", "spread", "spread_control", "hidden", "control"), np.nan))
+    else: table = clusters.table.sort_values("direction", kind="stable").assign(**dict.fromkeys(("break_step", "median", "at_first", "at_last", "spread", "spread_control", "hidden", "control"), np.nan))
     return _Recipe(name, curves, clusters, table, joint, found)
 
 # %% ../nbs/12a_report.ipynb #1d84d6e0
@@ -207,8 +207,10 @@ def _cluster_words(recipe: _Recipe) -> str:
     if recipe.joint: out = f"{name}: {_count(n, 'distinct cluster')} of all directions jointly ({recipe.found} before clusters that overlap by half were left out)"
     else: out = f"{name}: {_count(n, 'cluster')} along {recipe.table['direction'].nunique()} of {_count(recipe.clusters.labels.sizes['direction'], 'direction')}"
     if recipe.table["hidden"].isna().any(): return out + "; too few checkpoints for a break."
-    spread, usual = (_number(recipe.table[column].median()) for column in ("spread", "spread_control"))
-    spread = f" Breaks of a cluster's tokens are spread by ± {spread} steps, of random token sets by ± {usual} (medians)."
+    told = recipe.table[[not _edge(row) for row in recipe.table.itertuples()]]
+    spread, usual = (_number(told[column].median()) for column in ("spread", "spread_control"))
+    spread = f" Breaks of a cluster's tokens are spread by ± {spread} steps, of random token sets by ± {usual} (medians)." if len(told) else ""
+    if early := n - len(told): spread += f" {_count(early, 'cluster')} {'breaks' if early == 1 else 'break'} too near to the first or last checkpoint to tell when."
     hidden, chance = int(recipe.table["hidden"].sum()), _number(recipe.table["control"].mean(), ".0%")
     if not hidden: return out + f". <b>None has a hidden breakthrough</b>; of random token sets of the same sizes {chance} would.{spread}"
     control = recipe.table["control"]
@@ -264,11 +266,19 @@ def _directions_section(projection: xr.Dataset, account: xr.Dataset, recipes: Se
             "A dash in the column of clusters: not clustered, for want of tokens.</p>" + _table(head, rows, groups=groups))
 
 # %% ../nbs/12a_report.ipynb #943f659d
+def _edge(row) -> str:
+    "\"before\" or \"after\" for a cluster of which most tokens break at the first or the last step that can be one; else \"\"."
+    return "before" if row.at_first > 0.5 else "after" if row.at_last > 0.5 else ""
+
+def _break_step(row) -> str: return {"before": "≤ ", "after": "≥ "}.get(_edge(row), "") + _number(row.median)
+
 def _break_words(row, flat: float) -> str:
     "When a cluster breaks, how closely together, and whether that is hidden."
     if row.break_step != row.break_step: return "There are too few checkpoints for a break."
-    return (f"It breaks at step {row.break_step:,.0f} ± {row.spread:,.0f} (random token sets ± {row.spread_control:,.0f}): "
-            + ("<b>hidden</b>" if row.hidden else "not hidden") + f", the mean loss is flat from step {flat:,.0f}; {row.control:.0%} of random token sets would be hidden.")
+    when = (f"It breaks at step {row.median:,.0f} (median; mean {row.break_step:,.0f} ± {row.spread:,.0f}, random token sets ± {row.spread_control:,.0f}): ")
+    if edge := _edge(row): when = (f"It breaks at step {row.median:,.0f} or {edge}: {getattr(row, 'at_first' if edge == 'before' else 'at_last'):.0%} of its tokens have their largest bend at the "
+                                   f"{'first' if edge == 'before' else 'last'} step that has a whole window on either side, and how closely together they break cannot be told. It is ")
+    return (when + ("<b>hidden</b>" if row.hidden else "not hidden") + f", the mean loss is flat from step {flat:,.0f}; {row.control:.0%} of random token sets would be hidden.")
 
 def _tints(table: pd.DataFrame) -> list[str]:
     from polca.plots import cluster_color
@@ -286,7 +296,7 @@ def _joint_section(projection: xr.Dataset, recipe: _Recipe, whole: xr.DataArray,
     table, by = recipe.table.head(most), {"all": np.zeros(projection.sizes["token"])}
     curves, unit = whole.expand_dims(direction=table["direction"].values, axis=2), "projected loss, all directions (nats)"
     told = [describe_clusters(curves, recipe.clusters, d, projection["loss"], by) for d in table["direction"]]
-    breaks = {r.cluster: r.break_step for r in table.itertuples() if r.break_step == r.break_step}
+    breaks = {r.cluster: r.median for r in table.itertuples() if r.median == r.median}
     all_of = told[0] | {"clusters": [t["clusters"][0] for t in told]}
     overview = _figure(plot_breakthroughs(all_of, breaks, flat, unit, "median only"), "Median projected loss, summed over directions, and median exact loss of every cluster over training.")
     kinds, parts = _kinds(projection), []
@@ -332,7 +342,7 @@ def _direction_part(projection, recipe, direction, kinds, flat, is_open) -> str:
     shown = table.sort_values("size", ascending=False, kind="stable").head(_MOST).sort_values("cluster")
     told = describe_clusters(_without_source(recipe.curves, direction), recipe.clusters, direction, projection["loss"], {"all": np.zeros(projection.sizes["token"])})
     told["clusters"] = [c for c in told["clusters"] if c["cluster"] in (*shown["cluster"], OUTLIER)]
-    breaks = {r.cluster: r.break_step for r in shown.itertuples() if r.break_step == r.break_step}
+    breaks = {r.cluster: r.median for r in shown.itertuples() if r.median == r.median}
     unit = _unit(recipe.curves, projection)
     hidden = "" if table["hidden"].isna().any() else f", {int(table['hidden'].sum()) or 'none'} with a hidden breakthrough"
     heading = f"Direction {direction}" if direction >= 0 else unit.partition(" (")[0].capitalize()  # −1: of no direction
@@ -350,7 +360,7 @@ def _direction_table(recipe: _Recipe, shown: pd.DataFrame, kinds: Mapping[str, n
         own = recipe.clusters.members(row.direction, row.cluster)
         broken = row.break_step == row.break_step
         hidden = ("yes" if row.hidden else "no") if broken else "too few checkpoints"
-        rows.append([f"{tint}{row.cluster}", f"{row.size:,}", _number(row.break_step), _number(row.spread), _number(row.spread_control),
+        rows.append([f"{tint}{row.cluster}", f"{row.size:,}", _break_step(row), "–" if _edge(row) else _number(row.spread), _number(row.spread_control),
                      _number(row.sharpness, ".0%") if broken else "–", hidden, _number(row.control, ".0%"), _told_all(kinds, own)])
     return _table(["cluster", "tokens", "break (step)", "spread (steps)", "control", "sharpness", "hidden", "control", "over-represented: share (among all)"], rows, text=(0, 8))
 
@@ -364,8 +374,9 @@ _READING = """<p><b>Token</b>: one predicted token in its context. <b>Direction<
 <b>Step</b>: an update of the weights in training. <b>Allocation</b>: the part of a token's loss change between two checkpoints that is booked on a direction,
 gradient times movement along it. <b>Projected loss</b>: the sum of a token's allocations so far, zero at the first checkpoint; it falls where movement along
 the direction helps the token.</p>
-<p><b>Break</b>: the step where a curve bends most, at the end of its steepest fall; of a cluster the mean over its tokens, ± their spread. <b>Hidden</b>: the
-break comes after the mean loss has become flat. Every curve bends most somewhere, so a break alone says little. <b>Control</b>: what random sets of as many
+<p><b>Break</b>: the step where a curve bends most, at the end of its steepest fall; of a cluster the median over its tokens, with their spread. It takes a window of
+steps on either side: what bends earlier or later is told as ≤ or ≥. <b>Hidden</b>: the
+mean of the breaks comes after the mean loss has become flat. Every curve bends most somewhere, so a break alone says little. <b>Control</b>: what random sets of as many
 tokens would get. A cluster that is hidden where most random sets are hidden too, or whose spread is that of random sets, shows no breakthrough of its own.
 <b>Sharpness</b>: the share of a token's ups and downs within one window of its break. <b>Stability</b>: how well a cluster is found again when more or fewer
 clusters are looked for, from 0 to 1; well under a half means that it is one cut among many.</p>

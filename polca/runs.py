@@ -46,7 +46,7 @@ from .memory import memory_bytes, size_text
 from .processes import from_first, n_processes, on_first, process_number
 from .projection import open_projection, project
 from .subspace import Subspace, fingerprint_subspace, hessian_subspace, load_subspace
-from .texts import cut_windows, draw_windows, read_texts, text_losses
+from .texts import check_windows, cut_windows, draw_windows, read_texts, text_losses
 
 # %% ../nbs/13_runs.ipynb #e970e84d
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class TextConfig:
     texts: tuple[str, ...]            # files, or folders of *.txt and *.md
     revisions: tuple[str, ...] = ()   # of checkpoints on the hub
     tokenizer: str | None = None      # default: that of the model
-    context: int = 128                # tokens per sequence
+    context: int | None = None        # tokens per sequence; default 128, or what the model has positions for if that is less
     sequences: int = 40               # that are analysed
     hessian_sequences: int = 40       # that the basis is made with, others than these
     curvature_sequences: int = 0      # of those analysed, for the paper's second order; 0: that rule is left out
@@ -115,7 +115,7 @@ class TextConfig:
     path_tol: float | None = None     # integrate along the path between checkpoints until the account is right to this, nats
     min_cluster_size: int | None = None  # of HDBSCAN; default 3% of the tokens, the paper's share
     min_samples: int | None = None       # of HDBSCAN; default a 15th of the tokens
-    window: float | None = None       # of break, in steps; default a 20th of the training
+    window: float | None = None       # of break, in steps; default a 20th of the training, and two intervals between checkpoints at least
     plateau: float | None = None      # from this step on a breakthrough is hidden; default: where the mean loss is flat
     shard: bool = False               # several processes share out the directions, not the checkpoints: for a basis too large for one of them
     memory: str = "2GiB"              # bound on what the engines hold beside model and directions
@@ -195,8 +195,9 @@ class TextTask(Task):
 
     def __init__(self, config: TextConfig):
         check_text_config(config)
-        self.config = dataclasses.replace(config, model=_resolved(config.model), checkpoints=_resolved(config.checkpoints), texts=tuple(map(_resolved, config.texts)),
-                                          revisions=tuple(config.revisions), tokenizer=config.tokenizer and _resolved(config.tokenizer))
+        texts, revisions = ((v,) if isinstance(v, str) else tuple(v) for v in (config.texts, config.revisions))  # one alone, as one
+        self.config = dataclasses.replace(config, model=_resolved(config.model), checkpoints=_resolved(config.checkpoints), texts=tuple(map(_resolved, texts)),
+                                          revisions=revisions, tokenizer=config.tokenizer and _resolved(config.tokenizer))
         self._model = None
 
     @classmethod
@@ -235,9 +236,11 @@ class TextTask(Task):
     def samples(self, store: Checkpoints) -> Samples:
         c = self.config
         if isinstance(store, Pretrained): check_same_function(self.model.config.to_dict(), store, c.model)
-        windows = cut_windows(read_texts(c.texts), open_tokenizer(c.tokenizer or c.model), c.context)
+        context = c.context or min(128, getattr(self.model.config, "max_position_embeddings", 128))
+        windows = cut_windows(read_texts(c.texts), open_tokenizer(c.tokenizer or c.model), context)
+        check_windows(self.model, windows, context)
         drawn = draw_windows(windows, {"analysed": c.sequences, "hessian": c.hessian_sequences}, c.seed)
-        def losses(some): return text_losses(self.model, some, c.context)
+        def losses(some): return text_losses(self.model, some, context)
         return Samples(losses(drawn["hessian"]), losses(drawn["analysed"]), losses(drawn["analysed"][:c.curvature_sequences]) if c.curvature_sequences else None)
 
     def facts(self) -> list[tuple[str, str]]:
@@ -444,8 +447,10 @@ class _Reading:
 
 # %% ../nbs/13_runs.ipynb #a9dd5450
 def break_window(config, steps: Sequence[int]) -> float:
-    "The window of break, in steps: of `config`, or a 20th of the training. Raises ValueError if it does not fit twice."
-    window, length = config.window or (steps[-1] - steps[0]) / 20, steps[-1] - steps[0]
+    """The window of break, in steps: of `config`, or a 20th of the training, but two intervals between checkpoints at least, as far as that fits: a shorter one
+    would look at the straight line between two checkpoints. Raises ValueError if it does not fit twice."""
+    length = steps[-1] - steps[0]
+    window = config.window or max(length / 20, min(2 * float(np.median(np.diff(steps))), length / 4))
     if 2 * window > length: raise ValueError(f"window={window:g} does not fit twice into the {length} steps from {steps[0]} to {steps[-1]}: use a smaller one")
     return window
 
@@ -455,8 +460,10 @@ class _Results(_Reading):
         "What a complete stage has left. Raises ValueError if it is not what it was."
         path, record = self.folder / _LEAVES[stage], self.manifest["stages"].get(stage)
         if record is None or not path.exists(): raise ValueError(f"{self.folder} has no {path.name} yet: make it with polca {stage} {self.folder}")
-        if process_number() == 0 and stage not in self._verified and hash_stage(stage, path) != record["output"]: raise ValueError(
-            f"{path} has changed or was damaged since it was complete: delete it, and polca {stage} {self.folder} makes it again")
+        if process_number() == 0 and stage not in self._verified:
+            try: same, why = hash_stage(stage, path) == record["output"], ""
+            except ValueError as e: same, why = False, f" ({e})"
+            if not same: raise ValueError(f"{path} has changed or was damaged since it was complete{why}: delete {path}, and polca {stage} {self.folder} makes it again")
         self._verified.add(stage)
         return path
 
@@ -477,7 +484,7 @@ class _Results(_Reading):
         stages = self.manifest["stages"]
         made, first = stages["project"]["environment"], self.task.config
         return [("run", self.folder.resolve().name), ("made", f"{stages['project']['finished']} with polca {made['polca']}, torch {made['torch']}, transformers {made['transformers']}"),
-                ("on", f"{made['processor']}, {made['threads']} threads, {made['device']}"), ("seed", str(first.seed)),
+                ("on", f"{made['processor']}, {made['threads']} thread{'' if made['threads'] == 1 else 's'}, {made['device']}"), ("seed", str(first.seed)),
                 ("basis", f"{stages['subspace']['directions']} directions, tol {first.tol:g}, largest residual {stages['subspace']['worst_residual']:.1e}"),
                 ("hashes", f"weights and tokens {stages['train']['output']}, basis {stages['subspace']['output']}, projection {stages['project']['output']}")]
 
@@ -679,14 +686,37 @@ class Run(_Ordered):
         "The run in `folder`. Raises ValueError if there is none, or its manifest is damaged or of another version."
         return cls(folder, _make_task(read_manifest(folder), Path(folder) / "run.json"))
 
-    def train(self, **how) -> Checkpoints: return self.make("train", **how).store
-    def subspace(self, **how) -> Subspace: return self.make("subspace", **how).read_basis()
-    def project(self, **how) -> xr.Dataset: return self.make("project", **how).read_projection()
-    def decompose(self, **how) -> dict[str, dict]: return self.make("decompose", **how).read_decomposition()
-    def cluster(self, **how) -> dict[str, Clusters]: return self.make("cluster", **how).read_clusters()
-    def report(self, **how) -> Path: return self.make("report", **how).verified("report")
-    def status(self) -> pd.DataFrame: return run_status(self)
-    def inspect(self) -> dict: return inspect_run(self)
+    def train(self, **how) -> Checkpoints:
+        "Make, or check, the checkpoints. This method and the next five take `progress` and `say` as `make` does, and return what their stage has left."
+        return self.make("train", **how).store
+
+    def subspace(self, **how) -> Subspace:
+        "The directions; before them the stages that are missing."
+        return self.make("subspace", **how).read_basis()
+
+    def project(self, **how) -> xr.Dataset:
+        "The Dataset of `polca.projection.project`, read as it is used; before it the stages that are missing."
+        return self.make("project", **how).read_projection()
+
+    def decompose(self, **how) -> dict[str, dict]:
+        "{rule: what it books on each direction, and what is left, as lists and numbers}."
+        return self.make("decompose", **how).read_decomposition()
+
+    def cluster(self, **how) -> dict[str, Clusters]:
+        "{recipe: clusters}: \"paper\" and \"recommended\"."
+        return self.make("cluster", **how).read_clusters()
+
+    def report(self, **how) -> Path:
+        "The file of the page."
+        return self.make("report", **how).verified("report")
+
+    def status(self) -> pd.DataFrame:
+        "`run_status`: one row per stage, what it took beside what was estimated."
+        return run_status(self)
+
+    def inspect(self) -> dict:
+        "`inspect_run`: what is in the run, every file held against its hash."
+        return inspect_run(self)
 
 # %% ../nbs/13_runs.ipynb #e248ab93
 def _change_settings(run, wanted):
@@ -757,10 +787,13 @@ def inspect_run(run: Run) -> dict:
 
 def _breaks(projection, recipe, clusters, found) -> list[dict]:
     "The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for several numbers of clusters the distinct ones."
-    if "stability" in clusters.table: clusters = dataclasses.replace(clusters, table=distinct_clusters(clusters).reset_index(drop=True))
+    joint = "stability" in clusters.table
+    if joint: clusters = dataclasses.replace(clusters, table=distinct_clusters(clusters).reset_index(drop=True))
     steps, window = projection["step"].values, found["window"]
     if not ((steps - window >= steps[0]) & (steps + window <= steps[-1])).any(): return clusters.table.to_dict("records")
-    return breakthroughs(breaking_curves(projection, recipe, clusters), clusters, window, found["flat"]).to_dict("records")
+    table = breakthroughs(breaking_curves(projection, recipe, clusters), clusters, window, found["flat"])
+    if joint: table = table.sort_values("stability", ascending=False, kind="stable")  # in the order of the report
+    return table.to_dict("records")
 
 def format_inspection(found: dict) -> str:
     "`inspect_run` for people."
@@ -771,5 +804,7 @@ def format_inspection(found: dict) -> str:
     if "decomposition" in found: lines.append(f"change of the mean loss, nats per token, by rule\n{pd.DataFrame(found['decomposition']).T.to_string(float_format='{:+.3f}'.format)}")
     for name, rows in found.get("clusters", {}).items():
         table = pd.DataFrame(rows)
-        lines.append(f"clusters, {name}: {len(rows)}" + (f"{', of which ' + str(table['hidden'].sum()) + ' with a hidden breakthrough' if 'hidden' in table else '; too few checkpoints for a break'}\n{table.head(12).round(2).to_string(index=False)}" if rows else ""))
+        if not rows: lines.append(f"clusters, {name}: none")
+        else: lines.append(f"clusters, {name}: {len(rows)}" + (f", of which {table['hidden'].sum()} with a hidden breakthrough (window {found['window']:g} steps)" if "hidden" in table else "; too few checkpoints for a break")
+                           + (", the most stable first; direction −k is the clustering into k" if "stability" in table else "") + (", the first 12" if len(rows) > 12 else "") + f"\n{table.head(12).round(2).to_string(index=False)}")
     return "\n\n".join(lines)
