@@ -108,12 +108,12 @@ def test_killed_at_random_moments_a_stage_is_complete_or_absent_and_ends_in_the_
             remove(folder, [stage])
             (folder / "run.json").write_text(json.dumps(read_manifest(folder) | {"stages": before}))
     assert killed == KILLS_PER_STAGE
-    assert_same(numbers(quiet(Run.open(folder))), numbers(whole))
+    assert_same(numbers(quiet(Run.open(folder), max(stage, "cluster", key=STAGES.index))), numbers(whole))
 
 
 def test_two_processes_on_one_directory(tmp_path, whole):
     started = server.Queue()
-    process = server.Process(target=work, args=(tmp_path / "run", "report", 0, started))
+    process = server.Process(target=work, args=(tmp_path / "run", "cluster", 0, started))
     process.start()
     while "] project:" not in started.get(timeout=120): pass
     with pytest.raises(BlockingIOError, match="another process is at work"): quiet(Run.open(tmp_path / "run"))
@@ -226,11 +226,11 @@ run = Run.create(folder, ArithmeticTask(preset("tiny")))
 def fill(message):
     if "] {stage}:" in message:
         with open(filler, "wb") as f: f.write(bytes(max(0, shutil.disk_usage(folder).free - 24_000)))
-try: run.make(progress=False, say=fill)
+try: run.make("cluster", progress=False, say=fill)
 except OSError as e: print("stopped:", e)
 print("complete:", *run.manifest["stages"])
 filler.unlink()
-run.make(progress=False, say=None)
+run.make("cluster", progress=False, say=None)
 shutil.copytree(folder, {str(tmp_path / "copy")!r})
 """
     (tmp_path / "disk").mkdir()
