@@ -340,6 +340,7 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     "The paper's tables and figures, from the complete stages of `run`."
     config, out, began, stages = run.task.config, run.folder, time.monotonic(), run.manifest["stages"]
     made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
+    for stage in ("subspace", "project", "cluster", "report"): run.verified(stage)
     if known := _known_results(out, config, made_from):
         say(f"{out} is complete")
         _say_results(known, sorted((out / "figures").glob("*.png")), out, say)

@@ -461,9 +461,9 @@ class _Results(_Reading):
         path, record = self.folder / _LEAVES[stage], self.manifest["stages"].get(stage)
         if record is None or not path.exists(): raise ValueError(f"{self.folder} has no {path.name} yet: make it with polca {stage} {self.folder}")
         if process_number() == 0 and stage not in self._verified:
-            try: same, why = hash_stage(stage, path) == record["output"], ""
-            except ValueError as e: same, why = False, f" ({e})"
-            if not same: raise ValueError(f"{path} has changed or was damaged since it was complete{why}: delete {path}, and polca {stage} {self.folder} makes it again")
+            try: same = hash_stage(stage, path) == record["output"]
+            except ValueError as e: raise ValueError(f"{e}, by polca {stage} {self.folder}") from e  # it says what to delete
+            if not same: raise ValueError(f"{path} has changed or was damaged since it was complete: delete it, and polca {stage} {self.folder} makes it again")
         self._verified.add(stage)
         return path
 
