@@ -705,6 +705,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                 'polca.subspace.weight_axes': ('subspace.html#weight_axes', 'polca/subspace.py')},
             'polca.texts': { 'polca.texts._decoded_pieces': ('texts.html#_decoded_pieces', 'polca/texts.py'),
                              'polca.texts._files_in': ('texts.html#_files_in', 'polca/texts.py'),
+                             'polca.texts._offsets': ('texts.html#_offsets', 'polca/texts.py'),
                              'polca.texts._pieces': ('texts.html#_pieces', 'polca/texts.py'),
                              'polca.texts._read': ('texts.html#_read', 'polca/texts.py'),
                              'polca.texts.cut_windows': ('texts.html#cut_windows', 'polca/texts.py'),
