@@ -234,7 +234,7 @@ def tagger_accuracy(tagger: Tagger, conllu: str) -> tuple[dict, pd.DataFrame]:
     given = both["tag_given"].fillna("unaligned").mask(gold.duplicated(["start", "end"], keep=False), "unaligned")  # of several words written as one none has a place of its own
     right, aligned = (given == both["tag"]), given != "unaligned"
     confusion = pd.crosstab(both["tag"], given).rename_axis(index="gold", columns=tagger.name)
-    told = {"tagger": tagger.name, "words": len(both), "accuracy": right.mean(), "unaligned": 1 - aligned.mean(), "accuracy_aligned": right[aligned].mean()}
+    told = {"tagger": tagger.name, "words": len(both), "accuracy": float(right.mean()), "unaligned": float(1 - aligned.mean()), "accuracy_aligned": float(right[aligned].mean())}
     return told, confusion.assign(accuracy=right.groupby(both["tag"]).mean())
 
 # %% ../nbs/08_labels.ipynb #7a5cdae0
