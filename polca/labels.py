@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import false_discovery_control, hypergeom
+from scipy.special import gammaln
+from scipy.stats import false_discovery_control
 
 from .clustering import OUTLIER, Clusters
 
@@ -397,7 +398,7 @@ def label_tests(clusters: Clusters, tokens: pd.DataFrame, kinds: Mapping[str, Se
     least    share of the cluster that must have a value
 
     One row for each cluster and kind, without kinds of which no value is common enough: direction, cluster, size, kind, value, share (in the cluster), base (among the tokens that no filter dropped along the direction), base_all (among all),
-    lift (share / base), excess (in standard deviations of a random set), p, q (Benjamini–Hochberg, over all rows). Raises ValueError for a table of other tokens.
+    lift (share / base), excess (in standard deviations of a random set), information (in nats per token), p, q (Benjamini–Hochberg, over all rows). Raises ValueError for a table of other tokens.
     """
     _check_tokens(clusters, tokens, tagged=False)
     kinds, rows = label_kinds(tokens) if kinds is None else kinds, []
@@ -412,12 +413,16 @@ def label_tests(clusters: Clusters, tokens: pd.DataFrame, kinds: Mapping[str, Se
                 if found is None: continue
                 best, excess, p = found
                 share, base = (labels[codes == best] == row.cluster).sum() / row.size, pool[best] / pool.sum()
-                rows.append((int(direction), row.cluster, row.size, kind, values[best], share, base, everywhere[best] / len(labels), share / base, excess, p))
-    told = pd.DataFrame(rows, columns=["direction", "cluster", "size", "kind", "value", "share", "base", "base_all", "lift", "excess", "p"])
+                rows.append((int(direction), row.cluster, row.size, kind, values[best], share, base, everywhere[best] / len(labels), share / base, excess, _information(share, base), p))
+    told = pd.DataFrame(rows, columns=["direction", "cluster", "size", "kind", "value", "share", "base", "base_all", "lift", "excess", "information", "p"])
     told = told.sort_values(["direction", "cluster"], kind="stable", ignore_index=True)
     return told.assign(q=false_discovery_control(told["p"]) if len(told) else told["p"])
 
 # %% ../nbs/08_labels.ipynb #7130c238
+def _information(share: float, base: float) -> float:
+    "What it says of a token to be in the cluster, about having the value: Σ s log(s / b) over having it or not, in nats."
+    return sum(s * np.log(s / b) for s, b in ((share, base), (1 - share, 1 - base)) if s > 0)
+
 def _test(own: np.ndarray, pool: np.ndarray, eligible: np.ndarray, least: float, n: int, rng: np.random.Generator) -> tuple[int, float, float] | None:
     "The value whose number in a cluster (`own`) most exceeds that expected from its number among all tokens (`pool`): (value, excess, p); None if no value can have the share `least`."
     size, total = own.sum(), pool.sum()
@@ -432,8 +437,17 @@ def _test(own: np.ndarray, pool: np.ndarray, eligible: np.ndarray, least: float,
     drawn = rng.multivariate_hypergeometric([*pool[common], total - pool[common].sum()], size, size=n, method="count")[:, :-1]
     above = int((excess(drawn).max(1) >= real[best] - 1e-9).sum())
     p = (1 + above) / (1 + n)
-    if not above: p = min(p, hypergeom.sf(np.maximum(enough, np.ceil(mean + (real[best] - 1e-9) * spread)) - 1, total, pool[common], size).sum())
+    if not above: p = min(p, _tails(np.maximum(enough, np.ceil(mean + (real[best] - 1e-9) * spread)), total, pool[common], size).sum())
     return int(common[best]), float(real[best]), float(p)
+
+def _tails(least: np.ndarray, total: int, marked: np.ndarray, size: int) -> np.ndarray:
+    "The probabilities that of `size` tokens, drawn of `total`, at least `least` are among the `marked` ones: the hypergeometric tails, for each of `marked` (values,)."
+    factorial, marked = gammaln(np.arange(total + 1) + 1.0), marked[:, None]
+    k = np.arange(int(least.min()), min(int(marked.max()), size) + 1)
+    possible = (k >= least[:, None]) & (k <= marked) & (size - k <= total - marked)
+    def choose(n, k): return factorial[n] - factorial[k] - factorial[n - k]
+    some = np.where(possible, k, np.minimum(marked, size))  # any number that can be: these are not summed
+    return np.where(possible, np.exp(choose(marked, some) + choose(total - marked, size - some) - choose(total, size)), 0).sum(1)
 
 # %% ../nbs/08_labels.ipynb #723953a4
 ALPHA = 0.05  # the largest q of a label
@@ -459,15 +473,15 @@ def label_clusters(clusters: Clusters, tokens: pd.DataFrame, tests: pd.DataFrame
     tests    of `label_tests(clusters, tokens)`; default: made here
     alpha    the largest q that a label may have
 
-    kind, value, share, base, lift, excess, q of the label that exceeds the most of those with q up to `alpha`; labels, the number of these; label, it in words, and name, with share and lift: "–" if there is none.
+    kind, value, share, base, lift, information, q of the label with the most information of those with q up to `alpha`; labels, the number of these; label, it in words, and name, with share and lift: "–" if there is none.
     """
     _check_tokens(clusters, tokens, tagged=False)
     tests = label_tests(clusters, tokens) if tests is None else tests
-    passed = tests[tests["q"] <= alpha].sort_values("excess", ascending=False, kind="stable")
+    passed = tests[tests["q"] <= alpha].sort_values("information", ascending=False, kind="stable")
     best = passed.drop_duplicates(["direction", "cluster"]).assign(label=lambda t: [label_words(k, v) for k, v in zip(t["kind"], t["value"])])
     best["name"] = [f"{label} ({share:.0%}, ×{lift:.2g})" for label, share, lift in zip(best["label"], best["share"], best["lift"])]
     counts = passed.groupby(["direction", "cluster"]).size().rename("labels").reset_index()
-    columns = ["direction", "cluster", "label", "name", "kind", "value", "share", "base", "lift", "excess", "q"]
+    columns = ["direction", "cluster", "label", "name", "kind", "value", "share", "base", "lift", "information", "q"]
     table = _tag_labels(clusters, tokens).merge(best[columns], how="left", on=["direction", "cluster"]).merge(counts, how="left", on=["direction", "cluster"])
     return table.assign(labels=table["labels"].fillna(0).astype(int), label=table["label"].fillna("–"), name=table["name"].fillna("–"))
 

@@ -71,16 +71,16 @@ def _label(row) -> str:
 def _q(q: float) -> str: return "&lt;0.001" if q < 0.0005 else f"{q:.3f}"
 
 def _of_cluster(tests: pd.DataFrame, row) -> pd.DataFrame:
-    "The tests of the cluster of `row`, the clearest first."
-    return tests[(tests["direction"] == row.direction) & (tests["cluster"] == row.cluster)].sort_values("excess", ascending=False, kind="stable")
+    "The tests of the cluster of `row`, those with the most information first."
+    return tests[(tests["direction"] == row.direction) & (tests["cluster"] == row.cluster)].sort_values("information", ascending=False, kind="stable")
 
 def _labels(tests: pd.DataFrame, row, n: int = 3) -> str:
-    "The `n` clearest labels of a cluster that pass, with their shares."
+    "The `n` labels of a cluster with the most information of those that pass, with their shares."
     passed = _of_cluster(tests[tests["q"] <= ALPHA], row).head(n)
     return ", ".join(f"{_label(t)} {t.share:.0%} <span class=q>({t.base:.0%}, q {_q(t.q)})</span>" for t in passed.itertuples()) or "none"
 
 def _label_table(tests: pd.DataFrame, row) -> str:
-    "The best value of every kind for a cluster, the clearest first; those that do not pass are grey."
+    "The best value of every kind for a cluster, most information first; those that do not pass are grey."
     def cells(t): return [html_text(t.kind), _label(t), f"{t.share:.0%}", f"{t.base:.0%}", f"{t.lift:.2g}", _q(t.q)]
     rows = [cells(t) if t.q <= ALPHA else [f"<span class=q>{c}</span>" for c in cells(t)] for t in _of_cluster(tests, row).itertuples()]
     return _table(["label by", "value", "share", "among all", "lift", "q"], rows, text=(0, 1)) if rows else ""
