@@ -268,8 +268,10 @@ def _joint_section(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe
 def _joint_cluster(tokens, recipe, row, tint, image, whole, flat) -> str:
     own = recipe.clusters.members(row.direction, row.cluster)
     near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.direction, row.cluster, 8)
+    passed = recipe.tests[recipe.tests["q"] <= ALPHA]
+    name = "".join(f": {_label(t)} {t.share:.0%}" for t in _of_cluster(passed, row).head(1).itertuples())
     about = f"{_count(row.size, 'token')} ({row.size / len(own):.0%}), stability {row.stability:.2f}, one of {row.among} clusters"
-    return (f"<section class=c><h3>{tint}Cluster {row.cluster} <small>{about}</small></h3>"
+    return (f"<section class=c><h3>{tint}Cluster {row.cluster}{name} <small>{about}</small></h3>"
             f"<p>{_break_words(row, flat)}</p>{image}{_label_table(recipe.tests, row)}"
             f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(tokens.iloc[near])}"
             f"<details><summary>Strongest: projected loss falls most</summary>{_contexts(tokens.iloc[_strongest(whole.transpose('token', 'step').values, own, 5)])}</details></section>")
