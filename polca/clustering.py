@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OUTLIER', 'DROPPED', 'SCALES', 'CLUSTERINGS', 'filter_directions', 'filter_tokens', 'medoid', 'quartiles', 'Clusters',
-           'cluster_directions', 'describe_clusters', 'loss_quartiles', 'scale_curves', 'CoreKMeans', 'cluster_tokens',
-           'distinct_clusters', 'skill_scores', 'agreement', 'linear_probe']
+           'cluster_directions', 'opposing_clusters', 'opposing_control', 'describe_clusters', 'loss_quartiles',
+           'scale_curves', 'CoreKMeans', 'cluster_tokens', 'distinct_clusters', 'skill_scores', 'agreement',
+           'linear_probe']
 
 # %% ../nbs/06_clustering.ipynb #afa65017
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,53 @@ def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_sa
     coords = {"direction": curves["direction"], "token": curves["token"]}
     table = pd.DataFrame(rows, columns=["direction", "cluster", "size", "medoid"])
     return Clusters(xr.DataArray(labels, coords, ("direction", "token"), "cluster"), table, notes)
+
+# %% ../nbs/06_clustering.ipynb #7621e22a
+def opposing_clusters(curves: xr.DataArray, clusters: Clusters, correlation: float = -0.9, ratio: float = 0.5) -> pd.DataFrame:
+    """The pairs of clusters along the same direction whose mean `curves` (step, token, direction) mirror each other, the clearest first.
+
+    correlation  of the mean curves less their start, about zero: at most this
+    ratio        of the smaller net movement (last step less first) to the larger: at least this; they must have opposite signs
+
+    One row per pair: direction, cluster, other, size, other_size, correlation, net, other_net (in the unit of `curves`), ratio.
+    """
+    rows = []
+    for direction, table in clusters.table.groupby("direction"):
+        values, numbers, sizes = _of_direction(curves, direction), table["cluster"].values, table["size"].values
+        means = np.stack([values[clusters.members(direction, c)].mean(0) for c in numbers])
+        net, (cosine, share, found) = means[:, -1] - means[:, 0], _mirrored(means, correlation, ratio)
+        rows += [(int(direction), numbers[i], numbers[j], sizes[i], sizes[j], cosine[i, j], net[i], net[j], share[i, j]) for i, j in zip(*np.nonzero(found))]
+    columns = ["direction", "cluster", "other", "size", "other_size", "correlation", "net", "other_net", "ratio"]
+    return pd.DataFrame(rows, columns=columns).sort_values("correlation", kind="stable", ignore_index=True)
+
+def _of_direction(curves, direction) -> np.ndarray: return curves.sel(direction=direction).transpose("token", "step").values.astype(np.float64)
+
+def _mirrored(means: np.ndarray, correlation: float, ratio: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "For all pairs of mean curves (clusters, steps): correlation about zero, ratio of the net movements, and whether they are a pair of opposites, each once."
+    moved = means - means[:, :1]
+    length, net = np.linalg.norm(moved, axis=1), moved[:, -1]
+    cosine = moved @ moved.T / np.maximum(np.outer(length, length), 1e-300)
+    share = np.minimum.outer(abs(net), abs(net)) / np.maximum(np.maximum.outer(abs(net), abs(net)), 1e-300)
+    return cosine, share, np.triu((cosine <= correlation) & (share >= ratio) & (np.multiply.outer(net, net) < 0), 1)
+
+# %% ../nbs/06_clustering.ipynb #f9376bb1
+def opposing_control(curves: xr.DataArray, clusters: Clusters, n: int = 200, random_state: int = 0, **limits) -> dict[str, float]:
+    """How many pairs `opposing_clusters` finds, beside `n` times as many random clusters of the same sizes, of the tokens that no filter dropped along the direction.
+
+    limits   correlation and ratio of `opposing_clusters`
+
+    Returns pairs, mean, low and high (2.5% and 97.5% quantile) of the random ones, p (the share of the draws, the clusters at hand among them, with as many or more).
+    """
+    limits, rng, counts = {"correlation": -0.9, "ratio": 0.5} | limits, np.random.default_rng(random_state), np.zeros(n)
+    for direction, table in clusters.table.groupby("direction"):
+        values, sizes = _of_direction(curves, direction), table["size"].values
+        pool, first = np.flatnonzero(clusters.labels.sel(direction=direction).values >= OUTLIER), np.cumsum([0, *sizes[:-1]])
+        for i in range(n if len(sizes) > 1 else 0):
+            drawn = rng.permutation(pool)[:sizes.sum()]
+            counts[i] += _mirrored(np.add.reduceat(values[drawn], first) / sizes[:, None], **limits)[2].sum()
+    pairs = len(opposing_clusters(curves, clusters, **limits))
+    low, high = np.quantile(counts, [0.025, 0.975])
+    return {"pairs": pairs, "mean": float(counts.mean()), "low": float(low), "high": float(high), "p": float(1 + (counts >= pairs).sum()) / (1 + n)}
 
 # %% ../nbs/06_clustering.ipynb #0e1d9cb5
 def describe_clusters(curves: xr.DataArray, clusters: Clusters, direction: int, loss: xr.DataArray, by: Mapping[str, Sequence]) -> dict:

@@ -21,19 +21,10 @@ import xarray as xr
 from .breakthroughs import breakthroughs
 from .clustering import DROPPED, OUTLIER, Clusters, describe_clusters, distinct_clusters
 from .decomposition import allocate, explained, projected_loss, rules
+from .labels import (
+    ALPHA, CONTEXT_STYLE, TAGS, contexts_html, html_target, html_text, label_tests, label_words, nearest_tokens, projection_tokens, random_control, tagger_names)
 
 # %% ../nbs/12a_report.ipynb #fbd22027
-_CONTROLS = {i: chr(0x2400 + i) for i in range(32)} | {0x7F: "␡", 0x0A: "⏎", 0x09: "⇥"}
-
-def _text(value, spaces: bool = False) -> str:
-    "`value` as HTML text, with control characters, and where asked spaces, made visible."
-    shown = str(value).encode("utf-8", "replace").decode().translate(_CONTROLS | ({0x20: "␣", 0xA0: "⍽"} if spaces else {}))  # a lone surrogate has no UTF-8
-    return html.escape(shown)
-
-def _clip(text: str, most: int = 40) -> str: return text if len(text) <= most else f"{text[:most // 2]}…{text[-most // 2:]}"
-
-def _target(value) -> str: return f"<mark><bdi>{_text(_clip(str(value)), spaces=True) or '∅'}</bdi></mark>"
-
 def _number(value: float, form: str = ",.0f") -> str:
     "`value` in the format `form`, with a true minus; a dash for what is not a number."
     if value is None or value != value: return "–"
@@ -65,68 +56,46 @@ def _figure(fig, alt: str) -> str:
     return f'<div class=scroll><img width={width} height={height} alt="{html.escape(alt)}" src="data:image/svg+xml,{source}"></div>'
 
 # %% ../nbs/12a_report.ipynb #8e60fe24
-_AROUND = 60  # letters of text on either side
+def _contexts(tokens: pd.DataFrame) -> str:
+    "Rows of the token table: texts in their context, others as a table."
+    if {"before", "target", "after"} <= set(tokens): return contexts_html(tokens, style=False)
+    rows = [[str(t), *(html_target(v) if n == "target" else html_text(v) for n, v in zip(tokens, row))] for t, *row in tokens.itertuples()]
+    return _table(["token", *map(html_text, tokens)], rows, text=[i + 1 for i, n in enumerate(tokens) if tokens[n].dtype.kind not in "iuf"])
 
-def _columns(projection: xr.Dataset) -> list[str]:
-    "The columns of the token table, the telling ones first."
-    names = [n for n, c in projection.coords.items() if c.dims == ("token",) and n != "token"]
-    return sorted(names, key=lambda n: (n != "target", n in ("example", "position", "target_id"), n))
+# %% ../nbs/12a_report.ipynb #aed40926
+def _label(row) -> str:
+    "A value of a kind in words."
+    if row.kind in ("target", "previous"): return ("after " if row.kind == "previous" else "") + html_target(row.value)
+    return html_text(label_words(row.kind, row.value))
 
-def _is_text(projection: xr.Dataset) -> bool: return {"before", "target", "after"} <= set(_columns(projection))
+def _q(q: float) -> str: return "&lt;0.001" if q < 0.0005 else f"{q:.3f}"
 
-def _context(projection: xr.Dataset, token: int) -> str:
-    "The text around a token; of other tokens what their table says."
-    row = {n: projection[n].values[token] for n in _columns(projection)}
-    if not _is_text(projection): return ", ".join(f"{_text(n)} {_target(v) if n == 'target' else _text(v)}" for n, v in row.items() if n not in ("example", "target_id"))
-    before, after, document, place = str(row["before"])[-_AROUND:], str(row["after"])[:_AROUND], str(row.get("document", "")), row.get("place", "")
-    return (f"<div class=k><span class=b><bdi>{_text(before)}</bdi></span>{_target(row['target'])}<span class=a><bdi>{_text(after)}</bdi></span>"
-            f'<span class=p title="{_text(document)}"><bdi>{_text(document.rpartition("/")[2])}</bdi><i>{", token " if place != "" else ""}{_text(place)}</i></span></div>')
+def _of_cluster(tests: pd.DataFrame, row) -> pd.DataFrame:
+    "The tests of the cluster of `row`, those with the most information first."
+    return tests[(tests["direction"] == row.direction) & (tests["cluster"] == row.cluster)].sort_values("information", ascending=False, kind="stable")
 
-def _contexts(projection: xr.Dataset, tokens: Sequence[int]) -> str:
-    if _is_text(projection): return f"<div class=kwic>{''.join(_context(projection, t) for t in tokens)}</div>"
-    names = _columns(projection)
-    rows = [[str(t), *(_target(projection[n].values[t]) if n == "target" else _text(projection[n].values[t]) for n in names)] for t in tokens]
-    return _table(["token", *map(_text, names)], rows, text=[i + 1 for i, n in enumerate(names) if projection[n].dtype.kind not in "iuf"])
+def _labels(tests: pd.DataFrame, row, n: int = 3) -> str:
+    "The `n` labels of a cluster with the most information of those that pass, with their shares."
+    passed = _of_cluster(tests[tests["q"] <= ALPHA], row).head(n)
+    return ", ".join(f"{_label(t)} {t.share:.0%} <span class=q>({t.base:.0%}, q {_q(t.q)})</span>" for t in passed.itertuples()) or "none"
 
-# %% ../nbs/12a_report.ipynb #1a15dcce
-def _kinds(projection: xr.Dataset, few: int = 20) -> dict[str, np.ndarray]:
-    "{name: value of every token}: what is looked at for over-represented values."
-    columns = {n: projection[n].values for n in _columns(projection) if n not in ("example", "before", "after")}
-    target = "target" if "target" in columns else "target_id"
-    kinds = {n: v for n, v in columns.items() if n == target or n not in ("target_id", "position") and 1 < len(np.unique(v)) <= few}
-    if not _is_text(projection): return kinds
-    example, position = projection["example"].values, projection["position"].values
-    known = {(e, p): t for e, p, t in zip(example, position, columns["target"])}
-    found = [known.get((e, p - 1)) for e, p in zip(example, position)]  # the first of a window is no target: its text is not known as a token
-    return kinds | {"token before": np.array([before[-5:] if token is None else token for token, before in zip(found, projection["before"].values)], object)}
-
-def _enriched(values: np.ndarray, own: np.ndarray, n: int = 3, least: float = 0.05) -> list[tuple[str, float, float]]:
-    """The `n` values most over-represented among the tokens `own` (a mask), as (value, share there, share among all).
-
-    Only values of at least two tokens and of the share `least`, and three standard deviations of a random set above their share among all.
-    """
-    count, everywhere = (pd.Series(values[mask]).value_counts() for mask in (own, slice(None)))
-    share, whole = count / own.sum(), everywhere[count.index] / len(own)
-    clear = share - whole >= 3 * np.sqrt(whole * (1 - whole) / own.sum())
-    lift = (share - whole)[(share >= least) & (count >= 2) & (share > whole) & clear].sort_values(ascending=False, kind="stable")
-    return [(value, float(share[value]), float(whole[value])) for value in lift.index[:n]]
-
-def _told(found: Sequence[tuple]) -> str:
-    return ", ".join(f"{_target(value)} {share:.0%} <span class=q>({whole:.0%})</span>" for value, share, whole in found) or "–"
-
-def _told_all(kinds: Mapping[str, np.ndarray], own: np.ndarray, n: int = 3) -> str:
-    "The `n` most over-represented values of any of `kinds`, with its name where it is not the target."
-    found = sorted(((name, e) for name, v in kinds.items() for e in _enriched(v, own)), key=lambda f: f[1][2] - f[1][1])[:n]
-    return ", ".join(("" if name == "target" else f"{_text(name)} ") + _told([e]) for name, e in found) or "–"
+def _label_table(tests: pd.DataFrame, row) -> str:
+    "The best value of every kind for a cluster, most information first; those that do not pass are grey."
+    def cells(t): return [html_text(t.kind), _label(t), f"{t.share:.0%}", f"{t.base:.0%}", f"{t.lift:.2g}", _q(t.q)]
+    rows = [cells(t) if t.q <= ALPHA else [f"<span class=q>{c}</span>" for c in cells(t)] for t in _of_cluster(tests, row).itertuples()]
+    return _table(["label by", "value", "share", "among all", "lift", "q"], rows, text=(0, 1)) if rows else ""
 
 # %% ../nbs/12a_report.ipynb #50377227
 @dataclass
 class _Recipe:
-    "A clustering as it is shown: `clusters` of `curves`, with what `breakthroughs` says of them in `table`; if `joint`, distinct ones, each a direction of its own."
+    "A clustering as it is shown: `clusters` of `curves`, with what `breakthroughs` says of them in `table` and their labels in `tests`; if `joint`, distinct ones, each a direction of its own."
     name: str
     curves: xr.DataArray
     clusters: Clusters
     table: pd.DataFrame
+    tests: pd.DataFrame
+    simple: pd.DataFrame | None  # how many have a simple label, beside random clusters; none without tags
+    tagger: str
     joint: bool
     found: int
 
@@ -141,27 +110,16 @@ def _alone(clusters: Clusters) -> Clusters:
     coords = {"direction": range(len(table)), "token": clusters.labels["token"]}
     return Clusters(xr.DataArray(np.array(labels), coords, ("direction", "token")), table.assign(among=-table["direction"], direction=table.index, cluster=table.index), {})
 
-def _recipe(name: str, curves: xr.DataArray, clusters: Clusters, loss: xr.DataArray, flat: float, window: float) -> _Recipe:
+def _recipe(name: str, curves: xr.DataArray, clusters: Clusters, loss: xr.DataArray, tokens: pd.DataFrame, flat: float, window: float) -> _Recipe:
     joint, found = "stability" in clusters.table, len(clusters.table)
     if joint: clusters = _alone(clusters)
     bent = loss.expand_dims(direction=clusters.labels["direction"].values) if joint else curves
     if _fits(bent["step"].values.astype(float), window): table = breakthroughs(bent, clusters, window, flat)
     else: table = clusters.table.sort_values("direction", kind="stable").assign(**dict.fromkeys(("break_step", "median", "at_first", "at_last", "spread", "spread_control", "hidden", "control"), np.nan))
-    return _Recipe(name, curves, clusters, table, joint, found)
+    simple = random_control(clusters, tokens) if set(TAGS) <= set(tokens) and len(table) else None
+    return _Recipe(name, curves, clusters, table, label_tests(clusters, tokens), simple, tagger_names(tokens), joint, found)
 
 # %% ../nbs/12a_report.ipynb #1d84d6e0
-def _along(curves: xr.DataArray, direction: int) -> np.ndarray:
-    "The curves (tokens, steps) along `direction`; one direction stands for all."
-    own = curves.isel(direction=0) if curves.sizes["direction"] == 1 else curves.sel(direction=direction)
-    return own.transpose("token", "step").values
-
-def _nearest(values: np.ndarray, own: np.ndarray, medoid: int, n: int) -> np.ndarray:
-    "The `n` tokens of the mask `own`, medoid first, whose curves (tokens, steps) are nearest to the medoid's."
-    members = np.flatnonzero(own)
-    distance = np.square(values[members].astype(float) - values[medoid]).sum(1)
-    distance[members == medoid] = -1
-    return members[np.argsort(distance, kind="stable")[:n]]
-
 def _strongest(curve: np.ndarray, own: np.ndarray, n: int) -> np.ndarray:
     "The `n` tokens of the mask `own` whose curves (tokens, steps) fall most from first to last step."
     members = np.flatnonzero(own)
@@ -200,26 +158,36 @@ def _account_words(accounts: dict[str, xr.Dataset], rule: str, directions: int) 
 # %% ../nbs/12a_report.ipynb #bd973b68
 def _cluster_words(recipe: _Recipe) -> str:
     "How many clusters, and how many of them break after the mean loss is flat, beside random sets of tokens."
-    n, name = len(recipe.table), f"<i>{_text(recipe.name)}</i>"
+    n, name = len(recipe.table), f"<i>{html_text(recipe.name)}</i>"
     if not n:
         reasons = pd.Series(list(recipe.clusters.notes.values()), dtype=object).value_counts()
-        return f"{name}: <b>no clusters were found</b>" + (f" ({_text(reasons.index[0])})." if len(reasons) else ".")
+        return f"{name}: <b>no clusters were found</b>" + (f" ({html_text(reasons.index[0])})." if len(reasons) else ".")
     if recipe.joint: out = f"{name}: {_count(n, 'distinct cluster')} of all directions jointly ({recipe.found} before clusters that overlap by half were left out)"
     else: out = f"{name}: {_count(n, 'cluster')} along {recipe.table['direction'].nunique()} of {_count(recipe.clusters.labels.sizes['direction'], 'direction')}"
-    if recipe.table["hidden"].isna().any(): return out + "; too few checkpoints for a break."
+    labels = _label_words(recipe)
+    if recipe.table["hidden"].isna().any(): return f"{out}; too few checkpoints for a break. {labels}"
     told = recipe.table[[not _edge(row) for row in recipe.table.itertuples()]]
     spread, usual = (_number(told[column].median()) for column in ("spread", "spread_control"))
     spread = f" Breaks of a cluster's tokens are spread by ± {spread} steps, of random token sets by ± {usual} (medians)." if len(told) else ""
     if early := n - len(told): spread += f" {_count(early, 'cluster')} {'breaks' if early == 1 else 'break'} too near to the first or last checkpoint to tell when."
     hidden, chance = int(recipe.table["hidden"].sum()), _number(recipe.table["control"].mean(), ".0%")
-    if not hidden: return out + f". <b>None has a hidden breakthrough</b>; of random token sets of the same sizes {chance} would.{spread}"
+    if not hidden: return out + f". <b>None has a hidden breakthrough</b>; of random token sets of the same sizes {chance} would.{spread} {labels}"
     control = recipe.table["control"]
     more = "" if hidden - control.sum() > 2 * math.sqrt((control * (1 - control)).sum()) else ": <b>no clear difference</b>"  # within two standard deviations
-    return out + f". {hidden} ({hidden / n:.0%}) {'has' if hidden == 1 else 'have'} a hidden breakthrough; of random token sets of the same sizes {chance} would{more}.{spread}"
+    return out + f". {hidden} ({hidden / n:.0%}) {'has' if hidden == 1 else 'have'} a hidden breakthrough; of random token sets of the same sizes {chance} would{more}.{spread} {labels}"
+
+def _label_words(recipe: _Recipe) -> str:
+    "How many clusters have a label, and how many a simple one beside random clusters."
+    n, named = len(recipe.table), recipe.tests[recipe.tests["q"] <= ALPHA].drop_duplicates(["direction", "cluster"])
+    out = f"<b>{len(named)} of {n}</b> {'has' if len(named) == 1 else 'have'} a label that random sets of tokens would not have (q up to {ALPHA:g})."
+    if recipe.simple is None: return out
+    def beside(row): return f"{row.simple:.0f} of {row.of:.0f} (random clusters {row['mean']:.1f}, 95% of them {row.low:.0f} to {row.high:.0f})"
+    directions = "" if recipe.joint else f", along {beside(recipe.simple.loc['directions'])} directions"
+    return f"{out} A simple part-of-speech label, by the paper's rule and the tags of {html_text(recipe.tagger)}, have {beside(recipe.simple.loc['clusters'])}{directions}."
 
 def _summary(projection, accounts, rule, recipes, flat, window, facts) -> str:
     words = [*_loss_words(projection, flat, window), *_account_words(accounts, rule, projection.sizes["direction"]), *map(_cluster_words, recipes)]
-    told = _table(["", ""], [[_text(name), _text(value)] for name, value in facts], text=(0, 1)) if facts else ""
+    told = _table(["", ""], [[html_text(name), html_text(value)] for name, value in facts], text=(0, 1)) if facts else ""
     return f"<ul class=words>{''.join(f'<li>{w}</li>' for w in words)}</ul>{told.replace('<table>', '<table class=facts>', 1)}"
 
 # %% ../nbs/12a_report.ipynb #a5d808e1
@@ -259,7 +227,7 @@ def _directions_section(projection: xr.Dataset, account: xr.Dataset, recipes: Se
     columns, single = _of_directions(projection), [r for r in recipes if not r.joint]
     rows = [[str(d), *(_number(v[i], form) for form, v in columns.values()), _number(float(account["net"][i]), "+.4f"), _number(float(account["gross"][i]), ".4f"),
              *(c for r in single for c in _counts(r, d))] for i, d in enumerate(projection["direction"].values)]
-    groups = [("", 3 + len(columns)), *((f"clusters: {_text(r.name)}", 4) for r in single)] if single else []
+    groups = [("", 3 + len(columns)), *((f"clusters: {html_text(r.name)}", 4) for r in single)] if single else []
     head = ["direction", *columns, "net (nats)", "gross (nats)", *["clusters", "outliers", "dropped", "hidden"] * len(single)]
     return (f"<p>Net and gross by the rule <i>{account.attrs['rule']}</i>, nats per token. Outliers: share of the tokens that were clustered. "
             "Dropped: tokens whose projected loss rises along the direction (filter 2); <i>all</i>: the direction itself was left out (filter 1). "
@@ -290,7 +258,7 @@ def _without_source(curves: xr.DataArray, direction: int) -> xr.DataArray:
     return own if "source_step" in own.coords and np.isfinite(own["source_step"].values.astype(float)).all() else own.drop_vars("source_step", errors="ignore")
 
 # %% ../nbs/12a_report.ipynb #b08c8870
-def _joint_section(projection: xr.Dataset, recipe: _Recipe, whole: xr.DataArray, flat: float, most: int = 8) -> str:
+def _joint_section(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe, whole: xr.DataArray, flat: float, most: int = 8) -> str:
     "The distinct clusters of all directions jointly; `whole` is the projected loss (step, token) summed over directions."
     from polca.plots import plot_breakthroughs
     table, by = recipe.table.head(most), {"all": np.zeros(projection.sizes["token"])}
@@ -299,23 +267,24 @@ def _joint_section(projection: xr.Dataset, recipe: _Recipe, whole: xr.DataArray,
     breaks = {r.cluster: r.median for r in table.itertuples() if r.median == r.median}
     all_of = told[0] | {"clusters": [t["clusters"][0] for t in told]}
     overview = _figure(plot_breakthroughs(all_of, breaks, flat, unit, "median only"), "Median projected loss, summed over directions, and median exact loss of every cluster over training.")
-    kinds, parts = _kinds(projection), []
+    parts = []
     for row, tint, t in zip(table.itertuples(), _tints(table), told):
         image = _figure(plot_breakthroughs(t, {c: at for c, at in breaks.items() if c == row.cluster}, flat, unit, "median", "other tokens"),
                         f"Cluster {row.cluster} beside the other tokens: quartiles of the projected loss, median exact loss.")
-        parts.append(_joint_cluster(projection, recipe, row, tint, image, kinds, whole, flat))
+        parts.append(_joint_cluster(tokens, recipe, row, tint, image, whole, flat))
     left = f"<p>{_count(len(recipe.table) - most, 'less stable cluster')} left out.</p>" if len(recipe.table) > most else ""
     return f"<p>The most stable first. Breaks are those of the exact loss; ▼ marks them, filled if hidden.</p>{overview}{left}{''.join(parts)}"
 
-def _joint_cluster(projection, recipe, row, tint, image, kinds, whole, flat) -> str:
+def _joint_cluster(tokens, recipe, row, tint, image, whole, flat) -> str:
     own = recipe.clusters.members(row.direction, row.cluster)
-    near = _nearest(_along(recipe.curves, row.direction), own, row.medoid, 8)
-    enriched = _table(["over-represented", "values: share in the cluster (among all tokens)"], [[_text(n), _told(_enriched(v, own))] for n, v in kinds.items()], text=(0, 1))
+    near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.direction, row.cluster, 8)
+    passed = recipe.tests[recipe.tests["q"] <= ALPHA]
+    name = "".join(f": {_label(t)} {t.share:.0%}" for t in _of_cluster(passed, row).head(1).itertuples())
     about = f"{_count(row.size, 'token')} ({row.size / len(own):.0%}), stability {row.stability:.2f}, one of {row.among} clusters"
-    return (f"<section class=c><h3>{tint}Cluster {row.cluster} <small>{about}</small></h3>"
-            f"<p>{_break_words(row, flat)}</p>{image}{enriched}"
-            f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(projection, near)}"
-            f"<details><summary>Strongest: projected loss falls most</summary>{_contexts(projection, _strongest(whole.transpose('token', 'step').values, own, 5))}</details></section>")
+    return (f"<section class=c><h3>{tint}Cluster {row.cluster}{name} <small>{about}</small></h3>"
+            f"<p>{_break_words(row, flat)}</p>{image}{_label_table(recipe.tests, row)}"
+            f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(tokens.iloc[near])}"
+            f"<details><summary>Strongest: projected loss falls most</summary>{_contexts(tokens.iloc[_strongest(whole.transpose('token', 'step').values, own, 5)])}</details></section>")
 
 # %% ../nbs/12a_report.ipynb #a4cadc85
 _MOST = 12  # directions, and clusters along one, that are shown
@@ -331,11 +300,10 @@ def _unit(curves: xr.DataArray, projection: xr.Dataset) -> str:
     if curves.name == "projected_loss" and curves.sizes["step"] == projection.sizes["step"] and not curves.isel(step=0).any(): return "projected loss (nats)"
     return "exact loss (nats)" if same("loss") else "gradient (nats per unit)" if same("gradient") else "clustered curves"
 
-def _direction_parts(projection: xr.Dataset, recipe: _Recipe, flat: float) -> list[str]:
-    kinds = _kinds(projection)
-    return [_direction_part(projection, recipe, d, kinds, flat, " open" if i == 0 else "") for i, d in enumerate(_ranked(recipe)[:_MOST])]
+def _direction_parts(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe, flat: float) -> list[str]:
+    return [_direction_part(projection, tokens, recipe, d, flat, " open" if i == 0 else "") for i, d in enumerate(_ranked(recipe)[:_MOST])]
 
-def _direction_part(projection, recipe, direction, kinds, flat, is_open) -> str:
+def _direction_part(projection, tokens, recipe, direction, flat, is_open) -> str:
     "A direction to unfold: figure, table, and tokens of its largest clusters."
     from polca.plots import plot_breakthroughs
     table = recipe.table[recipe.table["direction"] == direction]
@@ -350,24 +318,23 @@ def _direction_part(projection, recipe, direction, kinds, flat, is_open) -> str:
     source = "" if told["source_step"] is None or told["source_step"] < 0 else f", taken at step {told['source_step']:,}"
     left = f"<p>The {_MOST} largest of {len(table)} clusters.</p>" if len(table) > _MOST else ""
     return (f"<details{is_open}><summary>{heading}{source}: {_count(len(table), 'cluster')}{hidden}</summary>{left}{image}"
-            + _direction_table(recipe, shown, kinds) + _direction_tokens(projection, recipe, shown) + "</details>")
+            + _direction_table(recipe, shown) + _direction_tokens(tokens, recipe, shown) + "</details>")
 
 # %% ../nbs/12a_report.ipynb #206a2f82
-def _direction_table(recipe: _Recipe, shown: pd.DataFrame, kinds: Mapping[str, np.ndarray]) -> str:
-    "The clusters `shown` of a direction, with their breakthroughs and what is over-represented in them."
+def _direction_table(recipe: _Recipe, shown: pd.DataFrame) -> str:
+    "The clusters `shown` of a direction, with their breakthroughs and labels."
     rows = []
     for row, tint in zip(shown.itertuples(), _tints(shown)):
-        own = recipe.clusters.members(row.direction, row.cluster)
         broken = row.break_step == row.break_step
         hidden = ("yes" if row.hidden else "no") if broken else "too few checkpoints"
         rows.append([f"{tint}{row.cluster}", f"{row.size:,}", _break_step(row), "–" if _edge(row) else _number(row.spread), _number(row.spread_control),
-                     _number(row.sharpness, ".0%") if broken else "–", hidden, _number(row.control, ".0%"), _told_all(kinds, own)])
-    return _table(["cluster", "tokens", "break (step)", "spread (steps)", "control", "sharpness", "hidden", "control", "over-represented: share (among all)"], rows, text=(0, 8))
+                     _number(row.sharpness, ".0%") if broken else "–", hidden, _number(row.control, ".0%"), _labels(recipe.tests, row)])
+    return _table(["cluster", "tokens", "break (step)", "spread (steps)", "control", "sharpness", "hidden", "control", "labels: share (among all clustered)"], rows, text=(0, 8))
 
-def _direction_tokens(projection: xr.Dataset, recipe: _Recipe, shown: pd.DataFrame) -> str:
-    values = _along(recipe.curves, int(shown["direction"].iloc[0]))
-    return "".join(f"<h4>{tint}Cluster {row.cluster}: nearest to the medoid, which is first (token {row.medoid})</h4>"
-                   + _contexts(projection, _nearest(values, recipe.clusters.members(row.direction, row.cluster), row.medoid, 5)) for row, tint in zip(shown.itertuples(), _tints(shown)))
+def _direction_tokens(tokens: pd.DataFrame, recipe: _Recipe, shown: pd.DataFrame) -> str:
+    near = [nearest_tokens(recipe.curves, recipe.clusters, row.direction, row.cluster, 5)[0] for row in shown.itertuples()]
+    return "".join(f"<h4>{tint}Cluster {row.cluster}: nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(tokens.iloc[own])}"
+                   for row, tint, own in zip(shown.itertuples(), _tints(shown), near))
 
 # %% ../nbs/12a_report.ipynb #69a6e0ba
 _READING = """<p><b>Token</b>: one predicted token in its context. <b>Direction</b>: a unit vector of weight space, such as one along which the loss is most curved.
@@ -380,6 +347,9 @@ mean of the breaks comes after the mean loss has become flat. Every curve bends 
 tokens would get. A cluster that is hidden where most random sets are hidden too, or whose spread is that of random sets, shows no breakthrough of its own.
 <b>Sharpness</b>: the share of a token's ups and downs within one window of its break. <b>Stability</b>: how well a cluster is found again when more or fewer
 clusters are looked for, from 0 to 1; well under a half means that it is one cut among many.</p>
+<p><b>Label</b>: the value, of each kind, that is most over-represented among the tokens of a cluster, with its share there and among all tokens that were clustered along the
+direction; lift is the one over the other. <b>q</b>: of labels with a q up to 0.05 one in twenty is expected to be an accident, as random sets of tokens have labels, too; this is
+over all clusters and kinds of one clustering. It takes tokens for independent draws, which neighbours in a text are not. <b>Simple</b>: at the token or at one of the three before it, two parts of speech cover 70% of the cluster.</p>
 <p><b>How far to trust it.</b> Clustering finds clusters whatever the curves are, and tokens that rise and fall together need not share a skill. Look at the
 tokens, at shares beside those among all tokens, at net beside gross, at the error of the rule, and train again with another seed: what does not come back was an accident of this run.</p>"""
 
@@ -395,18 +365,13 @@ th,td{padding:.22rem .65rem;text-align:right;border-bottom:1px solid var(--line)
 .t{text-align:left}.g{text-align:center}
 td{white-space:nowrap}td.t{white-space:normal;overflow-wrap:anywhere}td.t:last-child{min-width:15em}table.facts thead{display:none}
 table.facts td:first-child{color:var(--dim);white-space:nowrap}
-mark{background:var(--mark);color:inherit;border-radius:3px;padding:0 .15em;white-space:pre;font-family:ui-monospace,monospace;font-size:.95em}
-.kwic{font:13px/1.55 ui-monospace,monospace;margin:.3rem 0}.k{display:grid;grid-template-columns:minmax(0,1fr) auto minmax(0,1fr) 12em;gap:.15em}
-.k span{white-space:pre;overflow:hidden}
-.b{display:flex;justify-content:flex-end}.k .p{display:flex;color:var(--dim);font-size:.9em;padding-left:.8em}.p bdi{overflow:hidden;text-overflow:ellipsis}
-.p i{font-style:normal}
 .s{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.45em;border:1px solid var(--line);vertical-align:-.08em}
 .c,details{background:var(--card);border-radius:8px;padding:.8rem 1rem;margin:.9rem 0}.c details{padding:0;margin:.8rem 0 0}summary{cursor:pointer;font-weight:600}
 .note{border-left:4px solid var(--mark);padding-left:.8rem}
 @media(max-width:760px){.k{grid-template-columns:minmax(0,1fr) auto minmax(0,1fr)}.k .p{display:none}}
 @media print{body{max-width:none;font-size:11pt}table{font-size:.8rem}th,td{padding:.2rem .4rem}nav{display:none}details::details-content{content-visibility:visible;display:block}
 td.t:last-child{min-width:0}
-img,tr,.k{break-inside:avoid}h2,h3,h4,summary{break-after:avoid}}"""
+img,tr,.k{break-inside:avoid}h2,h3,h4,summary{break-after:avoid}}"""  # after CONTEXT_STYLE
 
 # %% ../nbs/12a_report.ipynb #9c6df06c
 def _page(title: str, sections: Sequence[tuple[str, str]]) -> str:
@@ -415,8 +380,8 @@ def _page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     body = "".join(f"<h2 id=s{i}>{name}</h2>{part}" for i, (name, part) in enumerate(sections))
     return ("<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
             """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">"""
-            f'<meta name=viewport content="width=device-width,initial-scale=1"><title>{_text(title)}</title><style>{_STYLE}</style></head>\n'
-            f"<body><h1>{_text(title)}</h1><nav>{nav}</nav>{body}</body></html>\n")
+            f'<meta name=viewport content="width=device-width,initial-scale=1"><title>{html_text(title)}</title><style>{CONTEXT_STYLE}{_STYLE}</style></head>\n'
+            f"<body><h1>{html_text(title)}</h1><nav>{nav}</nav>{body}</body></html>\n")
 
 def _fit(title: str, before: list[tuple[str, str]], recipes: Sequence[_Recipe], parts: Sequence[list[str]], after: list[tuple[str, str]], limit: int) -> str:
     "The page with as many of the `parts` (of single directions, one list for each of `recipes`) as `limit` bytes hold, from the front."
@@ -425,7 +390,7 @@ def _fit(title: str, before: list[tuple[str, str]], recipes: Sequence[_Recipe], 
         sections, rest = [*before], n
         for recipe, own in zip(recipes, parts):
             shown, rest = min(rest, len(own)), max(rest - len(own), 0)
-            sections.append((f"Clusters along single directions: {_text(recipe.name)}", _shown_words(recipe, shown, len(own), limit) + "".join(own[:shown])))
+            sections.append((f"Clusters along single directions: {html_text(recipe.name)}", _shown_words(recipe, shown, len(own), limit) + "".join(own[:shown])))
         page = _page(title, sections + after)
         if (size := len(page.encode())) <= limit: return page
     raise ValueError(f"the report takes {size:,} bytes even without the sections of its single directions, more than limit={limit:,}: raise limit, or give fewer clusterings or facts")
@@ -472,8 +437,9 @@ def html_report(title: str, projection: xr.Dataset, clusterings: Mapping[str, tu
     accounts = {r: explained(projection, allocate(projection, r)) for r in rules(projection)}
     rule = "path" if "path" in accounts else "trapezoid"
     whole = projected_loss(allocate(projection, rule).sum("direction"))
-    recipes = [_recipe(name, curves, clusters, projection["loss"], flat, window) for name, (curves, clusters) in clusterings.items()]
+    tokens = projection_tokens(projection)
+    recipes = [_recipe(name, curves, clusters, projection["loss"], tokens, flat, window) for name, (curves, clusters) in clusterings.items()]
     joint, single = ([r for r in recipes if r.joint == j] for j in (True, False))
     before = [("Summary", _summary(projection, accounts, rule, recipes, flat, window, facts)), ("Completeness", _completeness_section(projection, accounts, rule)),
-              ("Directions", _directions_section(projection, accounts[rule], recipes)), *((f"Clusters: {_text(r.name)}", _joint_section(projection, r, whole, flat)) for r in joint)]
-    return _fit(title, before, single, [_direction_parts(projection, r, flat) for r in single], [("How to read this", _READING)], limit)
+              ("Directions", _directions_section(projection, accounts[rule], recipes)), *((f"Clusters: {html_text(r.name)}", _joint_section(projection, tokens, r, whole, flat)) for r in joint)]
+    return _fit(title, before, single, [_direction_parts(projection, tokens, r, flat) for r in single], [("How to read this", _READING)], limit)

@@ -11,6 +11,7 @@ import codecs
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def _read(file: Path) -> str:
 
 # %% ../nbs/11a_texts.ipynb #ddb7ff8f
 def cut_windows(texts: dict[str, str], tokenizer, context: int) -> list[dict]:
-    """The windows of `texts`, one after the other, each with `document`, `start` (tokens before it in the document), `ids` (at most `context`) and `text` (the piece of text of each token).
+    """The windows of `texts`, one after the other, each with `document`, `start` and `offset` (tokens and letters before it in the document), `ids`
+    (at most `context`) and `text` (the piece of text of each token).
 
     tokenizer   of transformers
 
@@ -66,11 +68,14 @@ def cut_windows(texts: dict[str, str], tokenizer, context: int) -> list[dict]:
     for name, text in texts.items():
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # verbose would warn that the text is longer than the model's context
         pieces = _pieces(tokenizer, text, ids)
+        offsets = _offsets(pieces)
         for start in range(0, len(ids) - 1, context):
             part = slice(start, start + context)
-            if len(ids[part]) > 1: windows.append({"document": name, "start": start, "ids": ids[part], "text": pieces[part]})
+            if len(ids[part]) > 1: windows.append({"document": name, "start": start, "offset": offsets[start], "ids": ids[part], "text": pieces[part]})
     if not windows: raise ValueError(f"{', '.join(list(texts)[:3])}: no text of two tokens or more, so there is nothing to predict: give longer texts")
     return windows
+
+def _offsets(pieces: Sequence[str]) -> list[int]: return [0, *accumulate(map(len, pieces))]
 
 # %% ../nbs/11a_texts.ipynb #54c1d74d
 def _pieces(tokenizer, text, ids) -> list[str]:
@@ -111,11 +116,17 @@ def window_batch(windows: Sequence[dict], context: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(~mask, -100)}
 
 def window_tokens(windows: Sequence[dict], context: int, around: int = 60) -> pd.DataFrame:
-    """One row per target token: example, position, target_id, target (its text), document, place (its number in the document), before and after (up to `around` letters of text in its window)."""
+    """One row per target token: example, position, target_id, target (its text), document, place and offset (tokens and letters before it in the document), and
+    repeated (1 if the same target_id stands earlier in the window), continuation (1 if it goes on with a word: a letter or digit stands before it and begins it),
+    previous (the text of the token before), before and after (up to `around` letters of text in its window)."""
     table = token_table([window_batch(windows, context)])
-    rows = [(windows[e], p) for e, p in zip(table.example, table.position)]
+    rows, starts = [(windows[e], p) for e, p in zip(table.example, table.position)], [_offsets(w["text"]) for w in windows]
+    before = ["".join(w["text"][:p]) for w, p in rows]
     return table.assign(target=[w["text"][p] for w, p in rows], document=[w["document"] for w, _ in rows], place=[w["start"] + p for w, p in rows],
-                        before=["".join(w["text"][:p])[-around:] for w, p in rows], after=["".join(w["text"][p + 1:])[:around] for w, p in rows])
+                        offset=[windows[e]["offset"] + starts[e][p] for e, p in zip(table.example, table.position)],
+                        repeated=[int(w["ids"][p] in w["ids"][:p]) for w, p in rows],
+                        continuation=[int(b[-1:].isalnum() and w["text"][p][:1].isalnum() | (not w["text"][p])) for b, (w, p) in zip(before, rows)],
+                        previous=[w["text"][p - 1] for w, p in rows], before=[b[-around:] for b in before], after=["".join(w["text"][p + 1:])[:around] for w, p in rows])
 
 # %% ../nbs/11a_texts.ipynb #5de50f8b
 def draw_windows(windows: Sequence[dict], sizes: dict[str, int], seed: int = 0) -> dict[str, list[dict]]:
