@@ -4,23 +4,22 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
-           'addition_tokens', 'addition_losses', 'AdditionModel', 'train_step', 'train']
+           'addition_tokens', 'addition_losses', 'AdditionModel', 'addition_loss', 'train']
 
 # %% ../nbs/11_arithmetic.ipynb #3483b2b4
-import json
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from .checkpoints import Checkpoints, atomic_path, equal_params, write_json
-from .losses import TokenLosses, check_params, parameters, token_table
+from . import training
+from .checkpoints import Checkpoints
+from .losses import TokenLosses, token_table
+from .training import Transformer
 
 # %% ../nbs/11_arithmetic.ipynb #3f6a0b0c
 @dataclass(frozen=True)
@@ -169,103 +168,24 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
 # %% ../nbs/11_arithmetic.ipynb #b0b6f129
-class AdditionModel(nn.Module):
+class AdditionModel(Transformer):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
-        super().__init__()
-        from transformers import GPT2Config, GPT2Model  # here, so that importing polca does not wait for transformers
-        self.backbone = GPT2Model(GPT2Config(
-            vocab_size=12, n_positions=12, n_embd=config.width, n_layer=config.layers, n_head=config.heads,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, bos_token_id=None, eos_token_id=None))
-        self.head = nn.Linear(config.width, 10)
-        self._initialise(config)
-
-    def _initialise(self, config):
-        generator = torch.Generator().manual_seed(config.seed)
-        for name, p in self.named_parameters():
-            if p.ndim > 1: nn.init.normal_(p, std=config.init_std or 0.8 / config.width**0.5, generator=generator)
-            elif name.endswith("bias"): nn.init.zeros_(p)  # what remains, the scales of LayerNorm, starts at one
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
+        super().__init__(12, 12, 10, config.width, config.layers, config.heads, config.init_std, config.seed)
 
 # %% ../nbs/11_arithmetic.ipynb #d31ab577
-def train_step(model: AdditionModel, optimizer: torch.optim.Optimizer, pairs: Tensor) -> None:
-    "One update of `model` on the sums of `pairs` (n, 2)."
-    ids = encode(pairs)
-    loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def addition_loss(config: ArithmeticConfig) -> Callable[[nn.Module, int], Tensor]:
+    "The loss of the model at a step: the mean over the targets of the sums of that step, in nats."
+    pairs, n = draw_pairs(config)["train"], config.batch_size
+    def loss(model, step):
+        ids = encode(pairs[step * n:][:n])
+        return F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
+    return loss
 
-# %% ../nbs/11_arithmetic.ipynb #612bf4eb
-def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
-    """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
-
-    Goes on where an earlier call stopped, at the last checkpoint with a saved state; one is saved every `save_state_every`
-    seconds or more. Raises ValueError if the weights stop being finite, if `store` is of another training, and if
-    training again does not reproduce a checkpoint that is there.
-    """
-    _claim(config, store)
-    wanted, model = sorted({*config.recorded_steps, *config.source_steps}), AdditionModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(i / config.warmup, 1))
-    state_file, start = store.path / "training-state.pt", 0
-    if set(wanted) <= set(store.steps) and not state_file.exists(): return _load(model, store, wanted[-1])
-    if state_file.exists(): start = _restore(state_file, store, wanted, model, optimizer, schedule)
-    pairs, saved = draw_pairs(config)["train"], time.monotonic()
-    for step in tqdm(range(start, config.steps + 1), initial=start, total=config.steps + 1, desc="training", unit="step",
-                     disable=not progress):
-        if step in wanted:
-            _record(store, step, model)
-            if time.monotonic() - saved > save_state_every:
-                _save_state(state_file, step, model, optimizer, schedule)
-                saved = time.monotonic()
-        if step == config.steps: break
-        train_step(model, optimizer, pairs[step * config.batch_size:][:config.batch_size])
-        schedule.step()
-    state_file.unlink(missing_ok=True)
-    return model.eval()
-
-# %% ../nbs/11_arithmetic.ipynb #4be09593
 _TRAINING = ("seed", "width", "layers", "heads", "init_std", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
-def _claim(config, store):
-    "Make `store` the one of this training, or find it to be so."
-    file, wanted = store.path / "training.json", json.loads(json.dumps({n: getattr(config, n) for n in _TRAINING}))
-    if not file.exists():
-        if store.steps: raise ValueError(f"{store.path} holds checkpoints of something else: use another directory")
-        return write_json(file, wanted)
-    have = json.loads(file.read_text(encoding="utf-8"))
-    differ = [f"{n}={have.get(n)}, not {v}" for n, v in wanted.items() if have.get(n) != v]
-    if differ: raise ValueError(f"{store.path} holds checkpoints of another training ({'; '.join(differ)}): use another directory")
-
-def _record(store, step, model):
-    "Save the checkpoint of `step`; one that is already there must be equal."
-    if step in store.steps and not equal_params(store.load(step), parameters(model)):
-        raise ValueError(f"training again gives other weights at step {step} than {store.file(step)}, with another number of "
-                         f"threads or other versions perhaps: start over in another directory")
-    store.save(step, model)
-
-def _load(model, store, step):
-    "`model` with the weights of `step`."
-    check_params({n: p.shape for n, p in store.load(step).items()}, parameters(model), str(store.file(step)))
-    model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
-    return model.eval()
-
-# %% ../nbs/11_arithmetic.ipynb #d4261bc5
-def _save_state(file: Path, step, model, optimizer, schedule):
-    with atomic_path(file) as part:
-        torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict()}, part)
-
-def _restore(file: Path, store, wanted, model, optimizer, schedule) -> int:
-    "Load what `_save_state` wrote and return its step; 0, to start over, if a checkpoint before it is gone."
-    try: state = torch.load(file, weights_only=True)
-    except Exception as e: raise ValueError(f"{file} is damaged ({e}): delete it, and training starts over") from e
-    if not {s for s in wanted if s < state["step"]} <= set(store.steps): return 0
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return state["step"]
+def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
+    "Train the model of `config` by `polca.training.train`, whose errors it raises; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model."
+    settings = {name: getattr(config, name) for name in _TRAINING}
+    return training.train(AdditionModel(config), addition_loss(config), store, config, {*config.recorded_steps, *config.source_steps}, settings, progress, save_state_every)
