@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'd
 
 # %% ../nbs/11_arithmetic.ipynb #3483b2b4
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import training
 from .checkpoints import Checkpoints
 from .losses import TokenLosses, token_table
-from .training import Transformer
+from .training import Transformer, check_settings, named_preset, need
 
 # %% ../nbs/11_arithmetic.ipynb #3f6a0b0c
 @dataclass(frozen=True)
@@ -88,24 +88,11 @@ PRESETS = {
 # %% ../nbs/11_arithmetic.ipynb #4846eb7f
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
-    if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
-    config = replace(PRESETS[name], **changes)
-    check_config(config)
-    return config
+    return named_preset(PRESETS, name, check_config, changes)
 
 def check_config(config: ArithmeticConfig) -> None:
     "Raise ValueError if `config` cannot be run."
-    def need(holds, message):
-        if not holds: raise ValueError(message)
-    for name in ("width", "layers", "heads", "steps", "batch_size", "warmup", "basis_every", "basis_steps", "k", "interval",
-                 "min_samples_divisor", "window", "lca_weights", "validation_sums", "hessian_sums", "curvature_sums", "lr", "tol"):
-        value = getattr(config, name)
-        need(0 < value < float("inf"), f"{name}={value} must be a number above 0")
-    need(config.init_std is None or 0 < config.init_std < float("inf"), f"init_std={config.init_std} must be a number above 0, or None")
-    need(config.which in ("largest", "magnitude"), f"which={config.which!r}: use 'largest' or 'magnitude'")
-    need(0 <= config.seed < 2**62, f"seed={config.seed} must be from 0 to 2**62 - 1")
-    need(config.interval > 1 or config.warmup < 2, "interval=1 gives two equal checkpoints, 0 and 1, because the first step of the "
-         "warm-up has learning rate 0: use interval=2 or more")
+    check_settings(config, ("lca_weights", "validation_sums", "hessian_sums", "curvature_sums"))
     sums = config.steps * config.batch_size + config.hessian_sums + config.validation_sums
     need(sums <= 10**6, f"{sums:,} different sums are asked for, there are 1,000,000: lower steps, batch_size or the samples")
     for part, whole in (("analysed_sums", config.validation_sums), ("basis_sums", config.hessian_sums)):
@@ -114,12 +101,6 @@ def check_config(config: ArithmeticConfig) -> None:
     need(config.curvature_sums <= config.n_tokens // 4, f"curvature_sums={config.curvature_sums} is a part of the {config.n_tokens // 4} sums analysed: make it smaller")
     for stretch, interval in _stretches(config):
         need(interval > 0 and stretch >= 0 and stretch % interval == 0, f"interval={config.interval}, late={config.late}: {stretch} steps are not a multiple of {interval}")
-    need(config.width % config.heads == 0, f"width={config.width} is not a multiple of heads={config.heads}")
-    need(config.source_steps[-1] <= config.steps, f"the basis asks for step {config.source_steps[-1]}, training ends at {config.steps}")
-    need(config.min_cluster_size >= 2, "min_cluster_size must be at least 2")
-    need(config.min_cluster_size <= config.n_tokens,
-         f"min_cluster_size={config.min_cluster_size} is more than the {config.n_tokens} tokens analysed: lower it")
-    need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
 def _stretches(config) -> list[tuple[int, int]]:
     "(length, interval between checkpoints) of the parts of training, in steps."

@@ -49,11 +49,11 @@ class ArithmeticTask(Task):
         model, pairs = AdditionModel(self.config).eval(), draw_pairs(self.config)
         return Samples(addition_losses(model, pairs["hessian"]), addition_losses(model, pairs["validation"]), addition_losses(model, pairs["validation"][:self.config.curvature_sums]))
 
-    def estimate(self) -> Estimate:
+    def estimate(self, folder: Path) -> Estimate:
         c = self.config
         return estimate_training(AdditionModel(c), addition_loss(c), c, len({*c.recorded_steps, *c.source_steps}))
 
-    def facts(self) -> list[tuple[str, str]]:
+    def facts(self, folder: Path) -> list[tuple[str, str]]:
         c = self.config
         return [("task", f"addition of three-digit numbers, preset {c.preset}: {n_parameters(parameters(AdditionModel(c))):,} weights, {c.steps:,} steps, learning rate {c.lr:g}")]
 
