@@ -90,8 +90,8 @@ class LanguageConfig:
 PRESETS = {
     "paper": LanguageConfig(wikipedia=600_000_000),  # letters; its one epoch reads 114,688,000 tokens
     "small": LanguageConfig(
-        preset="small", part_letters=20_000, held_out=0.05, vocabulary=2000, context=64, width=96, lr=3e-3, steps=1600, batch_size=32,
-        analysed_tokens=3000, hessian_sequences=100, basis_every=100, basis_steps=16, tol=1e-2, interval=40, min_cluster_size=90, window=200),
+        preset="small", part_letters=20_000, held_out=0.05, vocabulary=3000, context=64, width=128, lr=3e-3, steps=1600, batch_size=32,
+        analysed_tokens=3000, hessian_sequences=100, basis_every=100, basis_steps=16, tol=1e-2, interval=40, min_cluster_size=72, window=200),
     "tiny": LanguageConfig(
         preset="tiny", part_letters=20_000, held_out=0.1, vocabulary=400, context=32, width=32, layers=1, heads=2, lr=1e-2, steps=100, batch_size=16, warmup=10,
         analysed_tokens=300, hessian_sequences=20, basis_every=25, basis_steps=4, tol=1e-2, interval=10, min_cluster_size=15, window=20),
@@ -142,6 +142,7 @@ def module_docs(file: Path) -> str:
 
 # %% ../nbs/12_language.ipynb #ab4878f8
 _GUTENBERG = re.compile(r"^\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^\n]*$", re.M)
+_LAST_LINE = re.compile(r"\n[^\n]*\bend of (?:the |this )?project gutenberg[^\n]*\s*$", re.I)  # some books say it twice
 _ARTICLE = re.compile(r"^ \n = (?!= )([^\n]+?)(?<! =) = *\n \n", re.M)
 
 def file_documents(texts: Mapping[str, str]) -> dict[str, str]:
@@ -150,7 +151,7 @@ def file_documents(texts: Mapping[str, str]) -> dict[str, str]:
     for path, text in texts.items():
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         marks = {m[1]: m for m in _GUTENBERG.finditer(text)}
-        if {"START", "END"} <= set(marks): documents[names[path]] = _unwrap(text[marks["START"].end():marks["END"].start()])
+        if {"START", "END"} <= set(marks): documents[names[path]] = _unwrap(_LAST_LINE.sub("", text[marks["START"].end():marks["END"].start()]))
         elif len(titles := list(_ARTICLE.finditer(text))) > 1: documents |= _articles(names[path], text, titles)
         else: documents[names[path]] = text
     return documents
