@@ -24,6 +24,7 @@ setup(
     extras_require={
         "notebook": cfg["notebook_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),
+        "wikipedia": cfg["wikipedia_requirements"].split(),
         "bench": cfg["bench_requirements"].split(),
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -85,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
     "The parser; options of `command` that are slow to find out are there for that command alone."
     parser = _Parser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.",
-                                     epilog="Start with: polca analyze --help, or polca run arithmetic. A run that was interrupted goes on with the same command.")
+                            epilog="Start with: polca analyze --help, polca run arithmetic, or polca run language. A run that was interrupted goes on with the same command.")
     parser.add_argument("--version", action="version", version=f"polca {importlib.metadata.version('polca')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     def add(name, what, **more):
@@ -95,12 +95,14 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     analyze = add("analyze", "analyse the checkpoints of a language model on texts, from the checks to the report",
                   epilog=f"Example: polca analyze --model my/model --checkpoints my/trainer-output --texts held-out.txt --out runs/mine. {_ENDS}")
     if command == "analyze": _add_analyze(analyze)
-    run = add("run", "run the paper's arithmetic experiment, or go on with a run directory to its report")
-    run.add_argument("what", metavar="arithmetic|RUN", help="arithmetic: a small transformer learns to add three-digit numbers; or a run directory")
-    run.add_argument("--preset", default=None, choices=_PRESETS, help="of arithmetic. tiny: seconds, for tests; small (default): minutes on two cores; paper-part: the published training, "
-                     "analysed in part, some hours on a CPU; paper: all of it, a day or more")
-    run.add_argument("--out", help="run directory of arithmetic (default: runs/arithmetic-PRESET-seedSEED); an interrupted run goes on there")
-    run.add_argument("--seed", type=int, default=None, help="of arithmetic: seed of data, initialisation and Lanczos (default: 0)")
+    run = add("run", "run one of the paper's experiments, or go on with a run directory to its report")
+    run.add_argument("what", metavar="arithmetic|language|RUN", help="arithmetic: a small transformer learns to add three-digit numbers; language: one learns English text; or a run directory")
+    run.add_argument("--preset", default=None, choices=_PRESETS, help="of an experiment. tiny: seconds, for tests; small (default): minutes on two cores; paper-part: of arithmetic, the published training, "
+                     "analysed in part, some hours on a CPU; paper: all of it, a day or more (language: on a GPU, with --wikipedia or --texts)")
+    run.add_argument("--texts", nargs="+", action="extend", default=None, metavar="…", help="of language: text files, or folders of *.txt and *.md (default: the documentation that comes with Python; paper: Wikipedia)")
+    run.add_argument("--wikipedia", type=int, default=None, metavar="N", help="of language: so many letters of English Wikipedia from the hub, instead of texts")
+    run.add_argument("--out", help="run directory of an experiment (default: runs/EXPERIMENT-PRESET-seedSEED); an interrupted run goes on there")
+    run.add_argument("--seed", type=int, default=None, help="of an experiment: seed of data, initialisation and Lanczos (default: 0)")
     run.add_argument("--until", choices=_STAGES, default=None, help="the last stage to make (default: all)")
     for i, (stage, what) in enumerate(_STAGES.items()):
         add(stage, what + ("; before it the stages that are missing" if i else ""), epilog=f"The settings are those that the run was started with (polca inspect RUN shows them). {_ENDS}"
@@ -119,17 +121,41 @@ def _analyze(options, say) -> dict:
 
 def _run(options, say) -> dict:
     from polca.runs import Run
-    if options.what != "arithmetic":
-        if not os.path.exists(options.what): raise ValueError(f"{options.what!r} is neither an experiment (arithmetic) nor a run directory: check the name")
-        if options.preset or options.out or options.seed is not None: raise ValueError(f"--preset, --out and --seed are for `polca run arithmetic`: {options.what} is a run directory, which has its settings")
-        run = Run.open(options.what)
-        if run.task.name != "arithmetic" or options.until: return _made(run.make(options.until or "report", say=say), say)
+    if options.what in _EXPERIMENTS: return _EXPERIMENTS[options.what](options, say)
+    if not os.path.exists(options.what): raise ValueError(f"{options.what!r} is neither an experiment ({', '.join(_EXPERIMENTS)}) nor a run directory: check the name")
+    given = [f"--{name}" for name in ("preset", "texts", "wikipedia", "out", "seed") if getattr(options, name) is not None]
+    if given: raise ValueError(f"{', '.join(given)}: for `polca run arithmetic` or `polca run language`. {options.what} is a run directory, which has its settings")
+    run = Run.open(options.what)
+    if run.task.name == "arithmetic" and not options.until:
+        from polca.arithmetic_run import run_arithmetic
+        return run_arithmetic(run.task.config, run.folder, say=say)
+    if run.task.name == "language": return _language_made(run.task.config, run.folder, options, say)
+    return _made(run.make(options.until or "report", say=say), say)
+
+def _arithmetic(options, say) -> dict:
     from polca.arithmetic import preset
     from polca.arithmetic_run import ArithmeticTask, run_arithmetic
-    if options.what != "arithmetic": return run_arithmetic(run.task.config, run.folder, say=say)
-    config = preset(options.preset or "small", **({} if options.seed is None else {"seed": options.seed}))
+    from polca.runs import Run
+    if options.texts or options.wikipedia: raise ValueError("--texts and --wikipedia are for `polca run language`: arithmetic makes its own sums")
+    config = preset(options.preset or "small", **_seed(options))
     if options.until is None: return run_arithmetic(config, options.out, say=say)
     return _made(Run.create(options.out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config)).make(options.until, say=say), say)
+
+# %% ../nbs/15_main.ipynb #10cdae7a
+def _language(options, say) -> dict:
+    from polca.language import preset, source_text
+    given = {name: value for name in ("texts", "wikipedia") if (value := getattr(options, name)) is not None}
+    config = preset(options.preset or "small", **given | ({"texts": tuple(options.texts)} if options.texts else {}), **_seed(options))
+    say(f"text: {source_text(config)}" + ("" if config.texts or config.wikipedia else ", as neither --texts nor --wikipedia is given"))
+    return _language_made(config, options.out, options, say)
+
+def _language_made(config, out, options, say) -> dict:
+    from polca.language_run import run_language
+    return _made(run_language(config, out, until=options.until or "report", say=say), say)
+
+def _seed(options) -> dict: return {} if options.seed is None else {"seed": options.seed}
+
+_EXPERIMENTS = {"arithmetic": _arithmetic, "language": _language}
 
 # %% ../nbs/15_main.ipynb #a13a7f92
 def _stage(options, say) -> dict:

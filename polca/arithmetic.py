@@ -4,23 +4,22 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'PLACES', 'ArithmeticConfig', 'preset', 'check_config', 'draw_pairs', 'encode', 'decode', 'make_batch',
-           'addition_tokens', 'addition_losses', 'AdditionModel', 'train_step', 'train']
+           'addition_tokens', 'addition_losses', 'AdditionModel', 'addition_loss', 'train']
 
 # %% ../nbs/11_arithmetic.ipynb #3483b2b4
-import json
-import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from .checkpoints import Checkpoints, atomic_path, equal_params, write_json
-from .losses import TokenLosses, check_params, parameters, token_table
+from . import training
+from .checkpoints import Checkpoints
+from .losses import TokenLosses, token_table
+from .training import Transformer, check_settings, named_preset, need
 
 # %% ../nbs/11_arithmetic.ipynb #3f6a0b0c
 @dataclass(frozen=True)
@@ -89,24 +88,11 @@ PRESETS = {
 # %% ../nbs/11_arithmetic.ipynb #4846eb7f
 def preset(name: str, **changes) -> ArithmeticConfig:
     "The configuration called `name`, with `changes`. Raises ValueError for an unknown preset or an impossible configuration."
-    if name not in PRESETS: raise ValueError(f"there is no preset {name!r}: use {', '.join(PRESETS)}")
-    config = replace(PRESETS[name], **changes)
-    check_config(config)
-    return config
+    return named_preset(PRESETS, name, check_config, changes)
 
 def check_config(config: ArithmeticConfig) -> None:
     "Raise ValueError if `config` cannot be run."
-    def need(holds, message):
-        if not holds: raise ValueError(message)
-    for name in ("width", "layers", "heads", "steps", "batch_size", "warmup", "basis_every", "basis_steps", "k", "interval",
-                 "min_samples_divisor", "window", "lca_weights", "validation_sums", "hessian_sums", "curvature_sums", "lr", "tol"):
-        value = getattr(config, name)
-        need(0 < value < float("inf"), f"{name}={value} must be a number above 0")
-    need(config.init_std is None or 0 < config.init_std < float("inf"), f"init_std={config.init_std} must be a number above 0, or None")
-    need(config.which in ("largest", "magnitude"), f"which={config.which!r}: use 'largest' or 'magnitude'")
-    need(0 <= config.seed < 2**62, f"seed={config.seed} must be from 0 to 2**62 - 1")
-    need(config.interval > 1 or config.warmup < 2, "interval=1 gives two equal checkpoints, 0 and 1, because the first step of the "
-         "warm-up has learning rate 0: use interval=2 or more")
+    check_settings(config, ("lca_weights", "validation_sums", "hessian_sums", "curvature_sums"))
     sums = config.steps * config.batch_size + config.hessian_sums + config.validation_sums
     need(sums <= 10**6, f"{sums:,} different sums are asked for, there are 1,000,000: lower steps, batch_size or the samples")
     for part, whole in (("analysed_sums", config.validation_sums), ("basis_sums", config.hessian_sums)):
@@ -115,12 +101,6 @@ def check_config(config: ArithmeticConfig) -> None:
     need(config.curvature_sums <= config.n_tokens // 4, f"curvature_sums={config.curvature_sums} is a part of the {config.n_tokens // 4} sums analysed: make it smaller")
     for stretch, interval in _stretches(config):
         need(interval > 0 and stretch >= 0 and stretch % interval == 0, f"interval={config.interval}, late={config.late}: {stretch} steps are not a multiple of {interval}")
-    need(config.width % config.heads == 0, f"width={config.width} is not a multiple of heads={config.heads}")
-    need(config.source_steps[-1] <= config.steps, f"the basis asks for step {config.source_steps[-1]}, training ends at {config.steps}")
-    need(config.min_cluster_size >= 2, "min_cluster_size must be at least 2")
-    need(config.min_cluster_size <= config.n_tokens,
-         f"min_cluster_size={config.min_cluster_size} is more than the {config.n_tokens} tokens analysed: lower it")
-    need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
 def _stretches(config) -> list[tuple[int, int]]:
     "(length, interval between checkpoints) of the parts of training, in steps."
@@ -169,103 +149,24 @@ def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> T
     return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
 
 # %% ../nbs/11_arithmetic.ipynb #b0b6f129
-class AdditionModel(nn.Module):
+class AdditionModel(Transformer):
     "GPT-2 backbone with a linear head: ids (n, 12) -> logits (n, 12, 10)."
     def __init__(self, config: ArithmeticConfig):
-        super().__init__()
-        from transformers import GPT2Config, GPT2Model  # here, so that importing polca does not wait for transformers
-        self.backbone = GPT2Model(GPT2Config(
-            vocab_size=12, n_positions=12, n_embd=config.width, n_layer=config.layers, n_head=config.heads,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, bos_token_id=None, eos_token_id=None))
-        self.head = nn.Linear(config.width, 10)
-        self._initialise(config)
-
-    def _initialise(self, config):
-        generator = torch.Generator().manual_seed(config.seed)
-        for name, p in self.named_parameters():
-            if p.ndim > 1: nn.init.normal_(p, std=config.init_std or 0.8 / config.width**0.5, generator=generator)
-            elif name.endswith("bias"): nn.init.zeros_(p)  # what remains, the scales of LayerNorm, starts at one
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.head(self.backbone(input_ids=input_ids).last_hidden_state)
+        super().__init__(12, 12, 10, config.width, config.layers, config.heads, config.init_std, config.seed)
 
 # %% ../nbs/11_arithmetic.ipynb #d31ab577
-def train_step(model: AdditionModel, optimizer: torch.optim.Optimizer, pairs: Tensor) -> None:
-    "One update of `model` on the sums of `pairs` (n, 2)."
-    ids = encode(pairs)
-    loss = F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def addition_loss(config: ArithmeticConfig) -> Callable[[nn.Module, int], Tensor]:
+    "The loss of the model at a step: the mean over the targets of the sums of that step, in nats."
+    pairs, n = draw_pairs(config)["train"], config.batch_size
+    def loss(model, step):
+        ids = encode(pairs[step * n:][:n])
+        return F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
+    return loss
 
-# %% ../nbs/11_arithmetic.ipynb #612bf4eb
-def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
-    """Train the model of `config`; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
-
-    Goes on where an earlier call stopped, at the last checkpoint with a saved state; one is saved every `save_state_every`
-    seconds or more. Raises ValueError if the weights stop being finite, if `store` is of another training, and if
-    training again does not reproduce a checkpoint that is there.
-    """
-    _claim(config, store)
-    wanted, model = sorted({*config.recorded_steps, *config.source_steps}), AdditionModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(i / config.warmup, 1))
-    state_file, start = store.path / "training-state.pt", 0
-    if set(wanted) <= set(store.steps) and not state_file.exists(): return _load(model, store, wanted[-1])
-    if state_file.exists(): start = _restore(state_file, store, wanted, model, optimizer, schedule)
-    pairs, saved = draw_pairs(config)["train"], time.monotonic()
-    for step in tqdm(range(start, config.steps + 1), initial=start, total=config.steps + 1, desc="training", unit="step",
-                     disable=not progress):
-        if step in wanted:
-            _record(store, step, model)
-            if time.monotonic() - saved > save_state_every:
-                _save_state(state_file, step, model, optimizer, schedule)
-                saved = time.monotonic()
-        if step == config.steps: break
-        train_step(model, optimizer, pairs[step * config.batch_size:][:config.batch_size])
-        schedule.step()
-    state_file.unlink(missing_ok=True)
-    return model.eval()
-
-# %% ../nbs/11_arithmetic.ipynb #4be09593
 _TRAINING = ("seed", "width", "layers", "heads", "init_std", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas",
              "validation_sums", "hessian_sums")  # the samples are cut from one permutation
 
-def _claim(config, store):
-    "Make `store` the one of this training, or find it to be so."
-    file, wanted = store.path / "training.json", json.loads(json.dumps({n: getattr(config, n) for n in _TRAINING}))
-    if not file.exists():
-        if store.steps: raise ValueError(f"{store.path} holds checkpoints of something else: use another directory")
-        return write_json(file, wanted)
-    have = json.loads(file.read_text(encoding="utf-8"))
-    differ = [f"{n}={have.get(n)}, not {v}" for n, v in wanted.items() if have.get(n) != v]
-    if differ: raise ValueError(f"{store.path} holds checkpoints of another training ({'; '.join(differ)}): use another directory")
-
-def _record(store, step, model):
-    "Save the checkpoint of `step`; one that is already there must be equal."
-    if step in store.steps and not equal_params(store.load(step), parameters(model)):
-        raise ValueError(f"training again gives other weights at step {step} than {store.file(step)}, with another number of "
-                         f"threads or other versions perhaps: start over in another directory")
-    store.save(step, model)
-
-def _load(model, store, step):
-    "`model` with the weights of `step`."
-    check_params({n: p.shape for n, p in store.load(step).items()}, parameters(model), str(store.file(step)))
-    model.load_state_dict(store.load(step), strict=False)  # strict would ask for GPT-2's constant buffers
-    return model.eval()
-
-# %% ../nbs/11_arithmetic.ipynb #d4261bc5
-def _save_state(file: Path, step, model, optimizer, schedule):
-    with atomic_path(file) as part:
-        torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict()}, part)
-
-def _restore(file: Path, store, wanted, model, optimizer, schedule) -> int:
-    "Load what `_save_state` wrote and return its step; 0, to start over, if a checkpoint before it is gone."
-    try: state = torch.load(file, weights_only=True)
-    except Exception as e: raise ValueError(f"{file} is damaged ({e}): delete it, and training starts over") from e
-    if not {s for s in wanted if s < state["step"]} <= set(store.steps): return 0
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return state["step"]
+def train(config: ArithmeticConfig, store: Checkpoints, progress: bool = True, save_state_every: float = 30.0) -> AdditionModel:
+    "Train the model of `config` by `polca.training.train`, whose errors it raises; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model."
+    settings = {name: getattr(config, name) for name in _TRAINING}
+    return training.train(AdditionModel(config), addition_loss(config), store, config, {*config.recorded_steps, *config.source_steps}, settings, progress, save_state_every)

@@ -17,16 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 
-from .arithmetic import PLACES, AdditionModel, ArithmeticConfig, addition_losses, check_config, draw_pairs, preset, train, train_step
+from .arithmetic import PLACES, AdditionModel, ArithmeticConfig, addition_loss, addition_losses, check_config, draw_pairs, preset, train
 from .breakthroughs import breakthroughs
 from .checkpoints import Checkpoints, atomic_path, write_json
 from .clustering import (
     Clusters, agreement, cluster_directions, cluster_tokens, describe_clusters, distinct_clusters, filter_directions, filter_tokens, linear_probe, loss_quartiles, skill_scores)
 from .decomposition import KINDS, RULES, allocate, check_paper_curvature, explained, rules, trajectories
-from .estimates import Estimate, peak_memory
+from .estimates import Estimate, estimate_training, peak_memory
 from .losses import n_parameters, parameters
 from .processes import on_first
 from .projection import project
@@ -50,15 +49,11 @@ class ArithmeticTask(Task):
         model, pairs = AdditionModel(self.config).eval(), draw_pairs(self.config)
         return Samples(addition_losses(model, pairs["hessian"]), addition_losses(model, pairs["validation"]), addition_losses(model, pairs["validation"][:self.config.curvature_sums]))
 
-    def estimate(self) -> Estimate:
-        "Five training steps, tried."
-        model, pairs = AdditionModel(self.config), draw_pairs(self.config)["train"]
-        optimizer, began = torch.optim.AdamW(model.parameters(), lr=self.config.lr), time.monotonic()
-        for i in range(5): train_step(model, optimizer, pairs[i * self.config.batch_size:][:self.config.batch_size])
-        each, size = (time.monotonic() - began) / 5, 4 * n_parameters(parameters(model)) * len({*self.config.recorded_steps, *self.config.source_steps})
-        return Estimate(each * self.config.steps + size / 3e8, peak_memory() + 4 * 4 * n_parameters(parameters(model)), size, "five training steps tried; 0.3 GB/s assumed to write and read")
+    def estimate(self, folder: Path) -> Estimate:
+        c = self.config
+        return estimate_training(AdditionModel(c), addition_loss(c), c, len({*c.recorded_steps, *c.source_steps}))
 
-    def facts(self) -> list[tuple[str, str]]:
+    def facts(self, folder: Path) -> list[tuple[str, str]]:
         c = self.config
         return [("task", f"addition of three-digit numbers, preset {c.preset}: {n_parameters(parameters(AdditionModel(c))):,} weights, {c.steps:,} steps, learning rate {c.lr:g}")]
 
