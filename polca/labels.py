@@ -97,7 +97,8 @@ class Tagger:
     asked: bool = True
 
 def open_tagger(name: str = "auto") -> Tagger:
-    """The tagger called `name`: "spacy" (the first installed English model) or "spacy:MODEL", "pattern" (TextBlob's lexicon), "none" (no tags), or "auto": spaCy where an English model is installed, else pattern.
+    """The tagger called `name`: "spacy" (the first installed English model) or "spacy:MODEL", "pattern" (TextBlob's lexicon), "none" (no tags), or
+    "auto": spaCy where an English model is installed, else pattern.
 
     Raises ValueError for another name, and where spaCy, the model or TextBlob is not installed, with the command that installs it.
     """
@@ -134,12 +135,14 @@ def _spacy_tagger(model: str, asked: bool) -> Tagger:
     try: nlp = spacy.load(model, exclude=["ner", "lemmatizer"])  # without the parser some tags would differ
     except OSError as e: raise ValueError(f"tagger 'spacy:{model}': the model is not installed: `python -m spacy download {model}`, or use 'pattern'") from e
     def words(texts): return [[(t.idx, t.idx + len(t.text), t.pos_) for t in doc if t.text.strip()] for doc in nlp.pipe(texts)]
-    if not all(tag for *_, tag in words(["The cat sat."])[0]): raise ValueError(f"tagger 'spacy:{model}': this model gives no parts of speech: use another, such as en_core_web_sm")
+    if not all(tag for *_, tag in words(["The cat sat."])[0]): raise ValueError(
+        f"tagger 'spacy:{model}': this model gives no parts of speech: use another, such as en_core_web_sm")
     return Tagger(f"spaCy {spacy.__version__}, {nlp.lang}_{nlp.meta['name'].removeprefix(nlp.lang + '_')} {nlp.meta['version']}", words, nlp.lang, asked)
 
 # %% ../nbs/08_labels.ipynb #07c5d8b8
-_FUNCTION_WORDS = frozenset("""the of and to a is that it for with as he be by at had not are but from or have they which one you were her she there would their we him been has when who will if
-    out what up its about into them can only other than this these those my your his our some could do""".split())
+_FUNCTION_WORDS = frozenset("""
+    the of and to a is that it for with as he be by at had not are but from or have they which one you were her she there would their we him
+    been has when who will if out what up its about into them can only other than this these those my your his our some could do""".split())
 
 def english_share(text: str) -> tuple[float, int]:
     "The share of English function words among the words of `text`, and the number of words."
@@ -184,8 +187,8 @@ def tag_text(text: str, tagger: Tagger, spans: Sequence[tuple[int, int]] | None 
 def read_conllu(text: str) -> tuple[str, pd.DataFrame]:
     """The running text of a treebank in CoNLL-U, and its words: start and end in letters, tag (column 4, UPOS).
 
-    A token of several words (1-2) is written once: if its words are what it is written as, each has its part of it, else all of it. Empty nodes (1.1) are left out. Sentences
-    are set apart by a space, paragraphs (newpar, newdoc) by an empty line.
+    A token of several words (1-2) is written once: if its words are what it is written as, each has its part of it, else all of it. Empty nodes (1.1)
+    are left out. Sentences are set apart by a space, paragraphs (newpar, newdoc) by an empty line.
 
     Raises ValueError for a line that has not ten columns, with its number, and without words.
     """
@@ -201,7 +204,7 @@ def read_conllu(text: str) -> tuple[str, pd.DataFrame]:
         if len(columns) != 10: raise ValueError(f"line {number} has {len(columns)} columns, a CoNLL-U line has ten, between tabs: {line[:60]!r}")
         name, form, tag = columns[0], columns[1], columns[3]
         if "." in name: continue
-        space = "" if "SpaceAfter=No" in columns[9].split("|") else " "
+        space = " " * ("SpaceAfter=No" not in columns[9].split("|"))
         if "-" in name:
             first, last = map(int, name.split("-"))
             waiting = [(length, length + len(form), form)] * (last - first + 1)
@@ -214,6 +217,7 @@ def read_conllu(text: str) -> tuple[str, pd.DataFrame]:
     if not rows: raise ValueError("there are no words: give the text of a CoNLL-U file")
     return "".join(out), _apart(pd.DataFrame(rows, columns=["start", "end", "form", "tag"]), "".join(out)).drop(columns="form")
 
+# %% ../nbs/08_labels.ipynb #9926db84
 def _apart(words: pd.DataFrame, text: str) -> pd.DataFrame:
     "Gives the words of one written token each its part of it, where together they are what is written."
     for (start, end), own in words.groupby(["start", "end"]):
@@ -226,16 +230,19 @@ def _apart(words: pd.DataFrame, text: str) -> pd.DataFrame:
 def tagger_accuracy(tagger: Tagger, conllu: str) -> tuple[dict, pd.DataFrame]:
     """How many words of a treebank, given as the text of a CoNLL-U file, `tagger` tags right, on the running text.
 
-    Returns {tagger, words, accuracy, unaligned (share of the words that the tagger has no word at the same place for, wrong in accuracy), accuracy_aligned (of the others)}, and the
-    confusion: counts of words, gold tags (rows) by tags given, those without a word under "unaligned", with the accuracy of every tag.
+    Returns {tagger, words, accuracy, unaligned (share of the words that the tagger has no word at the same place for, wrong in accuracy),
+    accuracy_aligned (of the others)}, and the confusion: counts of words, gold tags (rows) by tags given, those without a word under "unaligned",
+    with the accuracy of every tag.
     """
     text, gold = read_conllu(conllu)
     found = tag_text(text, tagger).drop_duplicates(["start", "end"])
     both = gold.merge(found, how="left", on=["start", "end"], suffixes=("", "_given"))
-    given = both["tag_given"].fillna("unaligned").mask(gold.duplicated(["start", "end"], keep=False), "unaligned")  # of several words written as one none has a place of its own
+    shared = gold.duplicated(["start", "end"], keep=False)  # of several words written as one none has a place of its own
+    given = both["tag_given"].fillna("unaligned").mask(shared, "unaligned")
     right, aligned = (given == both["tag"]), given != "unaligned"
     confusion = pd.crosstab(both["tag"], given).rename_axis(index="gold", columns=tagger.name)
-    told = {"tagger": tagger.name, "words": len(both), "accuracy": float(right.mean()), "unaligned": float(1 - aligned.mean()), "accuracy_aligned": float(right[aligned].mean())}
+    told = {"tagger": tagger.name, "words": len(both), "accuracy": float(right.mean()), "unaligned": float(1 - aligned.mean()),
+            "accuracy_aligned": float(right[aligned].mean())}
     return told, confusion.assign(accuracy=right.groupby(both["tag"]).mean())
 
 # %% ../nbs/08_labels.ipynb #7a5cdae0
@@ -272,7 +279,8 @@ def _check_letters(name, texts, windows):
     for w in windows:
         letters = "".join(w["text"])
         if texts[name][w["offset"]:w["offset"] + len(letters)] != letters: raise ValueError(
-            f"the window at letter {w['offset']} of {name!r} is not what stands there: give the texts that it was cut from; if its tokenizer changes letters, use a fast one, or tagger none")
+            f"the window at letter {w['offset']} of {name!r} is not what stands there: give the texts that it was cut from; if its tokenizer changes "
+            "letters, use a fast one, or tagger none")
 
 def _refuse_foreign(texts: dict[str, str], tagger: Tagger) -> set[str]:
     "The documents that stay without tags, for their language; an error if the tagger was asked for."
@@ -285,7 +293,8 @@ def _refuse_foreign(texts: dict[str, str], tagger: Tagger) -> set[str]:
     return set(foreign)
 
 def token_tags(windows: Sequence[dict], tokens: pd.DataFrame, texts: Mapping[str, str], tagger: Tagger) -> pd.DataFrame:
-    """Columns beside those of `tokens` (`polca.texts.window_tokens` of the same `windows`): tag of the target, tag_1, tag_2 and tag_3 of the tokens one, two and three before it (empty: none), and tagger, its name.
+    """Columns beside those of `tokens` (`polca.texts.window_tokens` of the same `windows`): tag of the target, tag_1, tag_2 and tag_3 of the tokens
+    one, two and three before it (empty: none), and tagger, its name.
 
     Raises ValueError as `tag_windows` does.
     """
@@ -301,7 +310,8 @@ def tagger_names(tokens: pd.DataFrame) -> str:
 # %% ../nbs/08_labels.ipynb #39616c72
 @dataclass(frozen=True)
 class TagLabel:
-    "The smallest sets of tags that cover a cluster: {position of `TAGS`: {tag: share}}, without positions that have too few tags; `simple` if one needs at most two tags."
+    """The smallest sets of tags that cover a cluster: {position of `TAGS`: {tag: share}}, without positions that have too few tags; `simple` if one
+    needs at most two tags."""
     sets: dict[str, dict[str, float]]
     simple: bool
 
@@ -333,8 +343,8 @@ def random_control(clusters: Clusters, tokens: pd.DataFrame, n: int = 200, rando
 
     tokens   with the columns `TAGS`, in the order of `clusters.labels`
 
-    Rows: clusters, directions. Columns: simple and of (the clusters at hand); mean, low and high (2.5% and 97.5% quantile) of the random ones' number; p, the share of the draws, the clusters
-    at hand among them, with as many or more. Raises ValueError for a table of other tokens or without tags.
+    Rows: clusters, directions. Columns: simple and of (the clusters at hand); mean, low and high (2.5% and 97.5% quantile) of the random ones' number;
+    p, the share of the draws, the clusters at hand among them, with as many or more. Raises ValueError for a table of other tokens or without tags.
     """
     _check_tokens(clusters, tokens)
     codes, rng = _tag_codes(tokens), np.random.default_rng(random_state)
@@ -351,10 +361,12 @@ def random_control(clusters: Clusters, tokens: pd.DataFrame, n: int = 200, rando
     counts = {name: np.concatenate(found, axis=1) if found else np.zeros((n + 1, 0)) for name, found in zip(("clusters", "directions"), simple)}
     return pd.DataFrame({name: _beside(found) for name, found in counts.items()}).T.astype({"simple": int, "of": int})
 
+# %% ../nbs/08_labels.ipynb #242920b8
 def _beside(found: np.ndarray) -> dict:
     "What is at hand, the first row of `found`, beside the other rows."
     real, *random = found.sum(1)
-    return {"simple": real, "of": found.shape[1], "mean": np.mean(random), "low": np.quantile(random, 0.025), "high": np.quantile(random, 0.975), "p": (1 + np.sum(random >= real)) / len(found)}
+    low, high = np.quantile(random, [0.025, 0.975])
+    return {"simple": real, "of": found.shape[1], "mean": np.mean(random), "low": low, "high": high, "p": (1 + np.sum(random >= real)) / len(found)}
 
 def _tag_codes(tokens: pd.DataFrame) -> np.ndarray:
     "Numbers of the tags (position, token), from 0; −1 for none."
@@ -363,26 +375,27 @@ def _tag_codes(tokens: pd.DataFrame) -> np.ndarray:
 
 def _simple(codes: np.ndarray, coverage: float, present: float) -> np.ndarray:
     "Which of the sets of tokens with the tag numbers `codes` (position, set, token) have a simple label."
-    values, sets = max(codes.max(initial=-1) + 2, 3), np.arange(codes.shape[1])[:, None]  # one more for padding; of fewer than three the limit of two would never be passed
+    values, sets = max(codes.max(initial=-1) + 2, 4), np.arange(codes.shape[1])[:, None]  # one more for padding; at least 3 tags, so that "too few" is over two
     counts = [np.bincount((own + 1 + values * sets).ravel(), minlength=values * len(sets)).reshape(-1, values)[:, 1:] for own in codes]
     return np.any([_needed(c, codes.shape[2], coverage, present) <= 2 for c in counts], axis=0)
 
 def _check_tokens(clusters, tokens, tagged=True):
-    if len(tokens) != clusters.labels.sizes["token"]: raise ValueError(f"a table of {len(tokens)} tokens, clusters of {clusters.labels.sizes['token']}: give the table of the tokens that were clustered")
+    if len(tokens) != (n := clusters.labels.sizes["token"]): raise ValueError(
+        f"a table of {len(tokens)} tokens, clusters of {n}: give the table of the tokens that were clustered")
     if tagged and (missing := [t for t in TAGS if t not in tokens]): raise ValueError(f"the tokens have no {', '.join(missing)}: add the columns of token_tags")
 
 # %% ../nbs/08_labels.ipynb #452b2f92
 _NOT_KINDS = {"example", "offset", "target_id", "before", "after", "tagger", "token"}
 
 def label_kinds(tokens: pd.DataFrame, few: int = 20) -> dict[str, np.ndarray]:
-    """{kind: value of every token}: what clusters are labelled by. The target (its text, else its id), the token before, and the other columns that have at least 2 and at most `few` values;
-    position and place also if they have more, in bins. An empty value is none, and labels nothing."""
+    """{kind: value of every token}: what clusters are labelled by. The target (its text, else its id), the token before, and the other columns that
+    have at least 2 and at most `few` values; position and place also if they have more, in bins. An empty value is none, and labels nothing."""
     kinds, target = {}, "target" if "target" in tokens else "target_id"
     for name in (n for n in tokens if n == target or n not in _NOT_KINDS):
         values = tokens[name].values
         if name in ("place", "position") and values.dtype.kind in "iu" and len(np.unique(values)) > few: values = _bins(values)
         if 1 < len(pd.unique(values)) and (name in (target, "previous", *TAGS) or len(pd.unique(values)) <= few): kinds[name] = values
-    if "place" in kinds and "position" in kinds and pd.Series(kinds["place"]).astype(str).groupby(kinds["position"]).nunique().max() == 1: del kinds["position"]  # it says the same
+    if {"place", "position"} <= set(kinds) and pd.Series(kinds["place"]).groupby(kinds["position"]).nunique().max() == 1: del kinds["position"]  # it says the same
     return kinds
 
 def _bins(values: np.ndarray) -> np.ndarray:
@@ -390,15 +403,17 @@ def _bins(values: np.ndarray) -> np.ndarray:
     return np.array([str(a) if a < 2 else f"{a}–{2 * a - 1}" for a in low], object)
 
 # %% ../nbs/08_labels.ipynb #bcb94ea8
-def label_tests(clusters: Clusters, tokens: pd.DataFrame, kinds: Mapping[str, Sequence] | None = None, least: float = 0.05, n_permutations: int = 999, random_state: int = 0) -> pd.DataFrame:
+def label_tests(clusters: Clusters, tokens: pd.DataFrame, kinds: Mapping[str, Sequence] | None = None, least: float = 0.05, n_permutations: int = 999,
+                random_state: int = 0) -> pd.DataFrame:
     """The most over-represented value of every kind in every cluster, tested against random sets of as many of the tokens that no filter dropped along the direction.
 
     tokens   in the order of `clusters.labels`
     kinds    {name: value per token}; default: `label_kinds(tokens)`
     least    share of the cluster that must have a value
 
-    One row for each cluster and kind, without kinds of which no value is common enough: direction, cluster, size, kind, value, share (in the cluster), base (among the tokens that no filter dropped along the direction), base_all (among all),
-    lift (share / base), excess (in standard deviations of a random set), information (in nats per token), p, q (Benjamini–Hochberg, over all rows). Raises ValueError for a table of other tokens.
+    One row for each cluster and kind, without kinds of which no value is common enough: direction, cluster, size, kind, value, share (in the cluster),
+    base (among the tokens that no filter dropped along the direction), base_all (among all), lift (share / base), excess (in standard deviations of a
+    random set), information (in nats per token), p, q (Benjamini–Hochberg, over all rows). Raises ValueError for a table of other tokens.
     """
     _check_tokens(clusters, tokens, tagged=False)
     kinds, rows = label_kinds(tokens) if kinds is None else kinds, []
@@ -413,7 +428,8 @@ def label_tests(clusters: Clusters, tokens: pd.DataFrame, kinds: Mapping[str, Se
                 if found is None: continue
                 best, excess, p = found
                 share, base = (labels[codes == best] == row.cluster).sum() / row.size, pool[best] / pool.sum()
-                rows.append((int(direction), row.cluster, row.size, kind, values[best], share, base, everywhere[best] / len(labels), share / base, excess, _information(share, base), p))
+                rows.append((int(direction), row.cluster, row.size, kind, values[best], share, base, everywhere[best] / len(labels), share / base, excess,
+                             _information(share, base), p))
     told = pd.DataFrame(rows, columns=["direction", "cluster", "size", "kind", "value", "share", "base", "base_all", "lift", "excess", "information", "p"])
     told = told.sort_values(["direction", "cluster"], kind="stable", ignore_index=True)
     return told.assign(q=false_discovery_control(told["p"]) if len(told) else told["p"])
@@ -424,7 +440,8 @@ def _information(share: float, base: float) -> float:
     return sum(s * np.log(s / b) for s, b in ((share, base), (1 - share, 1 - base)) if s > 0)
 
 def _test(own: np.ndarray, pool: np.ndarray, eligible: np.ndarray, least: float, n: int, rng: np.random.Generator) -> tuple[int, float, float] | None:
-    "The value whose number in a cluster (`own`) most exceeds that expected from its number among all tokens (`pool`): (value, excess, p); None if no value can have the share `least`."
+    """The value whose number in a cluster (`own`) most exceeds that expected from its number among all tokens (`pool`): (value, excess, p); None if no
+    value can have the share `least`."""
     size, total = own.sum(), pool.sum()
     enough = max(1, int(np.ceil(least * size - 1e-9)))
     common = np.flatnonzero(eligible & (pool >= enough) & (pool < total))
@@ -466,14 +483,17 @@ def label_words(kind: str, value) -> str:
     if kind == "continuation" and value in (0, 1): return "inside a word" if value else "not inside a word"
     return f"{kind} {visible(str(value).rpartition('/')[2] if kind == 'document' else value)}"
 
+# %% ../nbs/08_labels.ipynb #7899728f
 def label_clusters(clusters: Clusters, tokens: pd.DataFrame, tests: pd.DataFrame | None = None, alpha: float = ALPHA) -> pd.DataFrame:
-    """One row for each cluster: direction, cluster, size; tag_label (as text) and simple, by the paper's rule, where the tokens have the columns `TAGS` (else empty, and missing); and the best tested label.
+    """One row for each cluster: direction, cluster, size; tag_label (as text) and simple, by the paper's rule, where the tokens have the columns `TAGS`
+    (else empty, and missing); and the best tested label.
 
     tokens   in the order of `clusters.labels`
     tests    of `label_tests(clusters, tokens)`; default: made here
     alpha    the largest q that a label may have
 
-    kind, value, share, base, lift, information, q of the label with the most information of those with q up to `alpha`; labels, the number of these; label, it in words, and name, with share and lift: "–" if there is none.
+    kind, value, share, base, lift, information, q of the label with the most information of those with q up to `alpha`; labels, the number of these;
+    label, it in words, and name, with share and lift: "–" if there is none.
     """
     _check_tokens(clusters, tokens, tagged=False)
     tests = label_tests(clusters, tokens) if tests is None else tests
@@ -510,9 +530,11 @@ def nearest_tokens(curves: xr.DataArray, clusters: Clusters, direction: int, clu
     return members[order], distance[order]
 
 def nearest_contexts(curves: xr.DataArray, clusters: Clusters, tokens: pd.DataFrame, direction: int, cluster: int, n: int = 10) -> pd.DataFrame:
-    """The rows of `tokens` of the `n` tokens of a cluster that are nearest to its medoid, the medoid first, with their `distance` to it in `curves` (step, token, direction).
+    """The rows of `tokens` of the `n` tokens of a cluster that are nearest to its medoid, the medoid first, with their `distance` to it in `curves`
+    (step, token, direction).
 
-    Of texts: distance, before, target, after, document, place; else distance and all columns. Raises ValueError if there is no such cluster, and for a table of other tokens.
+    Of texts: distance, before, target, after, document, place; else distance and all columns. Raises ValueError if there is no such cluster, and for
+    a table of other tokens.
     """
     _check_tokens(clusters, tokens, tagged=False)
     near, distance = nearest_tokens(curves, clusters, direction, cluster, n)

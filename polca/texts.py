@@ -55,7 +55,8 @@ def _read(file: Path) -> str:
 
 # %% ../nbs/11a_texts.ipynb #ddb7ff8f
 def cut_windows(texts: dict[str, str], tokenizer, context: int) -> list[dict]:
-    """The windows of `texts`, one after the other, each with `document`, `start` and `offset` (tokens and letters before it in the document), `ids` (at most `context`) and `text` (the piece of text of each token).
+    """The windows of `texts`, one after the other, each with `document`, `start` and `offset` (tokens and letters before it in the document), `ids`
+    (at most `context`) and `text` (the piece of text of each token).
 
     tokenizer   of transformers
 
