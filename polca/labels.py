@@ -485,7 +485,7 @@ def label_words(kind: str, value) -> str:
 
 # %% ../nbs/08_labels.ipynb #7899728f
 def label_clusters(clusters: Clusters, tokens: pd.DataFrame, tests: pd.DataFrame | None = None, alpha: float = ALPHA) -> pd.DataFrame:
-    """One row for each cluster: direction, cluster, size; tag_label (as text) and simple, by the paper's rule, where the tokens have the columns `TAGS`
+    """One row for each cluster: direction, cluster, size, examples (of which its tokens are); tag_label (as text) and simple, by the paper's rule, where the tokens have the columns `TAGS`
     (else empty, and missing); and the best tested label.
 
     tokens   in the order of `clusters.labels`
@@ -507,8 +507,9 @@ def label_clusters(clusters: Clusters, tokens: pd.DataFrame, tests: pd.DataFrame
 
 def _tag_labels(clusters, tokens) -> pd.DataFrame:
     table, tagged = clusters.table[["direction", "cluster", "size"]], set(TAGS) <= set(tokens)
-    found = [tag_label(tokens[clusters.members(row.direction, row.cluster)]) if tagged else None for row in table.itertuples()]
-    return table.assign(tag_label=[str(label or "") for label in found], simple=pd.array([label.simple if label else pd.NA for label in found], "boolean"))
+    own = [tokens[clusters.members(row.direction, row.cluster)] for row in table.itertuples()]
+    found = [tag_label(t) if tagged else None for t in own]
+    return table.assign(examples=[t["example"].nunique() for t in own] if "example" in tokens else pd.NA, tag_label=[str(label or "") for label in found], simple=pd.array([label.simple if label else pd.NA for label in found], "boolean"))
 
 # %% ../nbs/08_labels.ipynb #87ed9b85
 def curves_along(curves: xr.DataArray, direction: int) -> np.ndarray:
