@@ -485,8 +485,8 @@ def label_words(kind: str, value) -> str:
 
 # %% ../nbs/08_labels.ipynb #7899728f
 def label_clusters(clusters: Clusters, tokens: pd.DataFrame, tests: pd.DataFrame | None = None, alpha: float = ALPHA) -> pd.DataFrame:
-    """One row for each cluster: direction, cluster, size, examples (of which its tokens are); tag_label (as text) and simple, by the paper's rule, where the tokens have the columns `TAGS`
-    (else empty, and missing); and the best tested label.
+    """One row for each cluster: direction, cluster, size, examples (how many its tokens are from); tag_label (as text) and simple, by the paper's rule,
+    where the tokens have the columns `TAGS` (else empty, and missing); and the best tested label.
 
     tokens   in the order of `clusters.labels`
     tests    of `label_tests(clusters, tokens)`; default: made here
