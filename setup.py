@@ -22,6 +22,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={
+        "spacy": cfg["spacy_requirements"].split(),
         "notebook": cfg["notebook_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),
         "wikipedia": cfg["wikipedia_requirements"].split(),

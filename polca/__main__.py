@@ -21,7 +21,7 @@ _STAGES = {"train": "make the checkpoints, or check those of somebody else", "su
            "cluster": "find which tokens move together, and when they break through", "report": "write one self-contained HTML page"}
 _PRESETS = ("small", "tiny", "paper-part", "paper")
 _HELP = {"model": "folder with config.json and tokenizer, or a name on the hub", "checkpoints": "folder of checkpoints: polca's, a Trainer's (checkpoint-500, …), step*; or a name on the hub, with --revisions",
-         "texts": "text files, or folders of *.txt and *.md", "revisions": "revisions of the checkpoints on the hub, such as step0 step1000", "tokenizer": "folder or name on the hub (default: the model's)",
+         "texts": "text files, or folders of *.txt and *.md", "revisions": "revisions of the checkpoints on the hub, such as step0 step1000", "tagger": "of parts of speech: spacy, spacy:MODEL, pattern, none or auto: spaCy where a model is installed, else pattern", "tokenizer": "folder or name on the hub (default: the model's)",
          "context": "tokens per sequence (default: 128, or the positions of the model if they are fewer)", "sequences": "sequences that are analysed", "hessian_sequences": "sequences that the basis is made with", "curvature_sequences": "sequences for the paper's second-order rule; 0: without it",
          "seed": "of samples, Lanczos and k-means", "basis_steps": "source steps: checkpoints whose Hessian gives directions, spread over training (default: 10, or all but the first)", "k": "directions from each source step", "tol": "relative residual of the eigenvectors",
          "which": "eigenvalues: largest, or largest in magnitude", "every": "use every so many checkpoints", "skip_steps": "checkpoints to leave out, by their steps", "path_tol": "integrate along the path between checkpoints to so many nats (default: no)",
@@ -30,7 +30,7 @@ _HELP = {"model": "folder with config.json and tokenizer, or a name on the hub",
          "plateau": "a breakthrough after this step is hidden (default: where the mean loss is flat)", "memory": "bound on what the engines hold, as 2GiB", "device": "cpu, cuda, …"}
 
 _GROUPS = {"what is analysed": ("model", "checkpoints", "texts", "revisions", "skip_steps", "every", "tokenizer"),
-           "tokens": ("context", "sequences", "hessian_sequences", "curvature_sequences", "seed"),
+           "tokens": ("context", "sequences", "hessian_sequences", "curvature_sequences", "tagger", "seed"),
            "directions": ("basis_steps", "k", "tol", "which", "path_tol"),
            "clusters and breakthroughs, which may be changed later": ("min_cluster_size", "min_samples", "window", "plateau"),
            "the machine": ("memory", "device", "shard")}

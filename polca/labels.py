@@ -204,7 +204,7 @@ def read_conllu(text: str) -> tuple[str, pd.DataFrame]:
         if len(columns) != 10: raise ValueError(f"line {number} has {len(columns)} columns, a CoNLL-U line has ten, between tabs: {line[:60]!r}")
         name, form, tag = columns[0], columns[1], columns[3]
         if "." in name: continue
-        space = "" if "SpaceAfter=No" in columns[9].split("|") else " "
+        space = " " * ("SpaceAfter=No" not in columns[9].split("|"))
         if "-" in name:
             first, last = map(int, name.split("-"))
             waiting = [(length, length + len(form), form)] * (last - first + 1)
@@ -217,6 +217,7 @@ def read_conllu(text: str) -> tuple[str, pd.DataFrame]:
     if not rows: raise ValueError("there are no words: give the text of a CoNLL-U file")
     return "".join(out), _apart(pd.DataFrame(rows, columns=["start", "end", "form", "tag"]), "".join(out)).drop(columns="form")
 
+# %% ../nbs/08_labels.ipynb #9926db84
 def _apart(words: pd.DataFrame, text: str) -> pd.DataFrame:
     "Gives the words of one written token each its part of it, where together they are what is written."
     for (start, end), own in words.groupby(["start", "end"]):
@@ -360,6 +361,7 @@ def random_control(clusters: Clusters, tokens: pd.DataFrame, n: int = 200, rando
     counts = {name: np.concatenate(found, axis=1) if found else np.zeros((n + 1, 0)) for name, found in zip(("clusters", "directions"), simple)}
     return pd.DataFrame({name: _beside(found) for name, found in counts.items()}).T.astype({"simple": int, "of": int})
 
+# %% ../nbs/08_labels.ipynb #242920b8
 def _beside(found: np.ndarray) -> dict:
     "What is at hand, the first row of `found`, beside the other rows."
     real, *random = found.sum(1)
@@ -481,9 +483,10 @@ def label_words(kind: str, value) -> str:
     if kind == "continuation" and value in (0, 1): return "inside a word" if value else "not inside a word"
     return f"{kind} {visible(str(value).rpartition('/')[2] if kind == 'document' else value)}"
 
+# %% ../nbs/08_labels.ipynb #5aff3e52
 def label_clusters(clusters: Clusters, tokens: pd.DataFrame, tests: pd.DataFrame | None = None, alpha: float = ALPHA) -> pd.DataFrame:
-    """One row for each cluster: direction, cluster, size; tag_label (as text) and simple, by the paper's rule, where the tokens have the columns `TAGS`
-    (else empty, and missing); and the best tested label.
+    """One row for each cluster: direction, cluster, size, examples (how many its tokens are from); tag_label (as text) and simple, by the paper's rule,
+    where the tokens have the columns `TAGS` (else empty, and missing); and the best tested label.
 
     tokens   in the order of `clusters.labels`
     tests    of `label_tests(clusters, tokens)`; default: made here
@@ -504,8 +507,9 @@ def label_clusters(clusters: Clusters, tokens: pd.DataFrame, tests: pd.DataFrame
 
 def _tag_labels(clusters, tokens) -> pd.DataFrame:
     table, tagged = clusters.table[["direction", "cluster", "size"]], set(TAGS) <= set(tokens)
-    found = [tag_label(tokens[clusters.members(row.direction, row.cluster)]) if tagged else None for row in table.itertuples()]
-    return table.assign(tag_label=[str(label or "") for label in found], simple=pd.array([label.simple if label else pd.NA for label in found], "boolean"))
+    own = [tokens[clusters.members(row.direction, row.cluster)] for row in table.itertuples()]
+    found = [tag_label(t) if tagged else None for t in own]
+    return table.assign(examples=[t["example"].nunique() for t in own] if "example" in tokens else pd.NA, tag_label=[str(label or "") for label in found], simple=pd.array([label.simple if label else pd.NA for label in found], "boolean"))
 
 # %% ../nbs/08_labels.ipynb #87ed9b85
 def curves_along(curves: xr.DataArray, direction: int) -> np.ndarray:

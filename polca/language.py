@@ -60,6 +60,7 @@ class LanguageConfig:
     analysed_tokens: int = 12_600       # of documents held out
     hessian_sequences: int = 1000       # of the training documents
     curvature_sequences: int = 0        # of those analysed, for the paper's second order; 0: that rule is left out
+    tagger: str = "auto"                # of parts of speech: "spacy", "spacy:MODEL", "pattern" or "none"; "auto": spaCy where a model is installed, else pattern
     # basis (Algorithm 1)
     basis_every: int = 466              # 30 source steps over 14,000; the paper's 750 does not fit
     basis_steps: int = 30               # number of source steps

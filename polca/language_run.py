@@ -32,12 +32,15 @@ class LanguageTask(Task):
         return self._texts[folder]
 
     def checkpoints(self, folder: Path) -> Checkpoints: return Checkpoints(folder / "checkpoints")
-    def train(self, folder: Path, progress: bool) -> None: train_language(self.config, self.checkpoints(folder), self.text(folder), progress)
+    def train(self, folder: Path, progress: bool) -> None:
+        self.samples(self.checkpoints(folder))  # what is wrong with texts or tagger is to be known before hours of training
+        train_language(self.config, self.checkpoints(folder), self.text(folder), progress)
+
     def steps(self, store: Checkpoints) -> tuple[list[int], list[int]]: return self.config.source_steps, self.config.recorded_steps
 
     def samples(self, store: Checkpoints) -> Samples:
         c, text = self.config, self.text(store.path.parent)
-        return text_samples(LanguageModel(c).eval().to(c.device), text.samples, c.context, c.curvature_sequences)
+        return text_samples(LanguageModel(c).eval().to(c.device), text.samples, c.context, text.documents, c.tagger, c.curvature_sequences)
 
     def estimate(self, folder: Path) -> Estimate:
         c = self.config

@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from .checkpoints import Checkpoints, Pretrained, atomic_path, require_steps, ve
 from .clustering import Clusters, cluster_directions, cluster_tokens, distinct_clusters, filter_directions, filter_tokens, scale_curves
 from .decomposition import allocate, explained, rules, trajectories
 from .estimates import Estimate, estimate_analysis, estimate_projection, estimate_reading, estimate_subspace, estimates_table, peak_memory, seconds_text
+from .labels import open_tagger, token_tags
 from .losses import Params, TokenLosses, fingerprint, n_parameters
 from .memory import memory_bytes, size_text
 from .processes import from_first, n_processes, on_first, process_number
@@ -105,6 +107,7 @@ class TextConfig:
     sequences: int = 40               # that are analysed
     hessian_sequences: int = 40       # that the basis is made with, others than these
     curvature_sequences: int = 0      # of those analysed, for the paper's second order; 0: that rule is left out
+    tagger: str = "auto"              # of parts of speech: "spacy", "spacy:MODEL", "pattern" or "none"; "auto": spaCy where a model is installed, else pattern
     seed: int = 0                     # of the samples, of Lanczos and of k-means
     basis_steps: int | None = None    # number of source steps, spread over the checkpoints; default 10, or all but the first if there are fewer
     k: int = 1                        # directions per source step
@@ -150,10 +153,20 @@ def check_device(device: str) -> None:
     try: torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e: raise ValueError(f"device={device!r} is not there ({str(e).splitlines()[0]}): use 'cpu'") from e
 
-def text_samples(model, windows: Mapping[str, Sequence[dict]], context: int, curvature_sequences: int = 0) -> Samples:
-    "The tokens of `windows`, \"hessian\" and \"analysed\", at `model`; the first `curvature_sequences` of those analysed for the paper's second order."
+def text_samples(model, windows: Mapping[str, Sequence[dict]], context: int, texts: Mapping[str, str], tagger: str = "auto", curvature_sequences: int = 0) -> Samples:
+    """The tokens of `windows`, "hessian" and "analysed", at `model`; the first `curvature_sequences` of those analysed for the paper's second order.
+
+    texts, tagger   the documents of those analysed, for their part-of-speech tags, as in `polca.labels.open_tagger`
+
+    Raises ValueError where the tagger is not there, and for texts that one asked for by name cannot tag; "auto" leaves them without tags, and warns.
+    """
     def losses(some): return text_losses(model, some, context)
-    return Samples(losses(windows["hessian"]), losses(windows["analysed"]), losses(windows["analysed"][:curvature_sequences]) if curvature_sequences else None)
+    analysed, found = losses(windows["analysed"]), open_tagger(tagger)
+    try: analysed.tokens = analysed.tokens.assign(**token_tags(windows["analysed"], analysed.tokens, texts, found))
+    except ValueError as e:
+        if tagger != "auto": raise
+        warnings.warn(f"the tokens get no part-of-speech tags: {e}", stacklevel=2)
+    return Samples(losses(windows["hessian"]), analysed, losses(windows["analysed"][:curvature_sequences]) if curvature_sequences else None)
 
 def open_language_model(name: str):
     """The causal language model in a folder, or on the hub, in float32 and eval mode. A folder with a configuration alone gives a model with other weights: the checkpoints have them.
@@ -246,9 +259,10 @@ class TextTask(Task):
         c = self.config
         if isinstance(store, Pretrained): check_same_function(self.model.config.to_dict(), store, c.model)
         context = c.context or min(128, getattr(self.model.config, "max_position_embeddings", 128))
-        windows = cut_windows(read_texts(c.texts), open_tokenizer(c.tokenizer or c.model), context)
+        texts = read_texts(c.texts)
+        windows = cut_windows(texts, open_tokenizer(c.tokenizer or c.model), context)
         check_windows(self.model, windows, context)
-        return text_samples(self.model, draw_windows(windows, {"analysed": c.sequences, "hessian": c.hessian_sequences}, c.seed), context, c.curvature_sequences)
+        return text_samples(self.model, draw_windows(windows, {"analysed": c.sequences, "hessian": c.hessian_sequences}, c.seed), context, texts, c.tagger, c.curvature_sequences)
 
     def facts(self, folder: Path) -> list[tuple[str, str]]:
         return [("model", self.config.model), ("checkpoints", self.config.checkpoints), ("texts", ", ".join(self.config.texts))]
