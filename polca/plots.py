@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'RULE_COLORS', 'cluster_color', 'plot_loss_by', 'plot_loss_quartiles', 'plot_cluster_descriptions',
-           'plot_clusters', 'plot_breakthroughs', 'plot_completeness', 'plot_explained', 'plot_held_movement']
+           'plot_clusters', 'plot_labelled_clusters', 'plot_breakthroughs', 'plot_completeness', 'plot_explained',
+           'plot_held_movement']
 
 # %% ../nbs/09_plots.ipynb #839dd7fe
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .clustering import Clusters, describe_clusters, loss_quartiles
+from .labels import visible
 
 # %% ../nbs/09_plots.ipynb #56c28d6d
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -70,8 +72,8 @@ def _composition(ax, clusters: Sequence[dict], by: Sequence[str]):
     ax.invert_yaxis()
 
 # %% ../nbs/09_plots.ipynb #fc89e44d
-def _cluster_row(axes, told: dict, unit: str, last: float | None):
-    "One direction: its curves, the exact loss of its clusters, their composition."
+def _cluster_curves(axes, told: dict, unit: str, last: float | None):
+    "One direction: its curves, and the exact loss of its clusters."
     for c in told["clusters"]:
         color = cluster_color(c["cluster"])
         _band(axes[0], told["step"], c["quartiles"], color, str(c["cluster"]), c["medoid"])
@@ -80,6 +82,10 @@ def _cluster_row(axes, told: dict, unit: str, last: float | None):
     axes[0].set(xlabel="training step", ylabel=unit)
     axes[1].set(xlabel="training step", ylabel="median exact loss (nats)")
     if last is not None: [ax.set_xlim(told["step"][0], last) for ax in axes[:2]]
+
+def _cluster_row(axes, told: dict, unit: str, last: float | None):
+    "The same, and the composition of the clusters."
+    _cluster_curves(axes, told, unit, last)
     _composition(axes[2], told["clusters"], told["by"])
     if told["dropped"]: axes[2].set_title(f"{told['dropped']} of {told['tokens']} tokens dropped by a filter", fontsize=10)
     for tick, c in zip(axes[2].get_yticklabels(), told["clusters"]): tick.set_color("#888888" if c["cluster"] < 0 else cluster_color(c["cluster"]))
@@ -106,6 +112,39 @@ def plot_clusters(curves: xr.DataArray, clusters: Clusters, directions: Sequence
     by       {name: value per token}; the first splits the bars, the second (0 or 1), if given, hatches them
     """
     return plot_cluster_descriptions([describe_clusters(curves, clusters, d, loss, by) for d in directions], unit, title)
+
+# %% ../nbs/09_plots.ipynb #21744a62
+def _around(context: Mapping, letters: int) -> str:
+    "A context as one line: text before, [target], text after."
+    before, after = str(context["before"])[-letters:], str(context["after"])[:letters]
+    return visible(f"{before:>{letters}}[{context['target']}]{after}")
+
+def _told_texts(ax, told: dict, words: Mapping[str, dict], lines: int, letters: int):
+    "The name of each cluster, and the first `lines` of its contexts."
+    clusters = [c for c in told["clusters"] if c["cluster"] >= 0]
+    ax.set_axis_off()
+    for i, c in enumerate(clusters):
+        said, top, step = words[str(c["cluster"])], 1 - i / len(clusters), 1 / len(clusters) / (lines + 1.6)
+        ax.text(0, top, f"{c['cluster']} ({c['size']} tokens): {said['name']}", transform=ax.transAxes, va="top", fontsize=8, weight="bold", color=cluster_color(c["cluster"]), parse_math=False)
+        for j, context in enumerate(said["contexts"][:lines]):
+            ax.text(0, top - step * (j + 1), _around(context, letters), transform=ax.transAxes, va="top", fontsize=6.5, family="monospace", parse_math=False)
+
+def plot_labelled_clusters(described: Sequence[dict], words: Sequence[Mapping[str, dict]], unit: str = "projected loss (nats)", title: str = "", lines: int = 3,
+                           letters: int = 26) -> Figure:
+    """What `polca.clustering.describe_clusters` gives for each of some directions: projected loss, median exact loss, and what the clusters are.
+
+    words    for each direction {cluster, as text: {name, contexts}}: what it is called, and tokens in their contexts (before, target, after)
+    lines, letters   contexts of each cluster; letters on either side of a target, which stands in brackets
+    """
+    sizes = [max(3.0, 0.35 + 0.17 * (lines + 1.6) * sum(c["cluster"] >= 0 for c in told["clusters"])) for told in described]
+    fig, grid = plt.subplots(len(described), 3, figsize=(12.5, sum(sizes) + 0.4), squeeze=False, layout="constrained", width_ratios=(1.05, 0.9, 1.25), height_ratios=sizes)
+    for axes, told, said in zip(grid, described, words):
+        _cluster_curves(axes, told, unit, None)
+        source = "" if told["source_step"] is None or told["source_step"] < 0 else f", taken at step {told['source_step']}"
+        axes[0].set_title("medoid and quartiles" if told["direction"] < 0 else f"direction {told['direction']}{source}", fontsize=10)
+        _told_texts(axes[2], told, said, lines, letters)
+    if title: fig.suptitle(title)
+    return fig
 
 # %% ../nbs/09_plots.ipynb #92649783
 def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | None = None, unit: str = "projected loss (nats)", line: str = "medoid",
