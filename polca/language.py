@@ -91,15 +91,20 @@ class LanguageConfig:
 PRESETS = {
     "paper": LanguageConfig(wikipedia=600_000_000),  # letters; its one epoch reads 114,688,000 tokens
     "small": LanguageConfig(
-        preset="small", part_letters=20_000, held_out=0.05, vocabulary=3000, context=64, width=128, lr=3e-3, steps=1600, batch_size=32,
-        analysed_tokens=3000, hessian_sequences=100, basis_every=100, basis_steps=16, tol=1e-2, interval=40, min_cluster_size=72, window=200),
+        preset="small", part_letters=20_000, held_out=0.05, vocabulary=3000, context=64, width=128, lr=3e-3, steps=1600,
+        batch_size=32, analysed_tokens=3000, hessian_sequences=100, basis_every=100, basis_steps=16, tol=1e-2,
+        interval=40, min_cluster_size=72, window=200),
     "tiny": LanguageConfig(
-        preset="tiny", part_letters=20_000, held_out=0.1, vocabulary=400, context=32, width=32, layers=1, heads=2, lr=1e-2, steps=100, batch_size=16, warmup=10,
-        analysed_tokens=300, hessian_sequences=20, basis_every=25, basis_steps=4, tol=1e-2, interval=10, min_cluster_size=15, window=20),
+        preset="tiny", part_letters=20_000, held_out=0.1, vocabulary=400, context=32, width=32, layers=1, heads=2,
+        lr=1e-2, steps=100, batch_size=16, warmup=10, analysed_tokens=300, hessian_sequences=20,
+        basis_every=25, basis_steps=4, tol=1e-2, interval=10, min_cluster_size=15, window=20),
 }
 
 def preset(name: str, **changes) -> LanguageConfig:
-    "The configuration called `name`, with `changes`; `texts` take the place of Wikipedia. Raises ValueError for an unknown preset or an impossible configuration."
+    """The configuration called `name`, with `changes`; `texts` take the place of Wikipedia.
+
+    Raises ValueError for an unknown preset or an impossible configuration.
+    """
     return named_preset(PRESETS, name, check_config, ({"wikipedia": 0} if changes.get("texts") else {}) | changes)
 
 def check_config(config: LanguageConfig) -> None:
@@ -107,30 +112,36 @@ def check_config(config: LanguageConfig) -> None:
     check_settings(config, ("vocabulary", "analysed_tokens", "hessian_sequences", "held_out"))
     need(not (config.texts and config.wikipedia), "texts and wikipedia are two sources: give one of them")
     need(config.wikipedia >= 0, f"wikipedia={config.wikipedia}: give the number of letters to read")
-    need(config.context >= 2, f"context={config.context}: a token is predicted from the one before it, so use at least 2")
+    need(config.context >= 2,
+         f"context={config.context}: a token is predicted from the one before it, so use at least 2")
     need(config.held_out < 1, f"held_out={config.held_out} is a share of the documents: use less than 1")
-    need(config.part_letters is None or config.part_letters >= 1, f"part_letters={config.part_letters}: use at least 1, or None")
+    need(config.part_letters is None or config.part_letters >= 1,
+         f"part_letters={config.part_letters}: use at least 1, or None")
     need(config.curvature_sequences >= 0, f"curvature_sequences={config.curvature_sequences}: use at least 0")
-    need(config.steps % config.interval == 0, f"interval={config.interval}: {config.steps} steps are not a multiple of it")
+    need(config.steps % config.interval == 0,
+         f"interval={config.interval}: {config.steps} steps are not a multiple of it")
 
 # %% ../nbs/12_language.ipynb #1cd9a64d
 class LanguageModel(Transformer):
     "GPT-2 backbone with a linear head: ids (n, context) -> logits (n, context, vocabulary + 1)."
     def __init__(self, config: LanguageConfig):
-        super().__init__(config.vocabulary + 1, config.context, config.vocabulary + 1, config.width, config.layers, config.heads, config.init_std, config.seed)
+        super().__init__(config.vocabulary + 1, config.context, config.vocabulary + 1, config.width, config.layers,
+                         config.heads, config.init_std, config.seed)
 
 # %% ../nbs/12_language.ipynb #957c391e
-_NO_PROSE = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "tkinter", "distutils", "ensurepip", "site-packages"}  # not everywhere, or tests
+_NO_PROSE = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "tkinter", "distutils", "ensurepip",
+             "site-packages"}  # not everywhere, or tests
 _SHORTEST = 300  # letters; shorter documents are left out
 
 def embedded_texts() -> dict[str, str]:
-    "{name: text}: the topics of Python's help, and the docstrings of each module of its standard library. The same for the same installation of Python."
+    "{name: text}: topics of Python's help, and docstrings of its modules. The same for the same installation of Python."
     from pydoc_data.topics import topics
     texts, library = {f"topic {name}": topics[name] for name in sorted(topics)}, Path(sysconfig.get_path("stdlib"))
     for name in sorted(sys.stdlib_module_names - _NO_PROSE):
         for file in [library / f"{name}.py", *sorted((library / name).rglob("*.py"))]:
             parts = file.relative_to(library).with_suffix("").parts
-            if file.is_file() and not _NO_PROSE & set(parts): texts[f"module {'.'.join(parts).removesuffix('.__init__')}"] = module_docs(file)
+            if not file.is_file() or _NO_PROSE & set(parts): continue
+            texts[f"module {'.'.join(parts).removesuffix('.__init__')}"] = module_docs(file)
     return {name: text for name, text in texts.items() if len(text) >= _SHORTEST}
 
 def module_docs(file: Path) -> str:
@@ -147,12 +158,15 @@ _LAST_LINE = re.compile(r"\n[^\n]*\bend of (?:the |this )?project gutenberg[^\n]
 _ARTICLE = re.compile(r"^ \n = (?!= )([^\n]+?)(?<! =) = *\n \n", re.M)
 
 def file_documents(texts: Mapping[str, str]) -> dict[str, str]:
-    "{name: text} of the documents in the files that `polca.texts.read_texts` read: lines end in \\n; books of Project Gutenberg without what is around them and unwrapped; articles of WikiText one by one."
+    """{name: text} of the documents in files, as `polca.texts.read_texts` reads them: lines end in a line feed; books of
+    Project Gutenberg without what is around them, and unwrapped; articles of WikiText one by one.
+    """
     names, documents = _short_names(list(texts)), {}
     for path, text in texts.items():
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         marks = {m[1]: m for m in _GUTENBERG.finditer(text)}
-        if {"START", "END"} <= set(marks): documents[names[path]] = _unwrap(_LAST_LINE.sub("", text[marks["START"].end():marks["END"].start()]))
+        if {"START", "END"} <= set(marks):
+            documents[names[path]] = _unwrap(_LAST_LINE.sub("", text[marks["START"].end():marks["END"].start()]))
         elif len(titles := list(_ARTICLE.finditer(text))) > 1: documents |= _articles(names[path], text, titles)
         else: documents[names[path]] = text
     return documents
@@ -173,7 +187,7 @@ def _unwrap(text) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n") + "\n"
 
 def _articles(file, text, titles) -> dict[str, str]:
-    "The articles of a file of WikiText, each with its title; what is before the first is not one. Titles that come again are numbered."
+    "The articles of a file of WikiText, each with its title; titles that come again are numbered."
     found, ends = {}, [*(t.start() for t in titles[1:]), len(text)]
     for title, end in zip(titles, ends):
         name, n = f"{file}: {title[1]}", 2
@@ -184,17 +198,19 @@ def _articles(file, text, titles) -> dict[str, str]:
 # %% ../nbs/12_language.ipynb #03ef6e65
 _OTHERWISE = "or use texts that are here (--texts FILES), or neither --texts nor --wikipedia for the text that comes with Python"
 
-def wikipedia_texts(n_letters: int, date: str = "20231101", language: str = "en", seed: int = 0, streaming: bool = True, buffer: int = 10_000,
-                    dataset: str = "wikimedia/wikipedia") -> dict[str, str]:
+def wikipedia_texts(n_letters: int, date: str = "20231101", language: str = "en", seed: int = 0, streaming: bool = True,
+                    buffer: int = 10_000, dataset: str = "wikimedia/wikipedia") -> dict[str, str]:
     """{title: text} of articles of Wikipedia in random order, the first that together have `n_letters`.
 
-    streaming   read what is needed as it is needed, shuffled by files and in a buffer of so many articles; else all is downloaded first
+    streaming   read as needed, shuffled by files and in a buffer of `buffer` articles; else all is downloaded first
     dataset     name on the hub, or a folder laid out likewise
 
-    Raises ValueError, naming what else there is, if `datasets` is not installed, the hub cannot be reached, or there is no such dump.
+    Raises ValueError, naming what else there is, if `datasets` is not installed, the hub cannot be reached, or there is
+    no such dump.
     """
     try: import datasets
-    except ImportError as e: raise ValueError(f'reading Wikipedia needs the package datasets: pip install "polca[wikipedia]", {_OTHERWISE}') from e
+    except ImportError as e: raise ValueError(
+        f'reading Wikipedia needs the package datasets: pip install "polca[wikipedia]", {_OTHERWISE}') from e
     texts, letters = {}, 0
     try:
         rows = datasets.load_dataset(dataset, f"{date}.{language}", split="train", streaming=streaming)
@@ -202,12 +218,13 @@ def wikipedia_texts(n_letters: int, date: str = "20231101", language: str = "en"
             texts[f"{row['title']} ({row['id']})"] = row["text"]
             if (letters := letters + len(row["text"])) >= n_letters: break
     except (OSError, ValueError, RuntimeError) as e:  # what datasets and the hub raise, ConnectionError among them
-        raise ValueError(f"{dataset}, {date}.{language}, cannot be read ({str(e).strip().partition(chr(10))[0] or type(e).__name__}): check the connection and the name, {_OTHERWISE}") from e
+        why = str(e).strip().partition("\n")[0] or type(e).__name__
+        raise ValueError(f"{dataset}, {date}.{language}, cannot be read ({why}): check the connection and the name, {_OTHERWISE}") from e
     return texts
 
 # %% ../nbs/12_language.ipynb #466a4ff2
 def cut_parts(texts: Mapping[str, str], letters: int | None) -> dict[str, str]:
-    "The documents, those of more than `letters` letters in parts of about as many, cut after an empty line; None: as they are."
+    "The documents, those of more than `letters` letters in parts of about as many, cut after empty lines; None: whole."
     parts = {}
     for name, text in texts.items():
         if letters is None or len(text) <= letters:
@@ -215,7 +232,8 @@ def cut_parts(texts: Mapping[str, str], letters: int | None) -> dict[str, str]:
             continue
         ends, first = [m.end() for m in re.finditer(r"\n[ \t]*\n+", text)] + [len(text)], 0
         cuts = [end for end in ends if end - first >= letters and (first := end)]
-        bounds = [0, *cuts[:-1], len(text)] if cuts and len(text) - cuts[-1] < letters / 2 else [0, *cuts, len(text)]  # no short rest
+        if cuts and len(text) - cuts[-1] < letters / 2: cuts.pop()  # no short rest
+        bounds = [0, *cuts, len(text)]
         for i, (a, b) in enumerate(zip(bounds, bounds[1:])): parts[f"{name}, part {i + 1}"] = text[a:b]
     return parts
 
@@ -229,14 +247,16 @@ def language_texts(config: LanguageConfig) -> dict[str, str]:
 def source_text(config: LanguageConfig) -> str:
     "Where the documents of `config` are from, in words."
     if config.wikipedia: return f"English Wikipedia (wikimedia/wikipedia 20231101.en), {config.wikipedia:,} letters"
-    return ", ".join(Path(t).name for t in config.texts) if config.texts else f"the documentation that comes with Python {platform.python_version()}"
+    if config.texts: return ", ".join(Path(t).name for t in config.texts)
+    return f"the documentation that comes with Python {platform.python_version()}"
 
 # %% ../nbs/12_language.ipynb #91270461
 PADDING = "<|padding|>"
 
 def train_tokenizer(texts: Iterable[str], size: int):
-    """A tokenizer of transformers: byte-level BPE with `size` entries trained on `texts`, and one for padding. The same texts in the same order give the same tokenizer.
+    """A tokenizer of transformers: byte-level BPE with `size` entries trained on `texts`, and one for padding.
 
+    The same texts in the same order give the same tokenizer.
     Raises ValueError if the texts do not have as many pairs that occur twice.
     """
     from tokenizers import ByteLevelBPETokenizer
@@ -244,13 +264,15 @@ def train_tokenizer(texts: Iterable[str], size: int):
     need(size > 256, f"vocabulary={size}: there are 256 bytes, use more than that")
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=size, min_frequency=2, show_progress=False)
-    need((found := bpe.get_vocab_size()) == size, f"the text supports a vocabulary of {found:,} entries, not {size:,}: give more text, or a smaller vocabulary")
+    need((found := bpe.get_vocab_size()) == size,
+         f"the text supports a vocabulary of {found:,} entries, not {size:,}: give more text, or a smaller vocabulary")
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token=PADDING)
 
 def encode(texts: Iterable[str], tokenizer, block: int = 1000) -> list[np.ndarray]:
     "The ids of every text, in the smallest type that holds them."
     kind, bpe, texts, ids = np.min_scalar_type(len(tokenizer) - 1), tokenizer.backend_tokenizer, list(texts), []
-    for i in range(0, len(texts), block): ids += [np.array(e.ids, dtype=kind) for e in bpe.encode_batch(texts[i:i + block], add_special_tokens=False)]
+    for i in range(0, len(texts), block):
+        ids += [np.array(e.ids, dtype=kind) for e in bpe.encode_batch(texts[i:i + block], add_special_tokens=False)]
     return ids
 
 # %% ../nbs/12_language.ipynb #77f247e5
@@ -260,10 +282,13 @@ def split_documents(texts: Mapping[str, str], held_out: float, seed: int = 0) ->
     Raises ValueError if that leaves no document on one side.
     """
     n = round(held_out * len(texts))
-    need(0 < n < len(texts), f"held_out={held_out} of {len(texts)} documents leaves none {'for training' if n else 'out'}: give more documents, cut them into parts (part_letters), or another share")
+    need(0 < n < len(texts), f"held_out={held_out} of {len(texts)} documents leaves none {'for training' if n else 'out'}: "
+         "give more documents, cut them into parts (part_letters), or another share")
     out = set(np.random.default_rng(seed).permutation(len(texts))[:n].tolist())
-    sides = [{name: text for i, (name, text) in enumerate(texts.items()) if (i in out) == held} for held in (False, True)]
-    return sides[0], sides[1]
+    def side(held): return {name: text for i, (name, text) in enumerate(texts.items()) if (i in out) == held}
+    return side(False), side(True)
+
+def _shortened(window, n) -> dict: return window | {"ids": window["ids"][:n], "text": window["text"][:n]}
 
 def draw_tokens(windows: Sequence[dict], n_tokens: int, seed: int = 0) -> list[dict]:
     """Random `windows` with exactly `n_tokens` targets, in their order; the last one drawn is shortened.
@@ -271,18 +296,22 @@ def draw_tokens(windows: Sequence[dict], n_tokens: int, seed: int = 0) -> list[d
     Raises ValueError if the windows have fewer.
     """
     have = sum(len(w["ids"]) - 1 for w in windows)
-    need(have >= n_tokens, f"{n_tokens:,} tokens are asked for, the documents held out have {have:,}: give more text, hold out a larger share, or analyse fewer tokens")
+    need(have >= n_tokens, f"{n_tokens:,} tokens are asked for, the documents held out have {have:,}: give more text, hold "
+         "out a larger share, or analyse fewer tokens")
     drawn, left = {}, n_tokens
     for i in np.random.default_rng(seed).permutation(len(windows)).tolist():
         if left == 0: break
-        w, keep = windows[i], min(len(windows[i]["ids"]), left + 1)
-        drawn[i], left = w | {"ids": w["ids"][:keep], "text": w["text"][:keep]}, left - (keep - 1)
+        keep = min(len(windows[i]["ids"]), left + 1)
+        drawn[i], left = _shortened(windows[i], keep), left - (keep - 1)
     return [drawn[i] for i in sorted(drawn)]
 
 # %% ../nbs/12_language.ipynb #13704fd3
 def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
-    "The numbers of windows that share a row of `context` tokens: the longest first, each into the row with the least room that holds it. Raises ValueError for a window longer than that."
-    need(not len(lengths) or max(lengths) <= context, f"a window of {max(lengths, default=0)} tokens does not fit context={context}")
+    """The numbers of windows that share a row of `context` tokens: the longest first, each into the row with the least
+    room that holds it. Raises ValueError for a window longer than that.
+    """
+    need(not len(lengths) or max(lengths) <= context,
+         f"a window of {max(lengths, default=0)} tokens does not fit context={context}")
     rows, with_room = [], [[] for _ in range(context + 1)]  # rows by the room they have left
     for i in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         n = int(lengths[i])
@@ -295,28 +324,31 @@ def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
 
 # %% ../nbs/12_language.ipynb #2a85d4c5
 def packed_rows(documents: Sequence[np.ndarray], context: int) -> tuple[np.ndarray, np.ndarray]:
-    """The windows of all `documents` (the ids of each) in rows of `context`: ids and window number, both (rows, context); number 0 is padding.
+    """The windows of all `documents` (the ids of each) in rows: ids and window number, both (rows, context); 0 is padding.
 
     A window of one token has nothing to predict, and is left out. Raises ValueError if none is longer.
     """
     windows = [ids[a:a + context] for ids in documents for a in range(0, len(ids) - 1, context)]
     need(bool(windows), "no document has two tokens, so there is nothing to learn: give longer texts")
     rows = pack([len(w) for w in windows], context)
-    ids, number = np.zeros((len(rows), context), windows[0].dtype), np.zeros((len(rows), context), np.min_scalar_type(context))
+    ids, number = (np.zeros((len(rows), context), kind) for kind in (windows[0].dtype, np.min_scalar_type(context)))
     for r, row in enumerate(rows):
         ends = np.cumsum([0, *(len(windows[i]) for i in row)])
         for n, (i, a, b) in enumerate(zip(row, ends, ends[1:])): ids[r, a:b], number[r, a:b] = windows[i], n + 1
     return ids, number
 
 def row_batch(ids: np.ndarray, number: np.ndarray) -> dict[str, Tensor]:
-    "A batch for `next_token_loss` of rows as `packed_rows` makes them: a mask (rows, 1, context, context), True where a token sees another, and positions within the window."
+    """A batch for `next_token_loss` of rows as `packed_rows` makes them: a mask (rows, 1, context, context), True where a
+    token sees another, and positions within the window.
+    """
     ids, number = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(number.astype(np.int64))
     place = torch.arange(ids.shape[1])
     first = torch.ones_like(number, dtype=torch.bool)
     first[:, 1:] = number[:, 1:] != number[:, :-1]
     positions = place - torch.where(first, place, 0).cummax(1).values
     sees = (number[:, :, None] == number[:, None, :]) & (place[:, None] >= place)
-    return {"input_ids": ids, "attention_mask": sees[:, None], "position_ids": positions, "labels": ids.masked_fill(first | (number == 0), -100)}
+    return {"input_ids": ids, "attention_mask": sees[:, None], "position_ids": positions,
+            "labels": ids.masked_fill(first | (number == 0), -100)}
 
 # %% ../nbs/12_language.ipynb #941096a1
 @dataclass(frozen=True)
@@ -325,7 +357,7 @@ class LanguageText:
 
     ids, number   packed rows for training, (rows, context), as `packed_rows` makes them
     samples       {"analysed", "hessian"}: windows, as `polca.texts.cut_windows` makes them
-    documents     {name: text} of the documents that those analysed are from
+    documents     {name: text} of the documents that the samples are from
     about         where it is from, and how much it is
     """
     tokenizer: object
@@ -336,12 +368,13 @@ class LanguageText:
     about: dict
 
     @property
-    def fingerprint(self) -> str: return fingerprint([{"ids": torch.from_numpy(self.ids), "number": torch.from_numpy(self.number)}])
+    def fingerprint(self) -> str:
+        return fingerprint([{"ids": torch.from_numpy(self.ids), "number": torch.from_numpy(self.number)}])
 
 def _hash_texts(texts: Mapping[str, str]) -> str:
-    return hashlib.sha256("\0".join(part for item in texts.items() for part in item).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256("\0".join(part for item in texts.items() for part in item).encode()).hexdigest()[:16]
 
-# %% ../nbs/12_language.ipynb #f3f4b445
+# %% ../nbs/12_language.ipynb #169b2155
 def make_text(config: LanguageConfig) -> LanguageText:
     """Read the documents of `config`, train the tokenizer on those for training, draw the samples, and pack.
 
@@ -353,41 +386,47 @@ def make_text(config: LanguageConfig) -> LanguageText:
     encoded = dict(zip(learned, encode(learned.values(), tokenizer)))
     analysed = draw_tokens(cut_windows(unseen, tokenizer, config.context), config.analysed_tokens, config.seed)
     ids, number = packed_rows(list(encoded.values()), config.context)
-    need(len(ids) >= config.batch_size, f"the text has {len(ids)} rows of {config.context} tokens for training, a batch has {config.batch_size}: give more text")
+    need(len(ids) >= config.batch_size, f"the text has {len(ids)} rows of {config.context} tokens for training, a batch has "
+         f"{config.batch_size}: give more text")
     samples = {"analysed": analysed, "hessian": _draw_training(config, learned, encoded, tokenizer)}
-    about = _about(config, texts, learned, encoded, ids, number, analysed)
-    return LanguageText(tokenizer, ids, number, samples, {name: unseen[name] for name in unseen if name in {w["document"] for w in analysed}}, about)
+    used = {w["document"] for windows in samples.values() for w in windows}
+    return LanguageText(tokenizer, ids, number, samples, {name: text for name, text in texts.items() if name in used},
+                        _about(config, texts, learned, encoded, ids, number, analysed))
 
 def _draw_training(config, learned, encoded, tokenizer) -> list[dict]:
     "Random windows of the training documents."
     starts = [(name, a) for name, ids in encoded.items() for a in range(0, len(ids) - 1, config.context)]
     n = config.hessian_sequences
-    need(n <= len(starts), f"hessian_sequences={n}, the documents for training have {len(starts)} windows of {config.context} tokens: give more text, or a smaller sample")
+    need(n <= len(starts), f"hessian_sequences={n}, the documents for training have {len(starts)} windows of "
+         f"{config.context} tokens: give more text, or a smaller sample")
     chosen = {starts[i] for i in np.random.default_rng(config.seed).permutation(len(starts))[:n].tolist()}
-    return [w for w in cut_windows({name: learned[name] for name in encoded if name in {c[0] for c in chosen}}, tokenizer, config.context) if (w["document"], w["start"]) in chosen]
+    names = {name for name, _ in chosen}
+    texts = {name: text for name, text in learned.items() if name in names}
+    return [w for w in cut_windows(texts, tokenizer, config.context) if (w["document"], w["start"]) in chosen]
 
-# %% ../nbs/12_language.ipynb #169b2155
+# %% ../nbs/12_language.ipynb #a1b13216
 def _about(config, texts, learned, encoded, ids, number, analysed) -> dict:
-    "Where the text is from, and how much it is; counts of tokens, shares of padding, the number of times it is read, and the loss of the analysed tokens for one who knows how frequent tokens are, nats."
+    """Where the text is from, and how much it is: counts, shares of padding, how often it is read (epochs), and the loss of
+    the analysed tokens for one who knows how frequent tokens are, nats.
+    """
     tokens, windows = int((number > 0).sum()), sum(-(-(len(d) - 1) // config.context) for d in encoded.values())
     frequency = np.bincount(ids[number > 0], minlength=config.vocabulary) + 1
     targets = np.concatenate([w["ids"][1:] for w in analysed])
     return {"source": source_text(config), "python": platform.python_version(), "texts": _source_hash(config),
-            "documents": len(texts), "held_out": len(texts) - len(learned), "letters": sum(map(len, texts.values())), "training_tokens": tokens, "rows": len(ids),
+            "documents": len(texts), "held_out": len(texts) - len(learned), "letters": sum(map(len, texts.values())),
+            "training_tokens": tokens, "rows": len(ids), "epochs": round(config.steps * config.batch_size / len(ids), 3),
             "padding": round(1 - tokens / number.size, 4), "padding_unpacked": round(1 - tokens / (windows * config.context), 4),
-            "epochs": round(config.steps * config.batch_size / len(ids), 3), "unigram_loss": round(float(-np.log(frequency[targets] / frequency.sum()).mean()), 4)}
+            "unigram_loss": round(float(-np.log(frequency[targets] / frequency.sum()).mean()), 4)}
 
 def _source_hash(config) -> str | None:
     "The hash of the files that the text is from; None where it is from elsewhere."
     return _hash_texts(read_texts(config.texts)) if config.texts else None
 
-# %% ../nbs/12_language.ipynb #149470be
-_KEPT = ("tokenizer", "rows.npz", "samples.json")
-
+# %% ../nbs/12_language.ipynb #ff871b26
 def open_text(config: LanguageConfig, folder: Path) -> LanguageText:
     """The text of the run with `config`, kept in `folder`; made there at the first call.
 
-    Raises ValueError if files that it is from have changed since, if what is kept is damaged, and what `make_text` raises.
+    Raises ValueError if files that it is from have changed since, or what is kept is damaged, and what `make_text` raises.
     """
     if not (folder / "about.json").exists(): _save_text(make_text(config), folder)
     try:
@@ -396,33 +435,48 @@ def open_text(config: LanguageConfig, folder: Path) -> LanguageText:
         with np.load(folder / "rows.npz") as rows: ids, number = rows["ids"], rows["number"]
         from transformers import PreTrainedTokenizerFast
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
-        text = LanguageText(tokenizer, ids, number, kept["samples"], kept["documents"], about)
-        intact = (text.fingerprint, _hash_kept(kept), _hash_tokenizer(tokenizer)) == (about["rows_hash"], about["samples_hash"], about["tokenizer_hash"])
-    except Exception as e: raise ValueError(f"{folder} is damaged ({e}): restore it, or delete the run and start over") from e
+        text = LanguageText(tokenizer, ids, number, _cut_again(kept, tokenizer, config.context), kept["documents"], about)
+        intact = _hashes(text) == {name: about[name] for name in _hashes(text)}
+    except Exception as e: raise ValueError(  # of several libraries, each with its own
+        f"{folder} is damaged ({e}): restore it, or delete the run and start over") from e
     need(intact, f"{folder} has changed since it was made, or is damaged: restore it, or delete the run and start over")
     if about["texts"] and all(Path(t).exists() for t in config.texts): need(
-        _source_hash(config) == about["texts"], f"the texts ({about['source']}) have changed since {folder.parent} was begun: restore them, or start another run")
+        _source_hash(config) == about["texts"],
+        f"the texts ({about['source']}) have changed since {folder.parent} was begun: restore them, or start another run")
     return text
 
-# %% ../nbs/12_language.ipynb #ff871b26
-def _hash_kept(kept) -> str: return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-def _hash_tokenizer(tokenizer) -> str: return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+# %% ../nbs/12_language.ipynb #81330e08
+def _places(text: LanguageText) -> dict:
+    "The samples of `text` as documents and places in them: name, first token, number of tokens of each window."
+    places = {name: [[w["document"], w["start"], len(w["ids"])] for w in windows] for name, windows in text.samples.items()}
+    return {"documents": text.documents, "windows": places}
+
+def _cut_again(kept, tokenizer, context) -> dict[str, list[dict]]:
+    "The samples at the places that `_places` tells."
+    windows = {(w["document"], w["start"]): w for w in cut_windows(kept["documents"], tokenizer, context)}
+    return {name: [_shortened(windows[d, start], n) for d, start, n in places] for name, places in kept["windows"].items()}
+
+def _hashes(text: LanguageText) -> dict[str, str]:
+    "Hashes of the rows, the samples and the tokenizer."
+    def short(string): return hashlib.sha256(string.encode()).hexdigest()[:16]
+    return {"rows_hash": text.fingerprint, "samples_hash": short(json.dumps(_places(text))),
+            "tokenizer_hash": short(text.tokenizer.backend_tokenizer.to_str())}
 
 def _save_text(text: LanguageText, folder: Path) -> None:
     "Write `text` to `folder`; about.json comes last, so that all is there when it is."
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {"samples": text.samples, "documents": text.documents}
     text.tokenizer.save_pretrained(folder / "tokenizer")
     with atomic_path(folder / "rows.npz") as part, open(part, "wb") as f: np.savez(f, ids=text.ids, number=text.number)
-    write_json(folder / "samples.json", kept)
-    write_json(folder / "about.json", text.about | {"rows_hash": text.fingerprint, "samples_hash": _hash_kept(kept), "tokenizer_hash": _hash_tokenizer(text.tokenizer)})
+    write_json(folder / "samples.json", _places(text))
+    write_json(folder / "about.json", text.about | _hashes(text))
 
 # %% ../nbs/12_language.ipynb #a6f2b733
 @lru_cache(maxsize=2)
-def _order(n_rows: int, seed: int, number: int) -> np.ndarray: return np.random.default_rng((seed, number)).permutation(n_rows)
+def _order(n_rows: int, seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng((seed, number)).permutation(n_rows)
 
 def step_rows(n_rows: int, step: int, batch_size: int, seed: int = 0) -> np.ndarray:
-    "The numbers of the rows of a step: every row once in each pass, in an order that follows from the seed and the number of the pass."
+    "The numbers of the rows of a step: every row once in each pass, in an order that follows from seed and pass."
     first = step * batch_size
     passes = range(first // n_rows, (first + batch_size - 1) // n_rows + 1)
     order = np.concatenate([_order(n_rows, seed, p) for p in passes])
@@ -433,16 +487,20 @@ def language_loss(config: LanguageConfig, text: LanguageText) -> Callable[[nn.Mo
     "The loss of the model at a step: the mean over the targets of the rows of that step, in nats."
     def loss(model, step):
         rows = step_rows(len(text.ids), step, config.batch_size, config.seed)
-        return next_token_loss(model, {n: t.to(config.device) for n, t in row_batch(text.ids[rows], text.number[rows]).items()}).mean()
+        batch = row_batch(text.ids[rows], text.number[rows])
+        return next_token_loss(model, {n: t.to(config.device) for n, t in batch.items()}).mean()
     return loss
 
-_TRAINING = ("seed", "vocabulary", "context", "width", "layers", "heads", "init_std", "steps", "batch_size", "lr", "warmup", "weight_decay", "betas")
+_TRAINING = ("seed", "vocabulary", "context", "width", "layers", "heads", "init_std", "steps", "batch_size", "lr", "warmup",
+             "weight_decay", "betas")
 
-def train_language(config: LanguageConfig, store: Checkpoints, text: LanguageText, progress: bool = True, save_state_every: float = 30.0) -> LanguageModel:
-    """Train the model of `config` on `text` by `polca.training.train`, whose errors it raises; checkpoints of `recorded_steps` and `source_steps` go to `store`. Returns the model.
+def train_language(config: LanguageConfig, store: Checkpoints, text: LanguageText, progress: bool = True,
+                   save_state_every: float = 30.0) -> LanguageModel:
+    """Train the model of `config` on `text` by `polca.training.train`, whose errors it raises; checkpoints of
+    `recorded_steps` and `source_steps` go to `store`. Returns the model.
 
     On the same device, with the same number of threads, the same training gives the same weights bit by bit.
     """
     settings = {name: getattr(config, name) for name in _TRAINING} | {"text": text.fingerprint}
-    model = LanguageModel(config).to(config.device)
-    return training.train(model, language_loss(config, text), store, config, {*config.recorded_steps, *config.source_steps}, settings, progress, save_state_every)
+    model, wanted = LanguageModel(config).to(config.device), {*config.recorded_steps, *config.source_steps}
+    return training.train(model, language_loss(config, text), store, config, wanted, settings, progress, save_state_every)

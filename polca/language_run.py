@@ -22,15 +22,16 @@ from .checkpoints import Checkpoints, atomic_path
 from .clustering import Clusters, cluster_directions, describe_clusters, distinct_clusters, filter_directions, filter_tokens, opposing_clusters, opposing_control
 from .decomposition import allocate, explained, rules, trajectories
 from .estimates import Estimate, estimate_training
-from .language import LanguageConfig, LanguageModel, LanguageText, check_config, language_loss, open_text, preset, train_language
 from .labels import TAGS, label_clusters, label_tests, nearest_contexts, projection_tokens, random_control, tagger_names
+from .language import (
+    LanguageConfig, LanguageModel, LanguageText, check_config, language_loss, open_text, preset, train_language)
 from .losses import n_parameters, parameters
 from .processes import on_first
 from .runs import Run, Samples, Task, breaking_curves, check_device, locked, resolved, text_samples
 
 # %% ../nbs/14a_language_run.ipynb #b6a7f0b9
 class LanguageTask(Task):
-    "The language experiment, for `polca.runs.Run`. Raises ValueError for an impossible configuration, and a device that is not there."
+    "The language experiment, for `polca.runs.Run`. Raises ValueError for an impossible configuration or no such device."
     name = "language"
 
     def __init__(self, config: LanguageConfig):
@@ -44,29 +45,33 @@ class LanguageTask(Task):
         return self._texts[folder]
 
     def checkpoints(self, folder: Path) -> Checkpoints: return Checkpoints(folder / "checkpoints")
+
     def train(self, folder: Path, progress: bool) -> None:
         self.samples(self.checkpoints(folder))  # what is wrong with texts or tagger is to be known before hours of training
         train_language(self.config, self.checkpoints(folder), self.text(folder), progress)
 
-    def steps(self, store: Checkpoints) -> tuple[list[int], list[int]]: return self.config.source_steps, self.config.recorded_steps
+    def steps(self, store: Checkpoints) -> tuple[list[int], list[int]]:
+        return self.config.source_steps, self.config.recorded_steps
 
     def samples(self, store: Checkpoints) -> Samples:
         c, text = self.config, self.text(store.path.parent)
         return text_samples(LanguageModel(c).eval().to(c.device), text.samples, c.context, text.documents, c.tagger, c.curvature_sequences)
 
     def estimate(self, folder: Path) -> Estimate:
-        c = self.config
-        return estimate_training(LanguageModel(c).to(c.device), language_loss(c, self.text(folder)), c, len({*c.recorded_steps, *c.source_steps}))
+        c, n_checkpoints = self.config, len({*self.config.recorded_steps, *self.config.source_steps})
+        return estimate_training(LanguageModel(c).to(c.device), language_loss(c, self.text(folder)), c, n_checkpoints)
 
     def facts(self, folder: Path) -> list[tuple[str, str]]:
-        c, about = self.config, self.text(folder).about
-        return [("task", f"English text, preset {c.preset}: {n_parameters(parameters(LanguageModel(c))):,} weights, {c.steps:,} steps, learning rate {c.lr:g}"), ("text", text_facts(about))]
+        c, weights = self.config, n_parameters(parameters(LanguageModel(self.config)))
+        task = f"English text, preset {c.preset}: {weights:,} weights, {c.steps:,} steps, learning rate {c.lr:g}"
+        return [("task", task), ("text", text_facts(self.text(folder).about))]
 
 # %% ../nbs/14a_language_run.ipynb #2e7e1434
 def text_facts(about: dict) -> str:
     "What there is to say of the text of a run, in one sentence."
-    return (f"{about['source']}: {about['documents']:,} documents, {about['held_out']:,} of them held out; {about['training_tokens']:,} tokens for training, read {about['epochs']:.2f} times"
-            f"; padding {about['padding']:.1%} ({about['padding_unpacked']:.1%} without packing). One who knows how frequent tokens are pays {about['unigram_loss']:.2f} nats per token analysed")
+    return ("{source}: {documents:,} documents, {held_out:,} of them held out; {training_tokens:,} tokens for training, read "
+            "{epochs:.2f} times; padding {padding:.1%} ({padding_unpacked:.1%} without packing). One who knows how frequent "
+            "tokens are pays {unigram_loss:.2f} nats per token analysed").format(**about)
 
 # %% ../nbs/14a_language_run.ipynb #09055def
 CLUSTERINGS = {"projected": "projected loss", "unfiltered": "projected loss, without filters", "loss": "exact loss", "recommended": "recommended, all jointly"}
@@ -188,9 +193,9 @@ def save_figures(out: Path, results: dict) -> list[Path]:
     return files
 
 # %% ../nbs/14a_language_run.ipynb #15438740
-def run_language(config: str | LanguageConfig = "small", out: str | Path | None = None, seed: int | None = None, until: str = "report",
-                 progress: bool = True, say: Callable[[str], None] | None = print) -> Run:
-    """Train the language model and find what it learned, and when: every stage of a run into the directory `out`. Returns the run.
+def run_language(config: str | LanguageConfig = "small", out: str | Path | None = None, seed: int | None = None,
+                 until: str = "report", progress: bool = True, say: Callable[[str], None] | None = print) -> Run:
+    """Train the language model and find what it learned, and when: every stage of a run, into `out`. Returns the run.
 
     config    a preset ("tiny", "small", "paper"), or a configuration of your own
     seed      of text, samples, initialisation and Lanczos, instead of the configuration's
@@ -198,7 +203,8 @@ def run_language(config: str | LanguageConfig = "small", out: str | Path | None 
     until     the last stage to make
     say       what to do with messages; None for silence
 
-    Raises ValueError for an impossible configuration, an `out` that holds something else, and texts that cannot be read or are too short, before anything long is computed.
+    Raises ValueError, before anything long is computed, for an impossible configuration, an `out` that holds something
+    else, and texts that cannot be read or are too short.
     """
     config = preset(config) if isinstance(config, str) else config
     if seed is not None: config = replace(config, seed=seed)

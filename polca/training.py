@@ -24,27 +24,31 @@ def need(holds: bool, message: str) -> None:
     "Raise ValueError with `message` unless `holds`."
     if not holds: raise ValueError(message)
 
-_ABOVE_0 = ("width", "layers", "heads", "steps", "batch_size", "warmup", "basis_every", "basis_steps", "k", "interval", "min_samples_divisor", "window", "lr", "tol")
+_ABOVE_0 = ("width", "layers", "heads", "steps", "batch_size", "warmup", "basis_every", "basis_steps", "k", "interval",
+            "min_samples_divisor", "window", "lr", "tol")
 
 def check_settings(config, above_0: Iterable[str] = ()) -> None:
-    "Raise ValueError if `config` has settings that no experiment can be run with; `above_0` names further ones that must be above 0."
+    "Raise ValueError if `config` has settings that no experiment can have; `above_0` names more that must be above 0."
     for name in (*_ABOVE_0, *above_0):
         value = getattr(config, name)
         need(0 < value < float("inf"), f"{name}={value} must be a number above 0")
-    need(config.init_std is None or 0 < config.init_std < float("inf"), f"init_std={config.init_std} must be a number above 0, or None")
+    need(config.init_std is None or 0 < config.init_std < float("inf"),
+         f"init_std={config.init_std} must be a number above 0, or None")
     need(config.which in ("largest", "magnitude"), f"which={config.which!r}: use 'largest' or 'magnitude'")
     need(0 <= config.seed < 2**62, f"seed={config.seed} must be from 0 to 2**62 - 1")
-    need(config.interval > 1 or config.warmup < 2, "interval=1 gives two equal checkpoints, 0 and 1, because the first step of the "
-         "warm-up has learning rate 0: use interval=2 or more")
+    need(config.interval > 1 or config.warmup < 2, "interval=1 gives two equal checkpoints, 0 and 1, because the first "
+         "step of the warm-up has learning rate 0: use interval=2 or more")
     need(config.width % config.heads == 0, f"width={config.width} is not a multiple of heads={config.heads}")
-    need(config.source_steps[-1] <= config.steps, f"the basis asks for step {config.source_steps[-1]}, training ends at {config.steps}")
+    need(config.source_steps[-1] <= config.steps,
+         f"the basis asks for step {config.source_steps[-1]}, training ends at {config.steps}")
     need(2 <= config.min_cluster_size, "min_cluster_size must be at least 2")
-    need(config.min_cluster_size <= config.n_tokens, f"min_cluster_size={config.min_cluster_size} is more than the {config.n_tokens} tokens analysed: lower it")
+    need(config.min_cluster_size <= config.n_tokens,
+         f"min_cluster_size={config.min_cluster_size} is more than the {config.n_tokens} tokens analysed: lower it")
     need(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
 
 # %% ../nbs/10a_training.ipynb #70b9a6e3
 def named_preset(presets: Mapping, name: str, check: Callable, changes: Mapping):
-    "The configuration of `presets` called `name`, with `changes`. Raises ValueError for an unknown name, and what `check` raises."
+    "The configuration of `presets` called `name`, with `changes`. Raises ValueError, and what `check` raises."
     if name not in presets: raise ValueError(f"there is no preset {name!r}: use {', '.join(presets)}")
     config = replace(presets[name], **changes)
     check(config)
@@ -57,7 +61,8 @@ class Transformer(nn.Module):
     vocabulary, positions   of the input; `outputs` of the head
     init_std                of the weights at the start; None: 0.8 / sqrt(width)
     """
-    def __init__(self, vocabulary: int, positions: int, outputs: int, width: int, layers: int, heads: int, init_std: float | None = None, seed: int = 0):
+    def __init__(self, vocabulary: int, positions: int, outputs: int, width: int, layers: int, heads: int,
+                 init_std: float | None = None, seed: int = 0):
         super().__init__()
         from transformers import GPT2Config, GPT2Model  # here, so that importing polca does not wait for transformers
         self.backbone = GPT2Model(GPT2Config(
@@ -76,14 +81,16 @@ class Transformer(nn.Module):
     def config(self): return self.backbone.config
     def get_input_embeddings(self) -> nn.Module: return self.backbone.get_input_embeddings()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, use_cache: bool = False) -> Tensor:
-        "Logits. `attention_mask`: (n, positions), or (n, 1, positions, positions) as the backbone takes it; there is no cache to use."
-        return self.head(self.backbone(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False).last_hidden_state)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+                use_cache: bool = False) -> Tensor:
+        "Logits. `attention_mask`: (n, positions), or (n, 1, positions, positions), True where seen; there is no cache."
+        return self.head(self.backbone(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                                       use_cache=False).last_hidden_state)
 
 # %% ../nbs/10a_training.ipynb #67f575e1
 def make_optimizer(model: nn.Module, config):
-    "AdamW as `config` says (lr, betas, weight_decay), and its schedule: the learning rate's factor is min(step / warmup, 1)."
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay)
+    "AdamW as `config` says (lr, betas, weight_decay), and its schedule: the factor of lr is min(step / warmup, 1)."
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, tuple(config.betas), weight_decay=config.weight_decay)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(i / config.warmup, 1))
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -93,16 +100,16 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 # %% ../nbs/10a_training.ipynb #a4d94188
-def train(model: nn.Module, step_loss: Callable[[nn.Module, int], Tensor], store: Checkpoints, config, wanted: Iterable[int], settings: Mapping,
-          progress: bool = True, save_state_every: float = 30.0) -> nn.Module:
+def train(model: nn.Module, step_loss: Callable[[nn.Module, int], Tensor], store: Checkpoints, config,
+          wanted: Iterable[int], settings: Mapping, progress: bool = True, save_state_every: float = 30.0) -> nn.Module:
     """Train `model`; checkpoints of the steps `wanted` go to `store`. Returns the model, in eval mode.
 
     step_loss   step_loss(model, i) is the mean loss, in nats, whose gradient update number i follows
     config      with steps, lr, betas, weight_decay, warmup
     settings    plain values that tell this training from others, kept in `store` as training.json
 
-    Goes on where an earlier call stopped, at the last checkpoint with a saved state; one is saved every `save_state_every`
-    seconds or more. Raises ValueError if the weights stop being finite, if `store` is of another training, and if
+    Goes on where an earlier call stopped, at the last checkpoint with a saved state; one is saved every
+    `save_state_every` seconds or more. Raises ValueError if the weights stop being finite, if `store` is of another training, and if
     training again does not reproduce a checkpoint that is there.
     """
     _claim(settings, store)
@@ -111,7 +118,8 @@ def train(model: nn.Module, step_loss: Callable[[nn.Module, int], Tensor], store
     optimizer, schedule = make_optimizer(model, config)
     if state_file.exists(): start = _restore(state_file, store, wanted, model, optimizer, schedule)
     saved = time.monotonic()
-    for step in tqdm(range(start, config.steps + 1), initial=start, total=config.steps + 1, desc="training", unit="step", disable=not progress):
+    for step in tqdm(range(start, config.steps + 1), initial=start, total=config.steps + 1, desc="training", unit="step",
+                     disable=not progress):
         if step in wanted:
             _record(store, step, model)
             if time.monotonic() - saved > save_state_every:
@@ -132,13 +140,14 @@ def _claim(settings, store):
         return write_json(file, wanted)
     have = json.loads(file.read_text(encoding="utf-8"))
     differ = [f"{n}={have.get(n)}, not {v}" for n, v in wanted.items() if have.get(n) != v]
-    if differ: raise ValueError(f"{store.path} holds checkpoints of another training ({'; '.join(differ)}): use another directory")
+    if differ: raise ValueError(
+        f"{store.path} holds checkpoints of another training ({'; '.join(differ)}): use another directory")
 
 def _record(store, step, model):
     "Save the checkpoint of `step`; one that is already there must be equal."
     if step in store.steps and not equal_params(store.load(step), {n: p.cpu() for n, p in parameters(model).items()}):
-        raise ValueError(f"training again gives other weights at step {step} than {store.file(step)}, with another number of "
-                         f"threads or other versions perhaps: start over in another directory")
+        raise ValueError(f"training again gives other weights at step {step} than {store.file(step)}, with another "
+                         "number of threads or other versions perhaps: start over in another directory")
     store.save(step, model)
 
 def _load(model, store, step):
