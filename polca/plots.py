@@ -141,7 +141,8 @@ def plot_labelled_clusters(described: Sequence[dict], words: Sequence[Mapping[st
     for axes, told, said in zip(grid, described, words):
         _cluster_curves(axes, told, unit, None)
         source = "" if told["source_step"] is None or told["source_step"] < 0 else f", taken at step {told['source_step']}"
-        axes[0].set_title("medoid and quartiles" if told["direction"] < 0 else f"direction {told['direction']}{source}", fontsize=10)
+        line = f"{told.get('line', 'medoid')} and quartiles"
+        axes[0].set_title(f"direction {told['direction']}{source}" if told["direction"] >= 0 else line if told["direction"] == -1 else f"{-told['direction']} clusters: {line}", fontsize=10)
         _told_texts(axes[2], told, said, lines, letters)
     if title: fig.suptitle(title)
     return fig
