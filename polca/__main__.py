@@ -50,6 +50,7 @@ def _add_analyze(parser):
     group.add_argument("--out", default="runs/analysis", help="run directory (default: runs/analysis); a run that is there goes on")
     group.add_argument("--until", choices=_STAGES, default="report", help="the last stage to make (default: report)")
 
+# %% ../nbs/15_main.ipynb #ddd0e727
 def _add_field(group, field):
     "The option of a field of `TextConfig`; what is not given is None, so that the defaults stand in one place."
     from dataclasses import MISSING
@@ -60,7 +61,7 @@ def _add_field(group, field):
     if "tuple" in str(field.type): how |= {"nargs": "+", "action": "extend"}
     group.add_argument("--" + field.name.replace("_", "-"), type=kind, required=field.default is MISSING, default=None, help=_HELP[field.name] + shown, **how)
 
-# %% ../nbs/15_main.ipynb #a5ad83d1
+# %% ../nbs/15_main.ipynb #f011a8a8
 class _Parser(argparse.ArgumentParser):
     "Tells with --json what is wrong with the options as all other errors are told, too: in a document."
     json = False
@@ -82,6 +83,7 @@ class _Parser(argparse.ArgumentParser):
         if _Parser.json: print(json.dumps({"error": message}))
         super().error(message)
 
+# %% ../nbs/15_main.ipynb #5d4ec1b8
 def _parser(command: str | None = None) -> argparse.ArgumentParser:
     "The parser; options of `command` that are slow to find out are there for that command alone."
     parser = _Parser(prog="polca", description="Find what a language model learned, and when, from its training checkpoints.",

@@ -331,6 +331,7 @@ def run_arithmetic(config: str | ArithmeticConfig = "small", out: str | Path | N
     for stage in ("train", "subspace", "project", "report"): run.make(stage, progress, say)  # LCA and Appendix C need all of them; a report alone does not
     with locked(run.folder): return on_first(_paper_results, run, resumed, progress, say)
 
+# %% ../nbs/14_arithmetic_run.ipynb #e582a3c8
 def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     "The paper's tables and figures, from the complete stages of `run`."
     config, out, began, stages = run.task.config, run.folder, time.monotonic(), run.manifest["stages"]

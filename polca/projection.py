@@ -141,6 +141,7 @@ def _own_tokens(losses) -> tuple[TokenLosses | None, slice]:
     ends = np.cumsum([0, *gathered(len(own) if own else 0)])
     return own, slice(*map(int, ends[process_number():][:2]))
 
+# %% ../nbs/04_projection.ipynb #bb74461e
 class _Trajectory:
     """The weights at checkpoints, and the movements between them.
 
@@ -384,6 +385,7 @@ def _settings(basis, losses, steps, engine, curvature, nodes, tol, max_nodes) ->
             "engine": "difference" if engine == "difference" else "exact",
             "tokens": hashlib.sha256(pd.util.hash_pandas_object(losses.tokens.astype(str)).values.tobytes()).hexdigest()[:16]}
 
+# %% ../nbs/04_projection.ipynb #9de3462f
 def _settings_of_weights(store, losses, steps) -> dict:
     "The same of the weights. Reads and checks every checkpoint."
     return {"weights": verify_checkpoints(store, steps, losses=losses),

@@ -168,6 +168,7 @@ def text_samples(model, windows: Mapping[str, Sequence[dict]], context: int, tex
         warnings.warn(f"the tokens get no part-of-speech tags: {e}", stacklevel=2)
     return Samples(losses(windows["hessian"]), analysed, losses(windows["analysed"][:curvature_sequences]) if curvature_sequences else None)
 
+# %% ../nbs/13_runs.ipynb #c35379d5
 def open_language_model(name: str):
     """The causal language model in a folder, or on the hub, in float32 and eval mode. A folder with a configuration alone gives a model with other weights: the checkpoints have them.
 
