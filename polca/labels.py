@@ -550,10 +550,10 @@ def projection_tokens(projection: xr.Dataset) -> pd.DataFrame:
 
 # %% ../nbs/08_labels.ipynb #5e18b1ed
 CONTEXT_STYLE = """mark{background:var(--mark,#ffe08a);color:inherit;border-radius:3px;padding:0 .15em;white-space:pre;font-family:ui-monospace,monospace;font-size:.95em}
-.kwic{font:13px/1.55 ui-monospace,monospace;margin:.3rem 0}.k{display:grid;grid-template-columns:minmax(0,1fr) auto minmax(0,1fr) 12em;gap:.15em}
-.k span{white-space:pre;overflow:hidden}
-.b{display:flex;justify-content:flex-end}.k .p{display:flex;color:var(--dim,#5c5c5c);font-size:.9em;padding-left:.8em}.p bdi{overflow:hidden;text-overflow:ellipsis}
-.p i{font-style:normal}"""
+.kwic{font:13px/1.55 ui-monospace,monospace;margin:.3rem 0}.kwic .k{display:grid;grid-template-columns:minmax(0,1fr) auto minmax(0,1fr) 12em;gap:.15em}
+.kwic .k span{white-space:pre;overflow:hidden}
+.kwic .b{display:flex;justify-content:flex-end}.kwic .p{display:flex;color:var(--dim,#5c5c5c);font-size:.9em;padding-left:.8em}.kwic .p bdi{overflow:hidden;text-overflow:ellipsis}
+.kwic .p i{font-style:normal}"""  # only inside of .kwic: short names are others', too, such as those of highlighted code
 _AROUND = 60  # letters of text on either side
 
 def html_text(value, spaces: bool = False) -> str:

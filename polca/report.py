@@ -368,7 +368,7 @@ table.facts td:first-child{color:var(--dim);white-space:nowrap}
 .s{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.45em;border:1px solid var(--line);vertical-align:-.08em}
 .c,details{background:var(--card);border-radius:8px;padding:.8rem 1rem;margin:.9rem 0}.c details{padding:0;margin:.8rem 0 0}summary{cursor:pointer;font-weight:600}
 .note{border-left:4px solid var(--mark);padding-left:.8rem}
-@media(max-width:760px){.k{grid-template-columns:minmax(0,1fr) auto minmax(0,1fr)}.k .p{display:none}}
+@media(max-width:760px){.kwic .k{grid-template-columns:minmax(0,1fr) auto minmax(0,1fr)}.kwic .p{display:none}}
 @media print{body{max-width:none;font-size:11pt}table{font-size:.8rem}th,td{padding:.2rem .4rem}nav{display:none}details::details-content{content-visibility:visible;display:block}
 td.t:last-child{min-width:0}
 img,tr,.k{break-inside:avoid}h2,h3,h4,summary{break-after:avoid}}"""  # after CONTEXT_STYLE
