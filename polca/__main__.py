@@ -102,6 +102,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     run.add_argument("--preset", default=None, choices=_PRESETS, help="of an experiment. tiny: seconds, for tests; small (default): minutes on two cores; paper-part: of arithmetic, the published training, "
                      "analysed in part, some hours on a CPU; paper: all of it, a day or more (language: on a GPU, with --wikipedia or --texts)")
     run.add_argument("--texts", nargs="+", action="extend", default=None, metavar="…", help="of language: text files, or folders of *.txt and *.md (default: the documentation that comes with Python; paper: Wikipedia)")
+    run.add_argument("--tagger", default=None, metavar="NAME", help="of language: " + _HELP["tagger"])
     run.add_argument("--wikipedia", type=int, default=None, metavar="N", help="of language: so many letters of English Wikipedia from the hub, instead of texts")
     run.add_argument("--out", help="run directory of an experiment (default: runs/EXPERIMENT-PRESET-seedSEED); an interrupted run goes on there")
     run.add_argument("--seed", type=int, default=None, help="of an experiment: seed of data, initialisation and Lanczos (default: 0)")
@@ -125,7 +126,7 @@ def _run(options, say) -> dict:
     from polca.runs import Run
     if options.what in _EXPERIMENTS: return _EXPERIMENTS[options.what](options, say)
     if not os.path.exists(options.what): raise ValueError(f"{options.what!r} is neither an experiment ({', '.join(_EXPERIMENTS)}) nor a run directory: check the name")
-    given = [f"--{name}" for name in ("preset", "texts", "wikipedia", "out", "seed") if getattr(options, name) is not None]
+    given = [f"--{name}" for name in ("preset", "texts", "wikipedia", "tagger", "out", "seed") if getattr(options, name) is not None]
     if given: raise ValueError(f"{', '.join(given)}: for `polca run arithmetic` or `polca run language`. {options.what} is a run directory, which has its settings")
     run = Run.open(options.what)
     if run.task.name == "arithmetic" and not options.until:
@@ -138,7 +139,7 @@ def _arithmetic(options, say) -> dict:
     from polca.arithmetic import preset
     from polca.arithmetic_run import ArithmeticTask, run_arithmetic
     from polca.runs import Run
-    if options.texts or options.wikipedia: raise ValueError("--texts and --wikipedia are for `polca run language`: arithmetic makes its own sums")
+    if options.texts or options.wikipedia or options.tagger: raise ValueError("--texts, --wikipedia and --tagger are for `polca run language`: arithmetic makes its own sums")
     config = preset(options.preset or "small", **_seed(options))
     if options.until is None: return run_arithmetic(config, options.out, say=say)
     return _made(Run.create(options.out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config)).make(options.until, say=say), say)
@@ -147,6 +148,7 @@ def _arithmetic(options, say) -> dict:
 def _language(options, say) -> dict:
     from polca.language import preset, source_text
     given = {name: value for name in ("texts", "wikipedia") if (value := getattr(options, name)) is not None}
+    if options.tagger: given["tagger"] = options.tagger
     config = preset(options.preset or "small", **given | ({"texts": tuple(options.texts)} if options.texts else {}), **_seed(options))
     say(f"text: {source_text(config)}" + ("" if config.texts or config.wikipedia else ", as neither --texts nor --wikipedia is given"))
     return _language_made(config, options.out, options, say)

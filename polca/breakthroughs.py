@@ -22,6 +22,7 @@ def second_difference(curves: np.ndarray, steps: np.ndarray, window: float) -> t
     steps = np.asarray(steps, float)
     if not 0 < 2 * window <= steps[-1] - steps[0]: raise ValueError(
         f"window={window} does not fit twice between step {steps[0]:g} and step {steps[-1]:g}: use a smaller one, above 0")
+    break_range(steps, window)
     inner = steps[(steps - window >= steps[0]) & (steps + window <= steps[-1])]
     def at(t):
         right = np.clip(np.searchsorted(steps, t), 1, len(steps) - 1)

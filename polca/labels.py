@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNIVERSAL', 'TAGS', 'ALPHA', 'CONTEXT_STYLE', 'split_words', 'universal_tags', 'Tagger', 'open_tagger',
-           'english_share', 'cut_pieces', 'tag_text', 'read_conllu', 'tagger_accuracy', 'tag_windows', 'token_tags',
-           'tagger_names', 'TagLabel', 'tag_label', 'random_control', 'label_kinds', 'label_tests', 'visible',
-           'label_words', 'label_clusters', 'curves_along', 'nearest_tokens', 'nearest_contexts', 'projection_tokens',
-           'html_text', 'html_target', 'contexts_html']
+           'check_tagger', 'english_share', 'cut_pieces', 'tag_text', 'read_conllu', 'tagger_accuracy', 'tag_windows',
+           'token_tags', 'has_tags', 'tagger_names', 'TagLabel', 'tag_label', 'random_control', 'label_kinds',
+           'label_tests', 'visible', 'label_words', 'label_clusters', 'curves_along', 'nearest_tokens',
+           'nearest_contexts', 'projection_tokens', 'html_text', 'html_target', 'contexts_html']
 
 # %% ../nbs/08_labels.ipynb #b842fee4
 import html
@@ -106,8 +106,16 @@ def open_tagger(name: str = "auto") -> Tagger:
     if name == "none": return Tagger("none", None)
     if name == "pattern": return _pattern_tagger(True)
     if kind == "spacy": return _spacy_tagger(model, True)
-    if name != "auto": raise ValueError(f"tagger {name!r}: use auto, spacy, spacy:MODEL (such as spacy:en_core_web_sm), pattern or none")
-    return _spacy_tagger("", False) if _spacy_models() else _pattern_tagger(False)
+    check_tagger(name)
+    for found in _spacy_models():
+        try: return _spacy_tagger(found, False)
+        except ValueError as e: warnings.warn(f"{e}. Another tagger is used", stacklevel=2)
+    return _pattern_tagger(False)
+
+def check_tagger(name: str) -> None:
+    "Raise ValueError for the name of a tagger that there is not."
+    if name.partition(":")[0] != "spacy" and name not in ("auto", "pattern", "none"): raise ValueError(
+        f"tagger {name!r}: use auto, spacy, spacy:MODEL (such as spacy:en_core_web_sm), pattern or none")
 
 def _pattern_tagger(asked: bool) -> Tagger:
     try: from textblob.en import parser  # here: it takes seconds to load
@@ -134,6 +142,7 @@ def _spacy_tagger(model: str, asked: bool) -> Tagger:
         "tagger 'spacy': no English model of spaCy is installed: `python -m spacy download en_core_web_sm`, or use 'pattern'")
     try: nlp = spacy.load(model, exclude=["ner", "lemmatizer"])  # without the parser some tags would differ
     except OSError as e: raise ValueError(f"tagger 'spacy:{model}': the model is not installed: `python -m spacy download {model}`, or use 'pattern'") from e
+    except (ValueError, ImportError) as e: raise ValueError(f"tagger 'spacy:{model}': the model cannot be opened ({str(e).partition(chr(10))[0]}): install what it needs, or use 'pattern'") from e
     def words(texts): return [[(t.idx, t.idx + len(t.text), t.pos_) for t in doc if t.text.strip()] for doc in nlp.pipe(texts)]
     if not all(tag for *_, tag in words(["The cat sat."])[0]): raise ValueError(
         f"tagger 'spacy:{model}': this model gives no parts of speech: use another, such as en_core_web_sm")
@@ -258,7 +267,7 @@ def tag_windows(windows: Sequence[dict], texts: Mapping[str, str], tagger: Tagge
     own, tags = {}, {}
     for i, w in enumerate(windows): own.setdefault(w["document"], []).append(i)
     for name, numbers in own.items(): _check_letters(name, texts, [windows[i] for i in numbers])
-    left_out = _refuse_foreign({name: "".join("".join(windows[i]["text"]) for i in numbers) for name, numbers in own.items()}, tagger)
+    left_out = _refuse_foreign({name: texts[name][:100_000] for name in own}, tagger)
     for name, numbers in own.items():
         spans = [(windows[i]["offset"], windows[i]["offset"] + len("".join(windows[i]["text"]))) for i in numbers]
         words = tag_text(texts[name], tagger, spans) if name not in left_out else None
@@ -302,6 +311,10 @@ def token_tags(windows: Sequence[dict], tokens: pd.DataFrame, texts: Mapping[str
     def before(n): return [tags[e][p - n] if p >= n else "" for e, p in zip(tokens["example"], tokens["position"])]
     columns = {name: before(n) for n, name in enumerate(reversed(TAGS))}
     return pd.DataFrame(columns | {"tagger": np.where(np.array(columns["tag"], object) == "", "none", tagger.name)}, index=tokens.index)
+
+def has_tags(tokens: pd.DataFrame) -> bool:
+    "Whether any token of a table has a part-of-speech tag."
+    return set(TAGS) <= set(tokens) and bool((tokens["tag"] != "").any())
 
 def tagger_names(tokens: pd.DataFrame) -> str:
     "Which tagger, with versions, the tags of a token table are from; none where there are no tags."

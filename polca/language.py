@@ -164,12 +164,17 @@ def file_documents(texts: Mapping[str, str]) -> dict[str, str]:
     names, documents = _short_names(list(texts)), {}
     for path, text in texts.items():
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-        marks = {m[1]: m for m in _GUTENBERG.finditer(text)}
-        if {"START", "END"} <= set(marks):
-            documents[names[path]] = _unwrap(_LAST_LINE.sub("", text[marks["START"].end():marks["END"].start()]))
+        if books := _gutenberg_books(text):
+            for i, book in enumerate(books): documents[names[path] + (f", book {i + 1}" if len(books) > 1 else "")] = _unwrap(_LAST_LINE.sub("", book))
         elif len(titles := list(_ARTICLE.finditer(text))) > 1: documents |= _articles(names[path], text, titles)
         else: documents[names[path]] = text
     return documents
+
+def _gutenberg_books(text) -> list[str]:
+    "What stands between the marks of Project Gutenberg, which may be several books; nothing where a mark has no other."
+    marks = [(m[1], m) for m in _GUTENBERG.finditer(text)]
+    if [kind for kind, _ in marks] != ["START", "END"] * (len(marks) // 2): return []
+    return [text[a.end():b.start()] for (_, a), (_, b) in zip(marks[::2], marks[1::2])]
 
 def _short_names(paths) -> dict[str, str]:
     "For every path its last parts, as many as tell it from the others."
@@ -217,9 +222,10 @@ def wikipedia_texts(n_letters: int, date: str = "20231101", language: str = "en"
         for row in rows.shuffle(seed=seed, **({"buffer_size": buffer} if streaming else {})):
             texts[f"{row['title']} ({row['id']})"] = row["text"]
             if (letters := letters + len(row["text"])) >= n_letters: break
-    except (OSError, ValueError, RuntimeError) as e:  # what datasets and the hub raise, ConnectionError among them
+    except Exception as e:  # datasets, the hub and what they download with raise errors of many kinds
         why = str(e).strip().partition("\n")[0] or type(e).__name__
         raise ValueError(f"{dataset}, {date}.{language}, cannot be read ({why}): check the connection and the name, {_OTHERWISE}") from e
+    need(letters >= n_letters, f"{dataset}, {date}.{language}, has {letters:,} letters, not {n_letters:,}: ask for fewer, {_OTHERWISE}")
     return texts
 
 # %% ../nbs/12_language.ipynb #466a4ff2
@@ -266,11 +272,12 @@ def train_tokenizer(texts: Iterable[str], size: int):
     bpe.train_from_iterator(texts, vocab_size=size, min_frequency=2, show_progress=False)
     need((found := bpe.get_vocab_size()) == size,
          f"the text supports a vocabulary of {found:,} entries, not {size:,}: give more text, or a smaller vocabulary")
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token=PADDING)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token=PADDING, split_special_tokens=True)
 
 def encode(texts: Iterable[str], tokenizer, block: int = 1000) -> list[np.ndarray]:
     "The ids of every text, in the smallest type that holds them."
     kind, bpe, texts, ids = np.min_scalar_type(len(tokenizer) - 1), tokenizer.backend_tokenizer, list(texts), []
+    bpe.encode_special_tokens = True  # a text that has the name of the padding in it has no padding
     for i in range(0, len(texts), block):
         ids += [np.array(e.ids, dtype=kind) for e in bpe.encode_batch(texts[i:i + block], add_special_tokens=False)]
     return ids
@@ -410,7 +417,7 @@ def _about(config, texts, learned, encoded, ids, number, analysed) -> dict:
     the analysed tokens for one who knows how frequent tokens are, nats.
     """
     tokens, windows = int((number > 0).sum()), sum(-(-(len(d) - 1) // config.context) for d in encoded.values())
-    frequency = np.bincount(ids[number > 0], minlength=config.vocabulary) + 1
+    frequency = np.bincount(ids[number > 0], minlength=config.vocabulary + 1) + 1
     targets = np.concatenate([w["ids"][1:] for w in analysed])
     return {"source": source_text(config), "python": platform.python_version(), "texts": _source_hash(config),
             "documents": len(texts), "held_out": len(texts) - len(learned), "letters": sum(map(len, texts.values())),

@@ -17,12 +17,12 @@ import pandas as pd
 import xarray as xr
 
 from .arithmetic_run import read_results, write_results
-from .breakthroughs import breakthroughs
+from .breakthroughs import break_range, breakthroughs
 from .checkpoints import Checkpoints, atomic_path
 from .clustering import Clusters, cluster_directions, describe_clusters, distinct_clusters, filter_directions, filter_tokens, opposing_clusters, opposing_control
 from .decomposition import allocate, explained, rules, trajectories
 from .estimates import Estimate, estimate_training
-from .labels import TAGS, label_clusters, label_tests, nearest_contexts, projection_tokens, random_control, tagger_names
+from .labels import check_tagger, has_tags, label_clusters, label_tests, nearest_contexts, projection_tokens, random_control, tagger_names
 from .language import (
     LanguageConfig, LanguageModel, LanguageText, check_config, language_loss, open_text, preset, train_language)
 from .losses import n_parameters, parameters
@@ -37,6 +37,8 @@ class LanguageTask(Task):
     def __init__(self, config: LanguageConfig):
         check_config(config)
         check_device(config.device)
+        check_tagger(config.tagger)
+        break_range(config.recorded_steps, config.window)
         self.config, self._texts = replace(config, texts=tuple(map(resolved, config.texts))), {}
 
     def text(self, folder: Path) -> LanguageText:
@@ -97,7 +99,7 @@ def describe_kind(shown: xr.DataArray, broken: xr.DataArray, clusters: Clusters,
     table = label_clusters(clusters, tokens, label_tests(clusters, tokens))
     found = breakthroughs(broken, clusters, window, flat).drop(columns=[c for c in clusters.table if c not in ("direction", "cluster")])
     table = table.merge(found, on=["direction", "cluster"]).merge(clusters.table.drop(columns="size"), on=["direction", "cluster"])
-    simple = random_control(clusters, tokens) if set(TAGS) <= set(tokens) and len(table) else None
+    simple = random_control(clusters, tokens) if has_tags(tokens) and len(table) else None
     along = [int(d) for d in clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]]
     return {"directions": along, "clusters": _records(table), **clusters.counts(), "not_clustered": {str(d): note for d, note in clusters.notes.items()},
             "simple": None if simple is None else {name: _records(simple.loc[[name]])[0] for name in simple.index},
@@ -161,7 +163,7 @@ def format_language(results: dict) -> str:
     rows = [_kind_row(name, results["kinds"][name]) for name in CLUSTERINGS]
     opposing = results["opposing"]
     control = f"; of random clusters {opposing['control']['mean']:.2f}, p = {opposing['control']['p']:.3f}" if opposing["control"] else ""
-    if opposing["pairs"]: control += f"; the clearest moves by {opposing['control']['moved']:.3f} nats at least, of random clusters by up to {opposing['control']['moved_high']:.3f}, p = {opposing['control']['moved_p']:.3f}"
+    if opposing["pairs"]: control += f"; the one that moves most does so by {opposing['control']['moved']:.3f} nats at least, of random clusters by up to {opposing['control']['moved_high']:.3f}, p = {opposing['control']['moved_p']:.3f}"
     return "\n".join([*lines, pd.DataFrame(rows).to_string(index=False), "",
                       "simple: clusters with a simple label by the paper's rule, beside the mean of random clusters and their 95% range; directions: those with such a cluster (paper: 22 of 26, without control)",
                       "labelled: clusters with a tested label, q ≤ 0.05; hidden: share of the clusters that break after the mean loss is flat, beside random token sets",
@@ -227,10 +229,11 @@ def _write_results(run: Run, progress, say):
     config = replace(run.task.config, texts=tuple(Path(t).name for t in run.task.config.texts))  # results say which, not where on this machine
     try: results = read_results(file, "polca run language", "polca run language", config, ["kinds", "figures"])
     except ValueError: results = {}  # missing, damaged, or of other settings of the last stages
-    if results.get("made_from") != made_from:
+    if results.get("made_from") != made_from or not (run.folder / "figures").exists():
         say(f"[labels] {len(CLUSTERINGS)} kinds of clusters, their labels tested against random sets of tokens")
         seconds = {stage: record["seconds"] for stage, record in stages.items()}
-        results = write_results(file, "polca run language", config, language_results(run, progress) | {"made_from": made_from, "seconds": seconds})
-        save_figures(run.folder, results)
+        found = language_results(run, progress) | {"made_from": made_from, "seconds": seconds, "resumed": any(record["resumed"] for record in stages.values())}
+        save_figures(run.folder, found)  # first: results that are there say that all is
+        results = write_results(file, "polca run language", config, found)
         say(f"labels and figures took {time.monotonic() - began:.0f} s")
     say(f"\n{format_language(results)}\n\nevery number: {file}; figures: {run.folder / 'figures'}")

@@ -8,6 +8,7 @@ __all__ = ['clenshaw_curtis', 'open_projection', 'project']
 # %% ../nbs/04_projection.ipynb #6e58ee0b
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -383,7 +384,11 @@ def _settings(basis, losses, steps, engine, curvature, nodes, tol, max_nodes) ->
             "curvature": curvature if curvature in (None, "token") else fingerprint(curvature.batches),
             "path": {"nodes": nodes, "tol": tol, "max_nodes": max_nodes} if nodes or tol else None,
             "engine": "difference" if engine == "difference" else "exact",
-            "tokens": hashlib.sha256(pd.util.hash_pandas_object(losses.tokens.astype(str)).values.tobytes()).hexdigest()[:16]}
+            "tokens": hashlib.sha256(pd.util.hash_pandas_object(_without_tags(losses.tokens).astype(str)).values.tobytes()).hexdigest()[:16]}
+
+def _without_tags(tokens):
+    "Without the columns of `polca.labels.token_tags`: another tagger, or another version of it, makes no other tokens."
+    return tokens[[c for c in tokens if not re.fullmatch(r"tag(_\d|ger)?", str(c))]]
 
 # %% ../nbs/04_projection.ipynb #9de3462f
 def _settings_of_weights(store, losses, steps) -> dict:

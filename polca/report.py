@@ -22,7 +22,7 @@ from .breakthroughs import breakthroughs
 from .clustering import DROPPED, OUTLIER, Clusters, describe_clusters, distinct_clusters
 from .decomposition import allocate, explained, projected_loss, rules
 from .labels import (
-    ALPHA, CONTEXT_STYLE, TAGS, contexts_html, html_target, html_text, label_tests, label_words, nearest_tokens, projection_tokens, random_control, tagger_names)
+    ALPHA, CONTEXT_STYLE, has_tags, contexts_html, html_target, html_text, label_tests, label_words, nearest_tokens, projection_tokens, random_control, tagger_names)
 
 # %% ../nbs/12a_report.ipynb #fbd22027
 def _number(value: float, form: str = ",.0f") -> str:
@@ -116,7 +116,7 @@ def _recipe(name: str, curves: xr.DataArray, clusters: Clusters, loss: xr.DataAr
     bent = loss.expand_dims(direction=clusters.labels["direction"].values) if joint else curves
     if _fits(bent["step"].values.astype(float), window): table = breakthroughs(bent, clusters, window, flat)
     else: table = clusters.table.sort_values("direction", kind="stable").assign(**dict.fromkeys(("break_step", "median", "at_first", "at_last", "spread", "spread_control", "hidden", "control"), np.nan))
-    simple = random_control(clusters, tokens) if set(TAGS) <= set(tokens) and len(table) else None
+    simple = random_control(clusters, tokens) if has_tags(tokens) and len(table) else None
     return _Recipe(name, curves, clusters, table, label_tests(clusters, tokens), simple, tagger_names(tokens), joint, found)
 
 # %% ../nbs/12a_report.ipynb #1d84d6e0

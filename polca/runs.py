@@ -42,7 +42,7 @@ from .checkpoints import Checkpoints, Pretrained, atomic_path, require_steps, ve
 from .clustering import Clusters, cluster_directions, cluster_tokens, distinct_clusters, filter_directions, filter_tokens, scale_curves
 from .decomposition import allocate, explained, rules, trajectories
 from .estimates import Estimate, estimate_analysis, estimate_projection, estimate_reading, estimate_subspace, estimates_table, peak_memory, seconds_text
-from .labels import open_tagger, token_tags
+from .labels import check_tagger, open_tagger, token_tags
 from .losses import Params, TokenLosses, fingerprint, n_parameters
 from .memory import memory_bytes, size_text
 from .processes import from_first, n_processes, on_first, process_number
@@ -219,6 +219,7 @@ class TextTask(Task):
 
     def __init__(self, config: TextConfig):
         check_text_config(config)
+        check_tagger(config.tagger)
         texts, revisions = ((v,) if isinstance(v, str) else tuple(v) for v in (config.texts, config.revisions))  # one alone, as one
         self.config = dataclasses.replace(config, model=resolved(config.model), checkpoints=resolved(config.checkpoints), texts=tuple(map(resolved, texts)),
                                           revisions=revisions, tokenizer=config.tokenizer and resolved(config.tokenizer))
@@ -259,7 +260,8 @@ class TextTask(Task):
     def samples(self, store: Checkpoints) -> Samples:
         c = self.config
         if isinstance(store, Pretrained): check_same_function(self.model.config.to_dict(), store, c.model)
-        context = c.context or min(128, getattr(self.model.config, "max_position_embeddings", 128))
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 128
+        context = c.context or (min(128, positions) if positions > 1 else 128)  # of a model without an end −1
         texts = read_texts(c.texts)
         windows = cut_windows(texts, open_tokenizer(c.tokenizer or c.model), context)
         check_windows(self.model, windows, context)
@@ -362,6 +364,10 @@ def hash_settings(config: Mapping, stage: str) -> str:
     "A short hash of those settings that matter to what `stage` leaves."
     without = {*_ANYTIME, *(() if stage in ("cluster", "report") else _LATE)}
     return hashlib.sha256(json.dumps({k: v for k, v in sorted(_plain(config).items()) if k not in without}).encode()).hexdigest()[:16]
+
+def _filled(config: Mapping, like) -> dict:
+    "The configuration of a manifest, with the defaults of settings of `like` that there were not yet when it was written."
+    return {f.name: _plain(f.default) for f in dataclasses.fields(like) if f.default is not dataclasses.MISSING} | dict(config)
 
 def _holds_nothing(folder: Path) -> bool:
     "Whether there is nothing in a run directory but a manifest and a lock."
@@ -619,7 +625,7 @@ class _Estimating(_Analysing):
 
     def check_settings(self) -> None:
         "Raise ValueError unless the task is that of the manifest."
-        if _plain(dataclasses.asdict(self.task.config)) != self.manifest["config"]: raise ValueError(
+        if _plain(dataclasses.asdict(self.task.config)) != _filled(self.manifest["config"], self.task.config): raise ValueError(
             f"{self.folder} is a run of another configuration than this task: use Run.open(folder), or Run.create(folder, task), which says what differs")
 
     def is_complete(self, stage: str) -> bool:
@@ -698,7 +704,8 @@ class Run(_Ordered):
         run, wanted = cls(folder, task), _plain(dataclasses.asdict(task.config))
         if not from_first(run.file.exists()) or from_first(run.is_bare()): _claim(run, wanted)
         have = run.manifest
-        differ = [f"{n}={have['config'].get(n)}, not {v}" for n, v in wanted.items() if have["config"].get(n, ...) != v]
+        known = _filled(have["config"], task.config)
+        differ = [f"{n}={known.get(n)}, not {v}" for n, v in wanted.items() if known.get(n, ...) != v]
         if have["task"] != task.name or any(d.partition("=")[0] not in (*_LATE, *_ANYTIME) for d in differ): raise ValueError(
             f"{folder} holds a run of another configuration ({'; '.join(differ[:3]) or have['task']}): give another directory with --out, or delete this one")
         if differ: _change_settings(run, wanted)
