@@ -34,7 +34,7 @@ _GROUPS = {"what is analysed": ("model", "checkpoints", "texts", "revisions", "s
            "directions": ("basis_steps", "k", "tol", "which", "path_tol"),
            "clusters and breakthroughs, which may be changed later": ("min_cluster_size", "min_samples", "window", "plateau"),
            "the machine": ("memory", "device", "shard")}
-_METAVARS = {int: "N", float: "X", "texts": "PATH", "revisions": "NAME", "memory": "SIZE", "device": "NAME"}
+_METAVARS = {int: "N", float: "X", "texts": "PATH", "revisions": "NAME", "tagger": "NAME", "memory": "SIZE", "device": "NAME"}
 _ENDS = "Exit status: 0 done, 1 stopped by the system, 2 wrong input, 3 another process is at work here, 130 interrupted. The same command goes on from there."
 
 def _add_analyze(parser):

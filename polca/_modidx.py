@@ -464,6 +464,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                 'polca.language._articles': ('language.html#_articles', 'polca/language.py'),
                                 'polca.language._cut_again': ('language.html#_cut_again', 'polca/language.py'),
                                 'polca.language._draw_training': ('language.html#_draw_training', 'polca/language.py'),
+                                'polca.language._ends': ('language.html#_ends', 'polca/language.py'),
                                 'polca.language._gutenberg_books': ('language.html#_gutenberg_books', 'polca/language.py'),
                                 'polca.language._hash_texts': ('language.html#_hash_texts', 'polca/language.py'),
                                 'polca.language._hashes': ('language.html#_hashes', 'polca/language.py'),

@@ -16,6 +16,7 @@ import platform
 import re
 import sys
 import sysconfig
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -229,14 +230,24 @@ def wikipedia_texts(n_letters: int, date: str = "20231101", language: str = "en"
     return texts
 
 # %% ../nbs/12_language.ipynb #466a4ff2
+def _ends(text, letters) -> list[int]:
+    "Where a text may be cut: after empty lines; in stretches of over `letters` without one after lines, and there after sentences."
+    ends = [0, len(text)]
+    for pattern in (r"\n[ \t]*\n+", r"\n", r"[.!?]\s"):
+        finer = [m.end() for m in re.finditer(pattern, text)]
+        long = [(a, b) for a, b in zip(ends, ends[1:]) if b - a > letters]
+        ends = sorted({*ends, *(e for a, b in long for e in finer[bisect_right(finer, a):bisect_left(finer, b)])})
+    return ends[1:-1]
+
 def cut_parts(texts: Mapping[str, str], letters: int | None) -> dict[str, str]:
-    "The documents, those of more than `letters` letters in parts of about as many, cut after empty lines; None: whole."
+    """The documents, those of more than `letters` letters in parts of about as many, cut after empty lines, or, where these are farther apart than that, after
+    lines or sentences; None: whole."""
     parts = {}
     for name, text in texts.items():
         if letters is None or len(text) <= letters:
             parts[name] = text
             continue
-        ends, first = [m.end() for m in re.finditer(r"\n[ \t]*\n+", text)] + [len(text)], 0
+        ends, first = [*_ends(text, letters), len(text)], 0
         cuts = [end for end in ends if end - first >= letters and (first := end)]
         if cuts and len(text) - cuts[-1] < letters / 2: cuts.pop()  # no short rest
         bounds = [0, *cuts, len(text)]
@@ -284,13 +295,13 @@ def encode(texts: Iterable[str], tokenizer, block: int = 1000) -> list[np.ndarra
 
 # %% ../nbs/12_language.ipynb #77f247e5
 def split_documents(texts: Mapping[str, str], held_out: float, seed: int = 0) -> tuple[dict[str, str], dict[str, str]]:
-    """The documents for training and those held out, a random share `held_out` of them, both in the order of `texts`.
+    """The documents for training and those held out, a random share `held_out` of them but one at least, both in the order of `texts`.
 
-    Raises ValueError if that leaves no document on one side.
+    Raises ValueError if there is but one document, or the share leaves none for training.
     """
-    n = round(held_out * len(texts))
-    need(0 < n < len(texts), f"held_out={held_out} of {len(texts)} documents leaves none {'for training' if n else 'out'}: "
-         "give more documents, cut them into parts (part_letters), or another share")
+    n = max(1, round(held_out * len(texts)))
+    need(len(texts) > 1, "the text is one document, and of two parts one is to be held out: give more text, or shorter parts (part_letters)")
+    need(n < len(texts), f"held_out={held_out} of {len(texts)} documents leaves none for training: hold out a smaller share")
     out = set(np.random.default_rng(seed).permutation(len(texts))[:n].tolist())
     def side(held): return {name: text for i, (name, text) in enumerate(texts.items()) if (i in out) == held}
     return side(False), side(True)

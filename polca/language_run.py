@@ -163,7 +163,7 @@ def format_language(results: dict) -> str:
     rows = [_kind_row(name, results["kinds"][name]) for name in CLUSTERINGS]
     opposing = results["opposing"]
     control = f"; of random clusters {opposing['control']['mean']:.2f}, p = {opposing['control']['p']:.3f}" if opposing["control"] else ""
-    if opposing["pairs"]: control += f"; the one that moves most does so by {opposing['control']['moved']:.3f} nats at least, of random clusters by up to {opposing['control']['moved_high']:.3f}, p = {opposing['control']['moved_p']:.3f}"
+    if opposing["pairs"]: control += f"; the one that moves most does so by {opposing['control']['moved']:.3f} nats at least, 97.5% of the random draws by at most {opposing['control']['moved_high']:.3f}, p = {opposing['control']['moved_p']:.3f}"
     return "\n".join([*lines, pd.DataFrame(rows).to_string(index=False), "",
                       "simple: clusters with a simple label by the paper's rule, beside the mean of random clusters and their 95% range; directions: those with such a cluster (paper: 22 of 26, without control)",
                       "labelled: clusters with a tested label, q ≤ 0.05; hidden: share of the clusters that break after the mean loss is flat, beside random token sets",

@@ -142,7 +142,7 @@ def plot_labelled_clusters(described: Sequence[dict], words: Sequence[Mapping[st
         _cluster_curves(axes, told, unit, None)
         source = "" if told["source_step"] is None or told["source_step"] < 0 else f", taken at step {told['source_step']}"
         line = f"{told.get('line', 'medoid')} and quartiles"
-        axes[0].set_title(f"direction {told['direction']}{source}" if told["direction"] >= 0 else line if told["direction"] == -1 else f"{-told['direction']} clusters: {line}", fontsize=10)
+        axes[0].set_title(f"direction {told['direction']}{source}" if told["direction"] >= 0 else line if told["direction"] == -1 else f"the largest of {-told['direction']} clusters: {line}", fontsize=10)
         _told_texts(axes[2], told, said, lines, letters)
     if title: fig.suptitle(title)
     return fig
