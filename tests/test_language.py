@@ -35,7 +35,7 @@ def test_a_run_on_the_text_that_is_everywhere(tmp_path):
 def test_text_that_is_too_short_or_cannot_be_read_is_refused_before_anything_long(tmp_path):
     (tmp_path / "short.txt").write_text("A short text. " * 50)
     (tmp_path / "latin.txt").write_bytes("née".encode("latin1"))
-    for name, message in {"short.txt": "give more documents", "latin.txt": "not UTF-8 at byte 1", "gone.txt": "does not exist"}.items():
+    for name, message in {"short.txt": "give more text", "latin.txt": "not UTF-8 at byte 1", "gone.txt": "does not exist"}.items():
         done = polca("run", "language", "--preset", "tiny", "--texts", tmp_path / name, "--out", tmp_path / "run")
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert {p.name for p in (tmp_path / "run").iterdir()} <= {"run.json", "run.lock"}
