@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'RULE_COLORS', 'cluster_color', 'plot_loss_by', 'plot_loss_quartiles', 'plot_cluster_descriptions',
-           'plot_clusters', 'plot_labelled_clusters', 'plot_breakthroughs', 'plot_completeness', 'plot_explained',
-           'plot_held_movement']
+           'plot_clusters', 'plot_labelled_clusters', 'plot_breakthroughs', 'axes_boxes', 'plot_token',
+           'plot_completeness', 'plot_explained', 'plot_held_movement']
 
 # %% ../nbs/09_plots.ipynb #839dd7fe
 from collections.abc import Mapping, Sequence
@@ -149,15 +149,17 @@ def plot_labelled_clusters(described: Sequence[dict], words: Sequence[Mapping[st
 
 # %% ../nbs/09_plots.ipynb #92649783
 def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | None = None, unit: str = "projected loss (nats)", line: str = "medoid",
-                       rest: str = "outliers", title: str = "") -> Figure:
+                       rest: str = "outliers", title: str = "", span: tuple[float, float] | None = None, size: tuple[float, float] = (9, 3.2)) -> Figure:
     """What `polca.clustering.describe_clusters` gives for a direction: its curves on the left, the median exact loss on the right, breaks at the top of both.
 
     breaks   {cluster: its break step}, drawn filled if later than `flat`, the step from which the mean loss is flat
     line     "medoid" or "median", with quartiles; or "median only"
     rest     what the cluster −1 is called
+    span     steps, first and last, to mark
     """
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", width_ratios=(1.2, 1), sharex=True)
+    fig, axes = plt.subplots(1, 2, figsize=size, layout="constrained", width_ratios=(1.2, 1), sharex=True)
     flat = np.inf if flat is None else flat
+    if span is not None: [ax.axvspan(*span, color=COLORS[4], alpha=0.18, lw=0, label="chosen steps") for ax in axes]
     if flat < told["loss_step"][-1]: [ax.axvspan(flat, told["loss_step"][-1], color="#000000", alpha=0.07, lw=0, label="mean loss flat") for ax in axes]
     for c in sorted(told["clusters"], key=lambda c: c["cluster"] >= 0):  # the rest first, under the others
         color, name, curve = cluster_color(c["cluster"]), f"{c['cluster']} ({c['size']})" if c["cluster"] >= 0 else f"{rest} ({c['size']})", c["quartiles"][1]
@@ -172,6 +174,44 @@ def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | No
     handles, names = axes[0].get_legend_handles_labels()
     fig.legend(handles, names, title="cluster (tokens)", loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False)
     return fig
+
+# %% ../nbs/09_plots.ipynb #48166691
+def axes_boxes(fig: Figure) -> list[dict]:
+    """Where each of the axes of a figure is: left, top, width and height as shares of the figure's, from its top left corner, and xlim, ylim, the numbers at its edges."""
+    fig.draw_without_rendering()  # which lays it out
+    boxes = [ax.get_position() for ax in fig.axes]
+    return [{"left": b.x0, "top": 1 - b.y1, "width": b.width, "height": b.height, "xlim": [*map(float, ax.get_xlim())], "ylim": [*map(float, ax.get_ylim())]} for b, ax in zip(boxes, fig.axes)]
+
+# %% ../nbs/09_plots.ipynb #3b44f8fc
+def plot_token(curves: xr.DataArray, split: Mapping, loss: xr.DataArray, direction: int | None = None, span: tuple[float, float] | None = None, most: int = 7, title: str = "") -> Figure:
+    """A token's projected loss `curves` (step, direction) along the `most` directions with the largest changes, beside its exact `loss` (step), and its `split`.
+
+    split      directions (a Series of nats, by direction), outside, error, true: of `polca.views.token_split`
+    direction  one to show in any case, drawn thicker
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", width_ratios=(1.5, 1))
+    booked = split["directions"]
+    shown = [*booked.abs().sort_values(ascending=False, kind="stable").index[:most]]
+    if direction is not None and direction in booked.index and direction not in shown: shown = [direction, *shown[:most - 1]]
+    if span is not None: left.axvspan(*span, color=COLORS[4], alpha=0.18, lw=0)
+    left.plot(loss["step"], loss - loss.isel(step=0), color="#000000", lw=1.8, ls="--", label="exact loss")
+    for i, d in enumerate(shown): left.plot(curves["step"], curves.sel(direction=d), color=COLORS[i % 7], lw=2.6 if d == direction else 1.3, label=f"direction {d}")
+    left.axhline(0, color="#BBBBBB", lw=0.8)
+    left.set(xlabel="training step", ylabel="change since the first step (nats)", title=title or "projected loss of the token")
+    left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    _split_bars(right, [(f"direction {d}", booked[d], COLORS[i % 7]) for i, d in enumerate(shown)], booked.drop(shown), split)
+    right.set(title="its split" + ("" if span is None else f", steps {span[0]:,.0f} to {span[1]:,.0f}"))
+    return fig
+
+def _split_bars(ax, rows, others: pd.Series, split: Mapping):
+    "The bars of directions, (name, nats, colour) in `rows`, of all `others` together, and of the rest of the split."
+    if len(others): rows = [*rows, (f"{len(others)} others", others.sum(), "#999999")]
+    rows = [*rows, ("outside", split["outside"], "#D0D0D0"), ("error of the rule", split["error"], "#EEEEEE"), ("true change", split["true"], "#000000")]
+    ax.barh(range(len(rows)), [v for _, v, _ in rows], color=[c for *_, c in rows], edgecolor="#777777", lw=0.5)
+    ax.axvline(0, color="#777777", lw=0.8)
+    ax.set(yticks=range(len(rows)), xlabel="loss change (nats)")
+    ax.set_yticklabels([n for n, *_ in rows], fontsize=8)
+    ax.invert_yaxis()
 
 # %% ../nbs/09_plots.ipynb #88149270
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:
