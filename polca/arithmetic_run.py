@@ -21,7 +21,7 @@ import xarray as xr
 
 from .arithmetic import PLACES, AdditionModel, ArithmeticConfig, addition_loss, addition_losses, check_config, draw_pairs, preset, train
 from .breakthroughs import breakthroughs
-from .checkpoints import Checkpoints, atomic_path, write_json
+from .checkpoints import Checkpoints, atomic_path, read_checked, write_json
 from .clustering import (
     Clusters, agreement, cluster_directions, cluster_tokens, describe_clusters, distinct_clusters, filter_directions, filter_tokens, linear_probe, loss_quartiles, skill_scores)
 from .decomposition import KINDS, RULES, allocate, check_paper_curvature, explained, rules, trajectories
@@ -238,7 +238,7 @@ RESULTS_FORMAT = 2  # of the files; 1 had no header
 def write_results(file: str | Path, made_by: str, config: ArithmeticConfig, results: dict) -> dict:
     "Write `results` with a header to `file`, as JSON; returns what is in the file."
     contents = {"made_by": made_by, "format": RESULTS_FORMAT, "config": asdict(config), "environment": environment(), **results}
-    write_json(Path(file), contents)
+    write_json(Path(file), contents, checked=True)
     return json.loads(json.dumps(contents))
 
 def read_results(file: str | Path, made_by: str, command: str, config: ArithmeticConfig | None = None, need: Sequence[str] = ()) -> dict:
@@ -253,7 +253,7 @@ def read_results(file: str | Path, made_by: str, command: str, config: Arithmeti
     """
     file = Path(file)
     if not file.exists(): raise ValueError(f"{file} is missing: make it with: {command}")
-    try: found = dict(json.loads(file.read_text(encoding="utf-8")))
+    try: found = read_checked(file)
     except (ValueError, TypeError) as e: raise ValueError(f"{file} is damaged or not of polca ({e}): make it again with: {command}") from e
     if (who := found.get("made_by")) != made_by or (form := found.get("format")) != RESULTS_FORMAT: raise ValueError(
         f"{file} was made by {who!r}" + (f" in format {form}" if who == made_by else "") + f", not by {made_by!r} in format {RESULTS_FORMAT}: make it again with: {command}")

@@ -147,9 +147,9 @@ def opposing_control(curves: xr.DataArray, clusters: Clusters, n: int = 200, ran
 
     limits   correlation and ratio of `opposing_clusters`
 
-    Returns pairs, mean, low and high (2.5% and 97.5% quantile) of the random ones, p (the share of the draws, the clusters at hand among them, with as many or more);
+    Returns pairs, mean, low and high (2.5% and 97.5% quantile) of the random ones, as_many (the share of the draws, the clusters at hand among them, with as many or more);
     moved (the net movement of the lesser cluster of the pair where it is largest, in the unit of `curves`; 0 without pairs), moved_high (97.5% quantile of the random
-    ones') and moved_p.
+    ones') and as_far (the share of the draws that move as far). No test, where the clusters were found by these very `curves`.
     """
     limits, rng, counts, moved = {"correlation": -0.9, "ratio": 0.5} | limits, np.random.default_rng(random_state), np.zeros(n), np.zeros(n)
     for direction, table in clusters.table.groupby("direction"):
@@ -163,8 +163,8 @@ def opposing_control(curves: xr.DataArray, clusters: Clusters, n: int = 200, ran
             moved[i] = max(moved[i], np.minimum.outer(net, net)[found].max(initial=0.0))
     pairs = opposing_clusters(curves, clusters, **limits)
     (low, high), most = np.quantile(counts, [0.025, 0.975]), float(pairs[["net", "other_net"]].abs().min(axis=1).max()) if len(pairs) else 0.0
-    return {"pairs": len(pairs), "mean": float(counts.mean()), "low": float(low), "high": float(high), "p": float(1 + (counts >= len(pairs)).sum()) / (1 + n),
-            "moved": most, "moved_high": float(np.quantile(moved, 0.975)), "moved_p": float(1 + (moved >= most).sum()) / (1 + n)}
+    return {"pairs": len(pairs), "mean": float(counts.mean()), "low": float(low), "high": float(high), "as_many": float(1 + (counts >= len(pairs)).sum()) / (1 + n),
+            "moved": most, "moved_high": float(np.quantile(moved, 0.975)), "as_far": float(1 + (moved >= most).sum()) / (1 + n)}
 
 # %% ../nbs/06_clustering.ipynb #0e1d9cb5
 def describe_clusters(curves: xr.DataArray, clusters: Clusters, direction: int, loss: xr.DataArray, by: Mapping[str, Sequence]) -> dict:

@@ -145,10 +145,10 @@ def estimate_analysis(n_tokens: int, n_steps: int, n_directions: int, n_rules: i
     single = 0.4 * _timed(lambda: cluster_directions(curves, max(2, some // 30)))[0] / curves.sizes["direction"]  # the filters leave out some directions and tokens
     joint = _timed(lambda: cluster_tokens(whole, n_clusters=min(8, some)))[0] * 8
     how, held = f"tried on {some} tokens with random curves", peak_memory() + 6 * size
-    drawing = 3 + 0.2 * min(n_directions, 12)
+    drawing = 2 + 0.1 * min(n_directions, 12)
     return {"decompose": Estimate(0.3 + booking, held, 20 * n_steps * 8 * n_rules, how),
             "cluster": Estimate(single * n_directions * more**2 + joint * more, held, 10_000 + 2 * n_tokens * (n_directions + 8), how),
-            "report": Estimate(drawing + booking, held, 300_000 + 15_000 * min(n_directions, 12), "assumed: 3 s and 0.2 s per direction drawn")}
+            "report": Estimate(drawing + booking, held, 300_000 + 15_000 * min(n_directions, 12), "assumed: 2 s and 0.1 s per direction drawn")}
 
 # %% ../nbs/12b_estimates.ipynb #669f512a
 def seconds_text(seconds: float) -> str:

@@ -159,10 +159,9 @@ def english_share(text: str) -> tuple[float, int]:
     return sum(w in _FUNCTION_WORDS for w in words) / max(len(words), 1), len(words)
 
 def _foreign(texts: Mapping[str, str], least: float = 0.15, words: int = 50) -> list[str]:
-    "The names of the `texts` that do not read as English."
-    whole = english_share(" ".join(texts.values()))[0]
-    shares = {name: (share if n >= words else whole) for name, (share, n) in ((name, english_share(t)) for name, t in texts.items())}
-    return [name for name, share in shares.items() if share < least]
+    "The names of the `texts` that do not read as English, each judged with `words` words of all together beside its own."
+    whole, each = english_share(" ".join(texts.values()))[0], {name: english_share(t) for name, t in texts.items()}
+    return [name for name, (share, n) in each.items() if (share * n + whole * words) / (n + words) < least]
 
 # %% ../nbs/08_labels.ipynb #11bc9c6f
 def cut_pieces(text: str, longest: int = 10_000) -> list[tuple[int, int]]:

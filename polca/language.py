@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from . import training
-from .checkpoints import Checkpoints, atomic_path, write_json
+from .checkpoints import Checkpoints, atomic_path, read_checked, write_json
 from .losses import fingerprint, next_token_loss
 from .texts import cut_windows, read_texts
 from .training import Transformer, check_settings, named_preset, need
@@ -195,6 +195,7 @@ def _unwrap(text) -> str:
 def _articles(file, text, titles) -> dict[str, str]:
     "The articles of a file of WikiText, each with its title; titles that come again are numbered."
     found, ends = {}, [*(t.start() for t in titles[1:]), len(text)]
+    if (before := text[:titles[0].start()]).strip(): found[file] = before
     for title, end in zip(titles, ends):
         name, n = f"{file}: {title[1]}", 2
         while name in found: name, n = f"{file}: {title[1]} ({n})", n + 1
@@ -448,7 +449,7 @@ def open_text(config: LanguageConfig, folder: Path) -> LanguageText:
     """
     if not (folder / "about.json").exists(): _save_text(make_text(config), folder)
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        about = read_checked(folder / "about.json")
         kept = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
         with np.load(folder / "rows.npz") as rows: ids, number = rows["ids"], rows["number"]
         from transformers import PreTrainedTokenizerFast
@@ -486,7 +487,7 @@ def _save_text(text: LanguageText, folder: Path) -> None:
     text.tokenizer.save_pretrained(folder / "tokenizer")
     with atomic_path(folder / "rows.npz") as part, open(part, "wb") as f: np.savez(f, ids=text.ids, number=text.number)
     write_json(folder / "samples.json", _places(text))
-    write_json(folder / "about.json", text.about | _hashes(text))
+    write_json(folder / "about.json", text.about | _hashes(text), checked=True)
 
 # %% ../nbs/12_language.ipynb #a6f2b733
 @lru_cache(maxsize=2)

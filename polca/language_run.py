@@ -22,12 +22,12 @@ from .checkpoints import Checkpoints, atomic_path
 from .clustering import Clusters, cluster_directions, describe_clusters, distinct_clusters, filter_directions, filter_tokens, opposing_clusters, opposing_control
 from .decomposition import allocate, explained, rules, trajectories
 from .estimates import Estimate, estimate_training
-from .labels import check_tagger, has_tags, label_clusters, label_tests, nearest_contexts, projection_tokens, random_control, tagger_names
+from .labels import check_tagger, has_tags, label_clusters, label_tests, nearest_contexts, open_tagger, projection_tokens, random_control, tagger_names
 from .language import (
     LanguageConfig, LanguageModel, LanguageText, check_config, language_loss, open_text, preset, train_language)
 from .losses import n_parameters, parameters
 from .processes import on_first
-from .runs import Run, Samples, Task, breaking_curves, check_device, locked, resolved, text_samples
+from .runs import Run, Samples, Task, breaking_curves, check_device, clustered_curves, locked, resolved, text_samples
 
 # %% ../nbs/14a_language_run.ipynb #b6a7f0b9
 class LanguageTask(Task):
@@ -49,7 +49,8 @@ class LanguageTask(Task):
     def checkpoints(self, folder: Path) -> Checkpoints: return Checkpoints(folder / "checkpoints")
 
     def train(self, folder: Path, progress: bool) -> None:
-        self.samples(self.checkpoints(folder))  # what is wrong with texts or tagger is to be known before hours of training
+        open_tagger(self.config.tagger)  # what is wrong with tagger or texts is to be known before anything long
+        self.samples(self.checkpoints(folder))
         train_language(self.config, self.checkpoints(folder), self.text(folder), progress)
 
     def steps(self, store: Checkpoints) -> tuple[list[int], list[int]]:
@@ -114,8 +115,9 @@ def _records(table: pd.DataFrame) -> list[dict]:
 
 # %% ../nbs/14a_language_run.ipynb #c0ae796a
 def describe_labelled(curves: xr.DataArray, clusters: Clusters, tokens: pd.DataFrame, told: Sequence[dict], loss: xr.DataArray, directions: Sequence[int],
-                      most: int = 4, contexts: int = 10) -> list[dict]:
-    "For `polca.plots.plot_labelled_clusters`: of each of `directions` what `describe_clusters` gives of its `most` largest clusters, and their names (of `told`) and contexts."
+                      clustered: xr.DataArray, most: int = 4, contexts: int = 10) -> list[dict]:
+    """For `polca.plots.plot_labelled_clusters`: of each of `directions` what `describe_clusters` gives of its `most` largest clusters, and their names (of `told`) and contexts,
+    nearest to the medoid in the curves that were `clustered`."""
     names, by = {(row["direction"], row["cluster"]): row["name"] for row in told}, {"all": np.zeros(len(tokens))}
     out = []
     for direction in directions:
@@ -125,7 +127,7 @@ def describe_labelled(curves: xr.DataArray, clusters: Clusters, tokens: pd.DataF
         if "stability" in clusters.table:  # medoids are those of the gradients, not of these curves
             for c in inside: c["medoid"] = c["quartiles"][1]
         out.append(described | {"line": "median" if "stability" in clusters.table else "medoid", "words": {str(c["cluster"]): {"name": names[direction, c["cluster"]],
-                                "contexts": nearest_contexts(curves, clusters, tokens, direction, c["cluster"], contexts)[["before", "target", "after"]].to_dict("records")} for c in inside}})
+                                "contexts": nearest_contexts(clustered, clusters, tokens, direction, c["cluster"], contexts)[["before", "target", "after"]].to_dict("records")} for c in inside}})
     return out
 
 def _most_clusters(clusters: Clusters, n: int) -> list[int]:
@@ -141,7 +143,8 @@ def language_results(run: Run, progress: bool = False) -> dict:
     told = {name: describe_kind(*some, tokens, window, flat) for name, some in kinds.items()}
     curves, loss = trajectories(projection, "trapezoid"), projection["loss"]
     kept, (_, _, free) = filter_directions(curves), kinds["unfiltered"]
-    figures = {name: describe_labelled(kinds[name][0], kinds[name][2], tokens, told[name]["clusters"], loss, _most_clusters(kinds[name][2], n))
+    figures = {name: describe_labelled(kinds[name][0], kinds[name][2], tokens, told[name]["clusters"], loss, _most_clusters(kinds[name][2], n),
+                                       clustered_curves(projection, name) if name == "recommended" else kinds[name][0])
                for name, n in (("projected", 4), ("projected_small", 4), ("unfiltered", 3), ("loss", 1), ("loss_small", 1), ("recommended", 2))}
     pairs = opposing_clusters(curves, free)
     return {"parameters": n_parameters(run.samples.analysed.params), "text": run.task.text(run.folder).about, "tokens": len(tokens), "tagger": tagger_names(tokens),
@@ -162,8 +165,8 @@ def format_language(results: dict) -> str:
              f"part-of-speech tags: {results['tagger']}; min_cluster_size={config['min_cluster_size']}, min_samples = tokens / {config['min_samples_divisor']}; window {results['window']:g} steps", ""]
     rows = [_kind_row(name, results["kinds"][name]) for name in CLUSTERINGS]
     opposing = results["opposing"]
-    control = f"; of random clusters {opposing['control']['mean']:.2f}, p = {opposing['control']['p']:.3f}" if opposing["control"] else ""
-    if opposing["pairs"]: control += f"; the one that moves most does so by {opposing['control']['moved']:.3f} nats at least, 97.5% of the random draws by at most {opposing['control']['moved_high']:.3f}, p = {opposing['control']['moved_p']:.3f}"
+    control = f"; of random clusters {opposing['control']['mean']:.2f}, as many or more in {opposing['control']['as_many']:.0%} of the draws" if opposing["control"] else ""
+    if opposing["pairs"]: control += f"; the one that moves most does so by {opposing['control']['moved']:.3f} nats at least, 97.5% of the random draws by at most {opposing['control']['moved_high']:.3f} (no test: the clusters were found by these curves)"
     return "\n".join([*lines, pd.DataFrame(rows).to_string(index=False), "",
                       "simple: clusters with a simple label by the paper's rule, beside the mean of random clusters and their 95% range; directions: those with such a cluster (paper: 22 of 26, without control)",
                       "labelled: clusters with a tested label, q ≤ 0.05; hidden: share of the clusters that break after the mean loss is flat, beside random token sets",

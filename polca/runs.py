@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STAGES', 'Samples', 'Task', 'TextConfig', 'check_text_config', 'resolved', 'check_device', 'text_samples',
            'open_language_model', 'open_tokenizer', 'check_same_function', 'TextTask', 'locked', 'hash_path',
-           'size_on_disk', 'hash_stage', 'HashedCheckpoints', 'environment', 'hash_settings', 'read_manifest',
-           'clustered_curves', 'breaking_curves', 'cluster_run', 'save_clusters', 'load_clusters', 'break_window',
-           'Run', 'run_status', 'format_status', 'inspect_run', 'format_inspection']
+           'size_on_disk', 'hash_stage', 'HashedCheckpoints', 'environment', 'hash_settings', 'write_manifest',
+           'read_manifest', 'clustered_curves', 'breaking_curves', 'cluster_run', 'save_clusters', 'load_clusters',
+           'break_window', 'Run', 'run_status', 'format_status', 'inspect_run', 'format_inspection']
 
 # %% ../nbs/13_runs.ipynb #41bcf0f2
 import dataclasses
@@ -38,7 +38,7 @@ import zarr
 from filelock import FileLock, Timeout
 
 from .breakthroughs import breakthroughs, plateau
-from .checkpoints import Checkpoints, Pretrained, atomic_path, require_steps, verify_checkpoints, weights_hash, write_json
+from .checkpoints import Checkpoints, Pretrained, atomic_path, read_checked, require_steps, verify_checkpoints, weights_hash, write_json
 from .clustering import Clusters, cluster_directions, cluster_tokens, distinct_clusters, filter_directions, filter_tokens, scale_curves
 from .decomposition import allocate, explained, rules, trajectories
 from .estimates import Estimate, estimate_analysis, estimate_projection, estimate_reading, estimate_subspace, estimates_table, peak_memory, seconds_text
@@ -373,12 +373,16 @@ def _holds_nothing(folder: Path) -> bool:
     "Whether there is nothing in a run directory but a manifest and a lock."
     return all(p.name == "run.lock" or p.name.lstrip(".").startswith("run.json") for p in folder.iterdir())
 
+def write_manifest(file: Path, manifest: Mapping) -> None:
+    "Write the manifest of a run, with a check sum."
+    write_json(file, manifest, checked=True)
+
 def read_manifest(folder: str | Path) -> dict:
     "The manifest of a run directory. Raises ValueError if there is none, it is damaged, or of another format."
     file = Path(folder) / "run.json"
     if not file.exists(): raise ValueError(f"{folder} is no run of polca (it has no run.json): check the path, or start a run there")
     try:
-        found = dict(json.loads(file.read_text(encoding="utf-8")))
+        found = read_checked(file)
         if {"format", "task", "config", "stages"} - set(found): raise KeyError("it lacks what a manifest has")
     except (ValueError, TypeError, KeyError, OSError) as e: raise ValueError(f"{file} is damaged or not of polca ({e}): restore it, or start another run") from e
     if found["format"] != _FORMAT: raise ValueError(f"{file} is of format {found['format']}, this polca reads format {_FORMAT}: use the version that made it ({found.get('polca')})")
@@ -617,7 +621,7 @@ class _Estimating(_Analysing):
         say(f"estimates{f' for {processes} processes' if processes > 1 else ''}:\n{estimates_table(found).to_string()}")
         needed, free = sum(e.disk for e in found.values()), shutil.disk_usage(self.folder).free
         if needed > free: raise ValueError(f"{self.folder} needs {size_text(needed)}, the disk has {size_text(free)} left: free some, use another --out, or fewer directions or sequences")
-        write_json(self.file, {**self.manifest, "estimates": known | {name: dataclasses.asdict(e) for name, e in found.items()}})
+        write_manifest(self.file, {**self.manifest, "estimates": known | {name: dataclasses.asdict(e) for name, e in found.items()}})
 
     def is_bare(self) -> bool:
         "Whether nothing has been made yet: a run that stopped at its first check, on a wrong path perhaps."
@@ -672,6 +676,12 @@ class _Ordered(_Estimating):
             raise OSError(f"the disk is full ({e}): free some space, then start again; what is complete is kept") from e
         on_first(self._enter, stage, facts, {"seconds": round(time.monotonic() - began, 2), "resumed": resumed, "processes": n_processes()})
         self._verified.discard(stage)
+        on_first(self._confirm, stage, say)
+
+    def _confirm(self, stage, say):
+        "Say what a stage took beside what was estimated."
+        took, guess = self.manifest["stages"][stage], self.manifest.get("estimates", {}).get(stage)
+        if guess: say(f"      took {seconds_text(took['seconds'])}{' since it went on' if took['resumed'] else ''}, estimated {seconds_text(guess['seconds'])}")
 
     def _enter(self, stage, facts, took):
         "Enter a complete stage into the manifest."
@@ -681,7 +691,7 @@ class _Ordered(_Estimating):
         manifest["stages"][stage] = facts | took | {
             "input": before, "settings": hash_settings(manifest["config"], stage), "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"), "peak_memory": peak_memory(), "disk": size_on_disk(leaves),
             "environment": environment(getattr(self.task.config, "device", "cpu"))}
-        write_json(self.file, manifest)
+        write_manifest(self.file, manifest)
 
 # %% ../nbs/13_runs.ipynb #345fefd2
 class Run(_Ordered):
@@ -752,14 +762,14 @@ class Run(_Ordered):
 def _change_settings(run, wanted):
     "Give `run` settings of its last stages, or that matter to no number: what was made with others is then to be made again."
     if "train" in run.manifest["stages"]: break_window(run.task.config, run.steps()[1])
-    with locked(run.folder): on_first(write_json, run.file, {**run.manifest, "config": wanted})
+    with locked(run.folder): on_first(write_manifest, run.file, {**run.manifest, "config": wanted})
 
 def _claim(run, wanted):
     "Make the folder of `run` a run directory."
     if run.folder.exists() and not run.folder.is_dir(): raise ValueError(f"{run.folder} is a file: give a directory with --out")
     if run.folder.is_dir() and not _holds_nothing(run.folder): raise ValueError(
         f"{run.folder} is not empty and holds no run of polca: give another directory with --out")
-    with locked(run.folder): on_first(write_json, run.file, {"format": _FORMAT, "polca": importlib.metadata.version("polca"), "task": run.task.name, "config": wanted, "stages": {}})
+    with locked(run.folder): on_first(write_manifest, run.file, {"format": _FORMAT, "polca": importlib.metadata.version("polca"), "task": run.task.name, "config": wanted, "stages": {}})
 
 # %% ../nbs/13_runs.ipynb #9618db35
 def _progress(run: Run, stage: str) -> str:

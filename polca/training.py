@@ -6,6 +6,8 @@
 __all__ = ['need', 'check_settings', 'named_preset', 'Transformer', 'make_optimizer', 'update', 'train']
 
 # %% ../nbs/10a_training.ipynb #f71ceb34
+import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -158,14 +160,19 @@ def _load(model, store, step):
 
 # %% ../nbs/10a_training.ipynb #364b28d2
 def _save_state(file: Path, step, model, optimizer, schedule):
+    "The state in one piece, with its hash: torch itself takes a damaged tensor for a tensor."
+    buffer = io.BytesIO()
+    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, buffer)
     with atomic_path(file) as part:
-        torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict()}, part)
+        with open(part, "wb") as f:
+            f.write(hashlib.sha256(buffer.getbuffer()).digest())
+            f.write(buffer.getbuffer())
 
 def _restore(file: Path, store, wanted, model, optimizer, schedule) -> int:
     "Load what `_save_state` wrote and return its step; 0, to start over, if a checkpoint before it is gone."
-    try: state = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as e: raise ValueError(f"{file} is damaged ({e}): delete it, and training starts over") from e
+    data = file.read_bytes()
+    if hashlib.sha256(memoryview(data)[32:]).digest() != data[:32]: raise ValueError(f"{file} is damaged, or of an earlier version: delete it, and training starts over")
+    state = torch.load(io.BytesIO(data[32:]), weights_only=True, map_location="cpu")
     if not {s for s in wanted if s < state["step"]} <= set(store.steps): return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

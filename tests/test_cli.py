@@ -14,7 +14,7 @@ import pytest
 from polca.__main__ import main
 
 POLCA = Path(sys.executable).with_name("polca")
-VARIES = ("seconds", "peak_memory_gib", "resumed")
+VARIES = ("seconds", "peak_memory_gib", "resumed", "check_sum")
 
 
 def polca(*args, **kwargs):

@@ -172,10 +172,16 @@ def test_a_damaged_file_of_an_unfinished_stage_is_named_or_made_again(whole, cop
     assert_same(numbers(run), numbers(whole))
 
 
-def test_a_damaged_manifest_is_named(copy):
+def test_a_damaged_manifest_is_named(whole, copy):
     folder = copy()
     damage(folder / "run.json", "truncated", 0.5)
     with pytest.raises(ValueError, match="run.json is damaged"): Run.open(folder)
+    shutil.copy(whole.folder / "run.json", folder / "run.json")
+    written, known = (folder / "run.json").read_bytes(), read_manifest(folder)
+    for place in random.Random(0).sample(range(len(written)), 40):  # one flipped bit: an error, or the same content
+        (folder / "run.json").write_bytes(written[:place] + bytes([written[place] ^ 1 << place % 7]) + written[place + 1:])
+        try: assert read_manifest(folder) == known
+        except ValueError as e: assert "run.json" in str(e) and "restore it" in str(e)
 
 
 @pytest.mark.parametrize("step", [20, 80] if ALL else [80])

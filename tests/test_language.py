@@ -41,12 +41,11 @@ def test_text_that_is_too_short_or_cannot_be_read_is_refused_before_anything_lon
     assert {p.name for p in (tmp_path / "run").iterdir()} <= {"run.json", "run.lock"}
 
 
-# Wikipedia: needs `pip install "polca[wikipedia]"`
+# Wikipedia: the package datasets on a local folder
 
 @pytest.fixture
 def dump(tmp_path):
     "Embedded text as a dataset laid out as wikimedia/wikipedia is."
-    pytest.importorskip("datasets")
     import pandas as pd
     rows = [{"id": str(i), "url": f"https://example.org/{i}", "title": name, "text": text} for i, (name, text) in enumerate(embedded_texts().items())]
     folder = tmp_path / "wikipedia" / "20231101.en"
@@ -65,7 +64,8 @@ def test_wikipedia_is_read_as_far_as_asked_for_in_an_order_of_the_seed(dump, tmp
         assert first.items() <= whole.items() and sum(letters) >= 200_000 > sum(letters[:-1])
         assert list(first) == list(wikipedia_texts(200_000, dataset=folder, streaming=streaming, buffer=50))
         assert list(first) != list(wikipedia_texts(200_000, dataset=folder, streaming=streaming, buffer=50, seed=1))
-    assert wikipedia_texts(10**9, dataset=folder) == whole
+    assert wikipedia_texts(sum(map(len, whole.values())), dataset=folder) == whole
+    with pytest.raises(ValueError, match="letters, not 1,000,000,000: ask for fewer"): wikipedia_texts(10**9, dataset=folder)
 
 
 def test_a_hub_that_cannot_be_reached_and_a_dump_that_is_not_there(dump):
