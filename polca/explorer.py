@@ -20,7 +20,7 @@ try:
 except ImportError as e: raise ImportError(f"the explorer needs widgets ({e}): pip install 'polca[notebook]'. Without: polca report RUN") from e
 
 from .checkpoints import atomic_path
-from .labels import html_text
+from .labels import has_tags, html_text, tagger_names
 from .pages import (
     PIECES_STYLE, Shown, clusters_piece, compare_piece, directions_piece, figure_piece, first_shown, note, piece, shown_clusters, shown_curves, shown_labels, static_page, token_piece,
     tokens_piece, trust_piece)
@@ -191,7 +191,7 @@ class _Controls:
         self.path = box(w.Text, "save as", value=f"{view.title}-view.html", width="24em")
         self.save = box(w.Button, "Save this view", tooltip="write what is shown as one HTML file, without scripts")
         self.other = box(w.Text, "other run", placeholder="folder; empty: this run", continuous_update=False, width="26em")
-        self.other_rule = box(w.Dropdown, "rule", options=["the same", *rules(view.projection)])
+        self.other_rule = box(w.Dropdown, "rule", options=["the same", *rules(view.projection)], value=next((r for r in rules(view.projection) if r != s.rule), "the same"))
         self.other_direction = box(w.Text, "direction", placeholder="empty: the most alike", continuous_update=False, width="18em")
 
     def read(self, shown: Shown) -> Shown:
@@ -367,6 +367,7 @@ def _head(view: View) -> str:
     loss = view.loss.mean("token").values
     told = (f"<b>{html_text(view.title)}</b>: {count_text(len(view.tokens), 'token')}, {count_text(len(view.steps), 'checkpoint')} from step {view.steps[0]:,} to step {view.steps[-1]:,}, "
             f"{count_text(len(view.directions), 'direction')}; mean loss {loss[0]:.2f} to {loss[-1]:.2f} nats per token, flat from step {view.flat:,.0f}; a break is told from {view.window:,.0f} steps on either side.")
+    if has_tags(view.tokens): told += f" Part-of-speech tags by {html_text(tagger_names(view.tokens))}."
     return f"<p>{told}</p>" + "".join(note(f"This run has no {html_text(what)} yet. Make it with <code>{html_text(command)}</code>") for what, command in view.missing)
 
 # %% ../nbs/16_explorer.ipynb #896b54dd

@@ -22,7 +22,7 @@ import xarray as xr
 
 from .clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from .labels import html_text, visible
-from .plots import axes_boxes, cluster_color, plot_breakthroughs, plot_explained, plot_token
+from .plots import axes_boxes, cluster_color, plot_breakthroughs, plot_explained, plot_side_by_side, plot_token
 from .report import break_edge, break_text, count_text, html_figure, html_page, html_table, number_text, share_text
 from .views import (
     Settings, View, break_table, change, check_same_tokens, cluster_joint, cluster_one, compare_directions, composition_kinds, curves_along, directions_table, example_of, in_span,
@@ -41,12 +41,12 @@ PIECES_STYLE = """.polca{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1
 .pieces [data-pick]:focus-visible,.pieces .plot:focus-visible{outline:2px solid #0072b2;outline-offset:-2px}
 .pieces .s{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.45em;border:1px solid var(--line);vertical-align:-.08em}
 .pieces .dim{color:var(--dim)}.pieces .note{border-left:4px solid #e69f00;padding:.35rem .8rem;margin:.4rem 0;background:var(--card);border-radius:0 6px 6px 0}
-.pieces .bar{display:flex;width:21em;height:1.35em;border-radius:3px;overflow:hidden;font-size:11px;line-height:1.35em}.pieces .bar span{overflow:hidden;text-align:center;white-space:nowrap}
-.pieces .plot{position:relative;max-width:100%;touch-action:none;cursor:crosshair;user-select:none}.pieces .plot img,.pieces img{display:block;width:100%;height:auto;max-width:1000px;background:#fff;border-radius:6px;pointer-events:none}
+.pieces .bar{display:flex;width:21em;height:1.35em;border-radius:3px;overflow:hidden;font-size:11px;line-height:1.35em}.pieces .bar span{overflow:hidden;text-align:center;white-space:nowrap}@media(max-width:1000px){.pieces .bar{width:11em}}
+.pieces .plot{position:relative;max-width:100%;touch-action:none;user-select:none}.pieces .plot.live{cursor:crosshair}.pieces .plot img,.pieces img{display:block;width:100%;height:auto;max-width:1000px;background:#fff;border-radius:6px;pointer-events:none}
 .pieces .plot .cover,.pieces .plot .at{position:absolute;pointer-events:none;background:rgba(0,114,178,.16)}.pieces .plot .at{width:1px;background:#555}
 .pieces .plot .tip{position:absolute;pointer-events:none;background:#fff;color:#1c1c1c;border:1px solid #999;border-radius:4px;padding:.15rem .45rem;font-size:11.5px;white-space:pre;z-index:2}
 .pieces .ex{display:flex;gap:.6em;padding:.2rem .3rem;border-bottom:1px solid var(--line);align-items:baseline}.pieces .ex .v{flex:0 0 8.5em;text-align:right;font-variant-numeric:tabular-nums}
-.pieces .ex .p{font:12.5px/1.65 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}.pieces .k{border-radius:2px;padding:.1em 0}
+.pieces .ex .p{font:12.5px/1.65 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}.pieces .k{border-radius:2px;padding:.1em .08em}
 .pieces .k.target{outline:2px solid var(--fg);outline-offset:0;border-radius:2px}.pieces .k.on{outline:2px dashed #d55e00}
 .pieces .scale{display:inline-block;width:9em;height:.8em;border-radius:3px;vertical-align:-.05em;margin:0 .4em}
 .pieces h3{font-size:1.02em;margin:.7rem 0 .25rem}.pieces p{margin:.3rem 0}"""
@@ -97,11 +97,12 @@ def plot_html(fig, alt: str, series: Sequence[Mapping] = (), steps: Sequence[flo
     brush    whether a span of steps can be chosen in it
     """
     boxes, every = axes_boxes(fig), max(1, len(steps) // 200)
+    fig.set_layout_engine("none")  # it is laid out: once is enough
     data = {"boxes": boxes, "steps": [float(s) for s in steps[::every]], "brush": brush,
             "series": [{"name": s["name"], "color": s["color"], "values": [[float(f"{v:.4g}") for v in values[::every]] for values in s["values"]]} for s in series]}
     image = html_figure(fig, alt).removeprefix("<div class=scroll>").removesuffix("</div>")
     label = "drag to choose a span of steps; arrow keys move it, with shift they make it longer or shorter, Escape takes it away" if brush else "figure"
-    return f'<div class=plot tabindex=0 role=group aria-label="{label}" title="" data-plot="{html.escape(json.dumps(data), quote=True)}">{image}</div>'
+    return f'<div class="plot{" live" if brush else ""}" tabindex=0 role=group aria-label="{label}" title="" data-plot="{html.escape(json.dumps(data), quote=True)}">{image}</div>'
 
 def cluster_series(told: Mapping) -> list[dict]:
     "The curves of `polca.clustering.describe_clusters` for `plot_html`: medoid, and median exact loss."
@@ -187,8 +188,9 @@ def _word(word) -> str:
     return html.escape(text if text.strip() else visible(word, True) or "∅")
 
 def _constants(tokens: pd.DataFrame, rows: pd.DataFrame) -> str:
-    "Of tokens without texts around: the columns that are the same for the whole example, and not for all."
-    names = [c for c in rows if c not in ("example", "position", "target", "target_id") and rows[c].nunique() == 1 and len(rows) > 1 and tokens[c].nunique() > 1]
+    "Of tokens without texts around: the columns that are the same in the whole of every example, and not for all."
+    if "example" not in tokens: return ""
+    names = [c for c in rows if c not in ("example", "position", "target", "target_id") and tokens[c].nunique() > 1 and tokens.groupby("example")[c].nunique().max() == 1]
     return " ".join(f"{c}={rows[c].iloc[0]}" for c in names) + (" → " if names else "")
 
 # %% ../nbs/13b_pages.ipynb #8a02a4eb
@@ -292,16 +294,22 @@ def shown_told(view: View, shown: Shown) -> dict:
     key = ("told", shown.direction, shown.settings, shown.joint, shown.by, shown.outliers)
     return view.remembered(key, lambda: described(view, shown))
 
-def figure_piece(view: View, shown: Shown) -> str:
-    "Curves and exact loss of the clusters along the direction."
+def figure_piece(view: View, shown: Shown, live: bool = True) -> str:
+    """Curves and exact loss of the clusters along the direction.
+
+    live   whether a span of steps can be dragged in it
+    """
     told, breaks, clusters = shown_told(view, shown), shown_breaks(view, shown), shown_clusters(view, shown)
-    marks = dict(zip(breaks["cluster"], breaks["median"])) if "median" in breaks else {}
+    marks = _marks(breaks)
     rest = "outliers" if (clusters.labels >= OUTLIER).any() else "all tokens"
     source = "" if told["source_step"] is None else f", taken at step {told['source_step']:,}"
     fig = plot_breakthroughs(told, marks, view.flat, "projected loss (nats)", "medoid" if shown.joint is None else "median", rest, f"direction {shown.direction}{source}", shown.span, size=(10.5, 3.5))
     span = "" if shown.span is None else f" Chosen: steps {shown.span[0]:,.0f} to {shown.span[1]:,.0f}."
-    return piece(plot_html(fig, f"clusters along direction {shown.direction}: {'medoid' if shown.joint is None else 'median'} and quartiles of the projected loss, and median exact loss", cluster_series(told), view.steps)
-                 + f"<p class=dim>Drag over steps to choose them, click to choose all again. Grey: the mean loss is flat (from step {view.flat:,.0f}); ▼ breaks, filled if hidden; dashed: source step.{span}</p>")
+    drag = "Drag over steps to choose them, click to choose all again. " if live else ""
+    return piece(plot_html(fig, f"clusters along direction {shown.direction}: {'medoid' if shown.joint is None else 'median'} and quartiles of the projected loss, and median exact loss", cluster_series(told), view.steps, live)
+                 + f"<p class=dim>{drag}Grey: the mean loss is flat (from step {view.flat:,.0f}); ▼ breaks, filled if hidden; dashed: source step.{span}</p>")
+
+def _marks(breaks: pd.DataFrame) -> dict: return dict(zip(breaks["cluster"], breaks["median"])) if "median" in breaks else {}
 
 def clusters_piece(view: View, shown: Shown, labels: pd.DataFrame | None = None, stable: pd.Series | None = None) -> str:
     "The clusters along the direction as a table; labels and stability once they are known."
@@ -374,13 +382,16 @@ def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> 
     try: check_same_tokens(view, other)
     except ValueError as e: return piece(note(html_text(e)))
     found = compare_directions(view, shown_curves(view, shown), shown_clusters(view, shown), shown_curves(other, other_shown), shown_clusters(other, other_shown))
-    title = f"{other.title}, direction {other_shown.direction}, rule {other_shown.settings.rule}"
-    return piece(compared_html(title, found)) + figure_piece(view, replace(shown, span=None)).replace("data-plot", "data-still") + figure_piece(other, replace(other_shown, span=None)).replace("data-plot", "data-still")
+    both = [(view, shown), (other, other_shown)]
+    titles = [f"{v.title}, direction {s.direction}, {s.settings.rule}" for v, s in both]
+    fig = plot_side_by_side([shown_told(v, s) for v, s in both], [_marks(shown_breaks(v, s)) for v, s in both], titles, "medoid" if shown.joint is None else "median")
+    return piece(compared_html(titles[1], found) + html_figure(fig, f"projected loss of the clusters: {titles[0]}; {titles[1]}") + "<p class=dim>The numbers of clusters, and so their colours, "
+                 "are those of each side: cluster 0 here need not be cluster 0 there.</p>")
 
 def static_page(view: View, shown: Shown | None = None) -> str:
     "The whole of what is shown as one HTML file, without scripts."
     shown = first_shown(view) if shown is None else shown
     missing = "".join(note(f"This run has no {html_text(what)} yet: make it with {html_text(command)}") for what, command in view.missing)
-    parts = [("Directions", missing + directions_piece(view, shown)), (f"Clusters along direction {shown.direction}", figure_piece(view, shown) + clusters_piece(view, shown, shown_labels(view, shown))),
+    parts = [("Directions", missing + directions_piece(view, shown)), (f"Clusters along direction {shown.direction}", figure_piece(view, shown, False) + clusters_piece(view, shown, shown_labels(view, shown))),
              ("Tokens", tokens_piece(view, shown)), *([("One token", token_piece(view, shown))] if shown.token is not None else []), ("Trust", trust_piece(view, shown))]
     return html_page(view.title, parts, PIECES_STYLE)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'RULE_COLORS', 'cluster_color', 'plot_loss_by', 'plot_loss_quartiles', 'plot_cluster_descriptions',
-           'plot_clusters', 'plot_labelled_clusters', 'plot_breakthroughs', 'axes_boxes', 'plot_token',
-           'plot_completeness', 'plot_explained', 'plot_held_movement']
+           'plot_clusters', 'plot_labelled_clusters', 'plot_breakthroughs', 'plot_side_by_side', 'axes_boxes',
+           'plot_token', 'plot_completeness', 'plot_explained', 'plot_held_movement']
 
 # %% ../nbs/09_plots.ipynb #839dd7fe
 from collections.abc import Mapping, Sequence
@@ -173,6 +173,22 @@ def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | No
     axes[1].set(xlabel="training step", ylabel="median exact loss (nats)", title="exact loss")
     handles, names = axes[0].get_legend_handles_labels()
     fig.legend(handles, names, title="cluster (tokens)", loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False)
+    return fig
+
+# %% ../nbs/09_plots.ipynb #bd91297b
+def plot_side_by_side(told: Sequence[dict], breaks: Sequence[Mapping[int, float]], titles: Sequence[str], line: str = "medoid", unit: str = "projected loss (nats)", rest: str = "outliers") -> Figure:
+    """The curves of each of `told`, what `polca.clustering.describe_clusters` gives, beside each other, with breaks at their top.
+
+    line   "medoid" or "median", with quartiles
+    """
+    fig, axes = plt.subplots(1, len(told), figsize=(10.5, 3.4), layout="constrained", squeeze=False, sharex=True)
+    for ax, one, marks, title in zip(axes[0], told, breaks, titles):
+        for c in sorted(one["clusters"], key=lambda c: c["cluster"] >= 0):
+            name = f"{c['cluster'] if c['cluster'] >= 0 else rest} ({c['size']})"
+            _band(ax, one["step"], c["quartiles"], cluster_color(c["cluster"]), name, c["medoid"] if line == "medoid" else c["quartiles"][1])
+        for cluster, at in marks.items(): ax.plot(at, 0.965, marker="v", ms=7, color=cluster_color(cluster), transform=ax.get_xaxis_transform(), ls="")
+        ax.set(xlabel="training step", ylabel=unit, title=title)
+        ax.legend(title="cluster (tokens)", fontsize=7, title_fontsize=7, frameon=False)
     return fig
 
 # %% ../nbs/09_plots.ipynb #48166691

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .breakthroughs import breakthroughs
+from .breakthroughs import breakthroughs, window_fits
 from .clustering import DROPPED, OUTLIER, Clusters, describe_clusters, distinct_clusters
 from .decomposition import allocate, explained, projected_loss, rules
 from .labels import (
@@ -80,6 +80,8 @@ def _labels(tests: pd.DataFrame, row, n: int = 3) -> str:
     passed = _of_cluster(tests[tests["q"] <= ALPHA], row).head(n)
     return ", ".join(f"{_label(t)} {t.share:.0%} <span class=q>({t.base:.0%}, q {_q(t.q)})</span>" for t in passed.itertuples()) or "none"
 
+def _tags_words(recipe) -> str: return "" if recipe.tagger == "none" else f" Part-of-speech tags by {html_text(recipe.tagger)}."
+
 def _label_table(tests: pd.DataFrame, row) -> str:
     "The best value of every kind for a cluster, most information first; those that do not pass are grey."
     def cells(t): return [html_text(t.kind), _label(t), f"{t.share:.0%}", f"{t.base:.0%}", f"{t.lift:.2g}", _q(t.q)]
@@ -100,10 +102,6 @@ class _Recipe:
     joint: bool
     found: int
 
-def _fits(steps: np.ndarray, window: float) -> bool:
-    "Whether `window` fits before and after any of `steps`."
-    return bool(((steps - window >= steps[0]) & (steps + window <= steps[-1])).any())
-
 def _alone(clusters: Clusters) -> Clusters:
     "The distinct clusters, each with a number as its cluster and direction, against all other tokens."
     table = distinct_clusters(clusters).reset_index(drop=True)
@@ -115,7 +113,7 @@ def _recipe(name: str, curves: xr.DataArray, clusters: Clusters, loss: xr.DataAr
     joint, found = "stability" in clusters.table, len(clusters.table)
     if joint: clusters = _alone(clusters)
     bent = loss.expand_dims(direction=clusters.labels["direction"].values) if joint else curves
-    if _fits(bent["step"].values.astype(float), window): table = breakthroughs(bent, clusters, window, flat)
+    if window_fits(bent["step"], window): table = breakthroughs(bent, clusters, window, flat)
     else: table = clusters.table.sort_values("direction", kind="stable").assign(**dict.fromkeys(("break_step", "median", "at_first", "at_last", "spread", "spread_control", "hidden", "control"), np.nan))
     simple = random_control(clusters, tokens) if has_tags(tokens) and len(table) else None
     return _Recipe(name, curves, clusters, table, label_tests(clusters, tokens), simple, tagger_names(tokens), joint, found)
@@ -135,7 +133,7 @@ def _loss_words(projection: xr.Dataset, flat: float, window: float) -> list[str]
            f"<b>{count_text(projection.sizes['direction'], 'direction')}</b>.",
            f"The mean loss goes from {mean[0]:.3f} to {mean[-1]:.3f} nats per token; it counts as flat from step {flat:,.0f}."]
     if mean[-1] >= mean[0]: out.append("<b>The mean loss does not fall</b>: there is no learning on these tokens to account for.")
-    if not _fits(steps.astype(float), window): out.append(
+    if not window_fits(steps, window): out.append(
         f"<b>Too few checkpoints for a break</b>: the window of {window:g} steps does not fit before and after any checkpoint between step {steps[0]:,} and step {steps[-1]:,}.")
     elif flat + window >= steps[-1]: out.append(f"The mean loss still falls before step {flat:,.0f}, too late, with a window of {window:g} steps, for a break to be hidden.")
     return out
@@ -274,7 +272,7 @@ def _joint_section(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe
                         f"Cluster {row.cluster} beside the other tokens: quartiles of the projected loss, median exact loss.")
         parts.append(_joint_cluster(tokens, recipe, row, tint, image, whole, flat))
     left = f"<p>{count_text(len(recipe.table) - most, 'less stable cluster')} left out.</p>" if len(recipe.table) > most else ""
-    return f"<p>The most stable first. Breaks are those of the exact loss; ▼ marks them, filled if hidden.</p>{overview}{left}{''.join(parts)}"
+    return f"<p>The most stable first. Breaks are those of the exact loss; ▼ marks them, filled if hidden.{_tags_words(recipe)}</p>{overview}{left}{''.join(parts)}"
 
 def _joint_cluster(tokens, recipe, row, tint, image, whole, flat) -> str:
     own = recipe.clusters.members(row.direction, row.cluster)
@@ -401,7 +399,7 @@ def _shown_words(recipe: _Recipe, shown: int, made: int, limit: int) -> str:
     n = recipe.table["direction"].nunique()
     if not n: return f"<p>{_cluster_words(recipe)}</p>"
     out = (f"<p>{count_text(n, 'direction')} with clusters, {'all' if shown == n else shown} of them shown: those with most hidden breakthroughs, then those with most clusters first. "
-           "▼ marks breaks, filled if hidden.</p>")
+           f"▼ marks breaks, filled if hidden.{_tags_words(recipe)}</p>")
     return out + (f"<p class=note>{count_text(made - shown, 'more direction')} left out, to keep this page under {limit:,} bytes.</p>" if shown < made else "")
 
 # %% ../nbs/12a_report.ipynb #d034bbba

@@ -6,8 +6,8 @@
 __all__ = ['STAGES', 'Samples', 'Task', 'TextConfig', 'check_text_config', 'resolved', 'check_device', 'text_samples',
            'open_language_model', 'open_tokenizer', 'check_same_function', 'TextTask', 'locked', 'hash_path',
            'size_on_disk', 'hash_stage', 'HashedCheckpoints', 'environment', 'hash_settings', 'write_manifest',
-           'read_manifest', 'clustered_curves', 'breaking_curves', 'cluster_run', 'save_clusters', 'load_clusters',
-           'break_window', 'Run', 'run_status', 'format_status', 'inspect_run', 'format_inspection']
+           'read_manifest', 'clustered_curves', 'breaking_curves', 'cluster_run', 'told_clusters', 'save_clusters',
+           'load_clusters', 'break_window', 'Run', 'run_status', 'format_status', 'inspect_run', 'format_inspection']
 
 # %% ../nbs/13_runs.ipynb #41bcf0f2
 import dataclasses
@@ -37,12 +37,12 @@ import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
 
-from .breakthroughs import breakthroughs, plateau
+from .breakthroughs import breakthroughs, plateau, window_fits
 from .checkpoints import Checkpoints, Pretrained, atomic_path, read_checked, require_steps, verify_checkpoints, weights_hash, write_json
 from .clustering import Clusters, cluster_directions, cluster_tokens, distinct_clusters, filter_directions, filter_tokens, scale_curves
 from .decomposition import allocate, explained, rules, trajectories
 from .estimates import Estimate, estimate_analysis, estimate_projection, estimate_reading, estimate_subspace, estimates_table, peak_memory, seconds_text
-from .labels import check_tagger, open_tagger, token_tags
+from .labels import check_tagger, label_clusters, open_tagger, projection_tokens, token_tags
 from .losses import Params, TokenLosses, fingerprint, n_parameters
 from .memory import memory_bytes, size_text
 from .processes import from_first, n_processes, on_first, process_number
@@ -419,15 +419,24 @@ def cluster_run(projection: xr.Dataset, config, progress: bool = False) -> dict[
     return {"paper": (curves, paper), "recommended": cluster_tokens(projection, random_state=config.seed)}
 
 # %% ../nbs/13_runs.ipynb #560da251
-def save_clusters(path: Path, found: Mapping[str, tuple[xr.DataArray, Clusters]], window: float, flat: float) -> None:
-    "Write clusters and their breakthroughs to the directory `path`, which appears whole or not at all: labels.zarr with a group for each recipe, tables.json."
+def told_clusters(projection: xr.Dataset, curves: xr.DataArray, clusters: Clusters, window: float, flat: float) -> dict[str, list[dict]]:
+    "What there is to say of clusters along single directions, as rows of plain values: breakthroughs, where the window fits, and labels."
+    tables = {"breakthroughs": breakthroughs(curves, clusters, window, flat)} if window_fits(projection["step"], window) else {}
+    tables["labels"] = label_clusters(clusters, projection_tokens(projection))
+    return {name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()}
+
+def save_clusters(path: Path, found: Mapping[str, tuple[xr.DataArray, Clusters]], window: float, flat: float, told: Mapping[str, dict] | None = None) -> None:
+    """Write clusters to the directory `path`, which appears whole or not at all: labels.zarr with a group for each recipe, tables.json.
+
+    told   {recipe: `told_clusters` of it}, to be kept in tables.json
+    """
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     tables = {}
     for name, (_, clusters) in found.items():
         labels = clusters.labels.drop_vars([n for n in clusters.labels.coords if n not in clusters.labels.dims])
         labels.to_dataset(name="cluster").to_zarr(part / "labels.zarr", group=name, mode="w", zarr_format=2, consolidated=False)
-        tables[name] = {"clusters": clusters.table.to_dict("records"), "notes": {str(d): note for d, note in clusters.notes.items()}}
+        tables[name] = {"clusters": clusters.table.to_dict("records"), "notes": {str(d): note for d, note in clusters.notes.items()}, **(told or {}).get(name, {})}
     write_json(part / "tables.json", {"window": window, "plateau": flat, "recipes": tables})
     shutil.rmtree(path, ignore_errors=True)
     part.rename(path)
@@ -584,7 +593,7 @@ class _Analysing(_Making):
         projection = self.read_projection()
         window, flat = self.window(projection), self.flat(projection)
         found = cluster_run(projection, self.task.config, progress)
-        save_clusters(self.folder / "clusters", found, window, flat)
+        save_clusters(self.folder / "clusters", found, window, flat, {"paper": told_clusters(projection, *found["paper"], window, flat)})
         return {"clusters": {name: len(c.table) for name, (_, c) in found.items()}}
 
     def _report(self, progress) -> dict:
@@ -829,8 +838,8 @@ def _breaks(projection, recipe, clusters, found) -> list[dict]:
     "The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for several numbers of clusters the distinct ones."
     joint = "stability" in clusters.table
     if joint: clusters = dataclasses.replace(clusters, table=distinct_clusters(clusters).reset_index(drop=True))
-    steps, window = projection["step"].values, found["window"]
-    if not ((steps - window >= steps[0]) & (steps + window <= steps[-1])).any(): return clusters.table.to_dict("records")
+    window = found["window"]
+    if not window_fits(projection["step"], window): return clusters.table.to_dict("records")
     table = breakthroughs(breaking_curves(projection, recipe, clusters), clusters, window, found["flat"])
     if joint: table = table.sort_values("stability", ascending=False, kind="stable")  # in the order of the report
     return table.to_dict("records")

@@ -24,7 +24,7 @@ from sklearn.base import clone
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from .breakthroughs import breakthroughs, plateau
+from .breakthroughs import breakthroughs, plateau, window_fits
 from .clustering import DROPPED, OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens
 from .decomposition import RULES, allocate, explained, rules, trajectories
 from .labels import label_clusters, label_kinds, label_tests, nearest_tokens, projection_tokens
@@ -262,9 +262,7 @@ def composition_kinds(view: View, most: int = 6) -> dict[str, np.ndarray]:
 
 def break_table(view: View, curves: xr.DataArray, clusters: Clusters, draws: int = 60) -> pd.DataFrame:
     "`polca.breakthroughs.breakthroughs` of the clusters along a direction; without its columns where the window does not fit."
-    steps = view.steps.astype(float)
-    fits = ((steps - view.window >= steps[0]) & (steps + view.window <= steps[-1])).any()
-    return breakthroughs(curves, clusters, view.window, view.flat, draws=draws) if fits and len(clusters.table) else clusters.table.copy()
+    return breakthroughs(curves, clusters, view.window, view.flat, draws=draws) if len(clusters.table) and window_fits(view.steps, view.window) else clusters.table.copy()
 
 def label_table(view: View, clusters: Clusters, n_permutations: int = 199) -> pd.DataFrame:
     "`polca.labels.label_clusters` of the clusters along a direction, tested with fewer permutations than a report has."
