@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Pane', 'stale_panes', 'moved_span', 'Explorer', 'explore']
 
-# %% ../nbs/16_explorer.ipynb #132c4bfb
+# %% ../nbs/16_explorer.ipynb #d82a238a
+import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,16 +35,19 @@ from .views import (
 # %% ../nbs/16_explorer.ipynb #ec06f7bb
 _LOST = r"""
 function whenLost(model, el, lost) {  // calls `lost` once, when the kernel of the view was restarted, died or was exchanged; returns what ends the watch
-  let told = false;
+  const kernel = model.widget_manager?.kernel, gone = ["starting", "restarting", "autorestarting", "terminating", "dead"];
+  let told = false, session = null;
   const tell = () => { if (!told) { told = true; lost(); } };
-  const gone = ["starting", "restarting", "autorestarting", "terminating", "dead"];
-  const watch = (_, status) => { if (gone.includes(status)) tell(); };
-  const kernel = model.widget_manager?.kernel;
+  const onStatus = (_, status) => { if (gone.includes(status)) tell(); };
+  const onMessage = (_, { header }) => {
+    session ??= header.session;  // each process of a kernel has another
+    if (header.session !== session || header.msg_type === "shutdown_reply") tell();
+  };
   if (el.classList.contains("jupyter-widgets-disconnected")) tell();
   model.on("comm_live_update", function () { if (!this?.model?.comm_live) tell(); });  // `this` is the view
-  kernel?.statusChanged?.connect(watch);
-  kernel?.disposed?.connect(tell);
-  return () => { kernel?.statusChanged?.disconnect(watch); kernel?.disposed?.disconnect(tell); };
+  const watched = [["statusChanged", onStatus], ["iopubMessage", onMessage], ["disposed", tell]];
+  watched.forEach(([signal, call]) => kernel?.[signal]?.connect?.(call));
+  return () => watched.forEach(([signal, call]) => kernel?.[signal]?.disconnect?.(call));
 }
 """
 
@@ -100,7 +104,6 @@ function livePlot(plot, send) {  // a figure that tells the numbers under the po
 _RENDER = r"""
 function render({ model, el }) {
   el.classList.add("polca");
-  el.dataset.lmSuppressShortcuts = "true";  // keys that are meant for the pane must not move cells of the notebook
   const body = document.createElement("div"), message = Object.assign(document.createElement("div"), { className: "note pieces", hidden: true });
   el.append(message, body);
   let lost = false;
@@ -111,6 +114,7 @@ function render({ model, el }) {
     const focused = body.contains(document.activeElement) ? name(document.activeElement) : null, places = [...body.querySelectorAll(".box")].map(b => [b.scrollTop, b.scrollLeft]);
     body.innerHTML = model.get("html");
     body.querySelectorAll(".box").forEach((b, i) => { if (places[i]) [b.scrollTop, b.scrollLeft] = places[i]; });
+    body.querySelectorAll("[tabindex]").forEach(n => { n.dataset.lmSuppressShortcuts = "true"; });  // else keys that are meant for them would move, cut or insert cells of the notebook
     body.querySelectorAll("[data-plot]").forEach(plot => livePlot(plot, send));
     const on = body.querySelector("tr.on"), box = on?.closest(".box");
     if (on && (on.offsetTop < box.scrollTop + 30 || on.offsetTop + on.offsetHeight > box.scrollTop + box.clientHeight)) box.scrollTop = on.offsetTop - box.clientHeight / 2;
@@ -213,7 +217,7 @@ class _Wired(w.VBox):
         self.view, self.shown, self.failures, self._other, self._stable, self._quiet = view, shown or first_shown(view), [], None, None, False
         self.controls = c = _Controls(view, self.shown)
         self.panes = {name: Pane(layout=w.Layout(width="100%")).on_pick(self._picked) for name in ("head", *_DEPENDS, "said")}
-        self._pending = {*_TABS}
+        self._pending, self._lock = {*_TABS}, threading.RLock()
         rows = {"tokens": [self._row(c.order, c.text), self.panes["tokens"]], "token": [self.panes["token"]], "trust": [self._row(c.stability), self.panes["trust"]],
                 "compare": [self._row(c.other, c.other_rule, c.other_direction), self.panes["compare"]]}
         self.tabs = w.Tab([w.VBox(rows[t]) for t in _TABS], titles=[*_TABS.values()])
@@ -305,7 +309,8 @@ class _Measures(_Draws):
         "Put what `make` gives into a pane; an error becomes a message there."
         pane = self.panes[name]
         pane.busy = True
-        try: pane.html = make()
+        try:
+            with self._lock: pane.html = make()  # clicks are answered in another thread than cells, and matplotlib is for one at a time
         except (ValueError, OSError) as e: pane.html = piece(note(html_text(e)))
         except MemoryError: pane.html = piece(note("There is not enough memory for this: choose fewer tokens, or another direction."))
         except Exception as e:  # whatever else it is must not end in a page that stands still without a word

@@ -1,0 +1,191 @@
+"""The explorer as a person uses it: in JupyterLab, Notebook and Voilà, in a real browser.
+
+    pytest tests/test_explorer.py
+
+needs Chromium, which is installed from Debian's packages where that is possible, and `pip install -e ".[dev]"`. With POLCA_SCREENSHOTS=1 the pictures in tests/screenshots are taken anew.
+"""
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import browser as b
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: `pip install playwright`").expect
+
+from polca.arithmetic import preset
+from polca.arithmetic_run import ArithmeticTask
+from polca.runs import Run
+
+PICTURES = Path(__file__).parent / "screenshots"
+STEPS = "Chosen: steps"
+
+
+def make(folder, until, **settings):
+    return Run.create(folder, ArithmeticTask(replace(preset("tiny"), min_cluster_size=8, min_samples_divisor=50, **settings))).make(until, progress=False, say=None)
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """A folder with a complete run, another one on the same tokens, one that is unfinished, and a notebook that opens the first."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    make(folder / "run", "report")
+    make(folder / "other", "cluster", which="magnitude", k=2)
+    make(folder / "unfinished", "subspace")
+    b.write_notebook(folder / "broken.ipynb", "from polca.explorer import explore\nimport ipywidgets as w\nw.VBox([explore(f) for f in ('unfinished', 'nowhere')])")
+    return b.write_notebook(folder / "explore.ipynb", "from polca.explorer import explore\nexplorer = explore('run', direction=0, joint=None)\nexplorer")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with b.open_browser() as opened: yield opened
+
+
+@pytest.fixture(scope="module")
+def lab(notebook, tmp_path_factory):
+    with b.jupyter_lab(notebook.parent, tmp_path_factory.mktemp("lab")) as server: yield server
+
+
+@pytest.fixture
+def page(browser):
+    with b.open_page(browser) as opened: yield opened
+
+
+def pane(page, label):
+    return b.output(page).locator(f"[aria-label='{label}']")
+
+
+def choose_and_brush(page):
+    "Directions, clusters and steps: each choice drives what is below it."
+    out = b.output(page)
+    table = pane(page, "directions")
+    expect(table.locator("tbody tr")).to_have_count(4)
+    expect(table.locator("tr.on")).to_contain_text("0")
+    b.part(page, pick="sort:gross").click()
+    expect(table.locator("th[aria-sort]")).to_contain_text("gross (nats) ▾")
+    b.part(page, pick="direction:2").click()
+    expect(out).to_contain_text("Direction 2,")
+    rows = table.locator("tbody tr")
+    rows.nth(1).click()
+    rows.nth(1).press("ArrowDown")
+    expect(rows.nth(2)).to_have_class("on")
+    expect(out).to_contain_text(f"Direction {rows.nth(2).get_attribute('data-pick').removeprefix('direction:')},")
+    b.part(page, pick="direction:0").click()
+    expect(out).to_contain_text("Direction 0,")
+    plot = out.locator(".plot.live")
+    b.drag(plot, 0.12, 0.25)
+    expect(out).to_contain_text(STEPS)
+    before = out.get_by_text(STEPS).inner_text()
+    plot.press("ArrowRight")
+    expect(out.get_by_text(STEPS)).not_to_have_text(before)
+    plot.press("ArrowLeft")
+    expect(out.get_by_text(STEPS)).to_have_text(before)
+    plot.hover(position={"x": 150, "y": 100})
+    expect(out.locator(".tip").first).to_contain_text("step ")
+
+
+def cluster_again(page, keys=True):
+    "Sliders and switches cluster anew; a cluster shows its tokens."
+    out = b.output(page)
+    if keys:
+        b.slide(page, "min cluster size", -2)
+        expect(out).to_contain_text("clustered now: HDBSCAN, min_cluster_size 6")
+        b.slide(page, "min cluster size", 2)
+        expect(out).to_contain_text("as the run has them")
+    b.choose(page, "rule", "first")
+    expect(out).to_contain_text("rule first")
+    b.choose(page, "rule", "trapezoid")
+    b.choose(page, "split by", "carry")
+    expect(pane(page, "clusters").locator("th").last).to_have_text("by carry")
+    b.part(pane(page, "clusters"), pick="cluster:0").click()
+    expect(out).to_contain_text("of cluster 0: those that change most first")
+
+
+def look_at_tokens(page):
+    "Orders, search, a token by itself, trust, another run."
+    out = b.output(page)
+    out.locator(".widget-toggle-button", has_text="nearest to medoid").click()
+    expect(out).to_contain_text("those nearest to the medoid first")
+    b.write(page, "find", '"7"')
+    b.settle(page)
+    assert set(out.locator(".k.target").all_inner_texts()) <= {"7"}
+    b.write(page, "find", "never there")
+    expect(out).to_contain_text("search for something else")
+    b.write(page, "find", "")
+    first = out.locator(".k.target").first
+    number = first.get_attribute("data-pick").removeprefix("token:")
+    first.click()
+    b.open_tab(page, "One token")
+    expect(out).to_contain_text(f"Token {number}:")
+    b.open_tab(page, "Trust")
+    expect(out).to_contain_text("Where the loss change went")
+    b.press(page, "How stable are these clusters?")
+    b.settle(page)
+    assert 0 <= float(pane(page, "clusters").locator("tbody tr").first.locator("td").nth(6).inner_text()) <= 1
+    b.open_tab(page, "Compare")
+    expect(out).to_contain_text("adjusted Rand index")
+    b.write(page, "other run", "other")
+    expect(out).to_contain_text("other, direction")
+    b.write(page, "other run", "nowhere")
+    expect(out).to_contain_text("is no run of polca")
+    b.open_tab(page, "Tokens")
+
+
+def picture(page, folder, name, width):
+    path = b.screenshot(page, (PICTURES if os.environ.get("POLCA_SCREENSHOTS") else folder) / f"{name}-{width}.png", width)
+    assert path.stat().st_size <= 150_000
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_in_jupyterlab(page, lab, notebook, tmp_path, theme):
+    b.open_lab(page, lab, "explore.ipynb", theme)
+    assert b.theme(page) == theme
+    choose_and_brush(page)
+    cluster_again(page)
+    for width in (1280, 900): picture(page, tmp_path, f"explorer-{theme}", width)
+    if theme == "light":
+        look_at_tokens(page)
+        b.write(page, "save as", "saved.html")
+        b.press(page, "Save this view")
+        expect(b.output(page)).to_contain_text("saved as saved.html")
+        saved = (notebook.parent / "saved.html").read_text()
+        assert "<script" not in saved and STEPS in saved and "of cluster 0" in saved
+    b.assert_clean(page)
+
+
+def test_a_restarted_kernel_is_told_and_the_cell_runs_again(page, lab):
+    b.open_lab(page, lab, "explore.ipynb")
+    b.restart(page)
+    expect(b.output(page).get_by_text("The kernel was restarted: run this cell again.").first).to_be_visible()
+    b.part(page, pick="direction:1").click()
+    b.run_all(page)
+    b.part(page, pick="direction:1").click()
+    expect(b.output(page)).to_contain_text("Direction 1,")
+    b.assert_clean(page)
+
+
+def test_what_cannot_be_opened_is_told_in_place(page, lab):
+    b.open_lab(page, lab, "broken.ipynb")
+    out = b.output(page)
+    expect(out).to_contain_text("polca project unfinished")
+    expect(out).to_contain_text("eigenvalue")  # what there is of it
+    expect(out).to_contain_text("nowhere is no run of polca")
+    b.assert_clean(page)
+
+
+def test_in_notebook(page, notebook, tmp_path):
+    with b.jupyter_notebook(notebook.parent, tmp_path) as server:
+        b.open_notebook(page, server, "explore.ipynb")
+        choose_and_brush(page)
+        cluster_again(page, keys=False)
+        b.assert_clean(page)
+
+
+def test_in_voila(page, notebook, tmp_path):
+    with b.voila(notebook, tmp_path) as server:
+        b.open_voila(page, server)
+        choose_and_brush(page)
+        cluster_again(page)
+        b.assert_clean(page)
+        server.kill_kernels()
+        expect(b.output(page).get_by_text("The kernel is gone: reload this page.").first).to_be_visible()
