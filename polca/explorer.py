@@ -359,6 +359,17 @@ class Explorer(_Measures):
         try: self._say(f"saved as {self.to_html(self.controls.path.value)}")
         except OSError as e: self._say(f"{self.controls.path.value} could not be written ({e.strerror or e}): give another path")
 
+    def snapshot(self, *panes: str):
+        """What some panes show now, to be displayed without widgets: for notebooks that are read where no kernel runs.
+
+        panes   of directions, figure, clusters, tokens, token, trust; default: the first four
+        """
+        from IPython.display import HTML
+        makes = {"directions": directions_piece, "figure": lambda v, s: figure_piece(v, s, False), "clusters": lambda v, s: clusters_piece(v, s, shown_labels(v, s), self._stable),
+                 "tokens": tokens_piece, "token": token_piece, "trust": trust_piece}
+        if unknown := set(panes) - set(makes): raise ValueError(f"there is no pane {sorted(unknown)[0]!r}: use {', '.join(makes)}")
+        return HTML(f"<style>{PIECES_STYLE}</style><div class=polca>{''.join(makes[p](self.view, self.shown) for p in panes or [*makes][:4])}</div>")
+
     def to_html(self, path: str | Path) -> Path:
         "Write what is shown as one HTML file, without scripts. Returns its path; raises OSError where it cannot be written."
         path = Path(path)

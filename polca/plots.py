@@ -148,6 +148,11 @@ def plot_labelled_clusters(described: Sequence[dict], words: Sequence[Mapping[st
     return fig
 
 # %% ../nbs/09_plots.ipynb #92649783
+def _mark_heights(breaks: Mapping[int, float]) -> list[tuple[int, float, float]]:
+    "(cluster, break step, height of its mark as a share of the axes'): marks at the same step stand below each other."
+    steps = list(breaks.values())
+    return [(cluster, at, 0.965 - 0.05 * steps[:i].count(at)) for i, (cluster, at) in enumerate(breaks.items())]
+
 def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | None = None, unit: str = "projected loss (nats)", line: str = "medoid",
                        rest: str = "outliers", title: str = "", span: tuple[float, float] | None = None, size: tuple[float, float] = (9, 3.2)) -> Figure:
     """What `polca.clustering.describe_clusters` gives for a direction: its curves on the left, the median exact loss on the right, breaks at the top of both.
@@ -166,8 +171,8 @@ def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | No
         if line == "median only": axes[0].plot(told["step"], curve, color=color, lw=1.6, label=name)
         else: _band(axes[0], told["step"], c["quartiles"], color, name, c["medoid"] if line == "medoid" else curve)
         axes[1].plot(told["loss_step"], c["loss"], color=color, lw=1.6)
-    for cluster, at in breaks.items():
-        for ax in axes: ax.plot(at, 0.965, marker="v", ms=7, color=cluster_color(cluster), mfc=None if at > flat else "#FFFFFF", transform=ax.get_xaxis_transform(), ls="")
+    for cluster, at, height in _mark_heights(breaks):
+        for ax in axes: ax.plot(at, height, marker="v", ms=7, color=cluster_color(cluster), mfc=None if at > flat else "#FFFFFF", transform=ax.get_xaxis_transform(), ls="")
     if (source := told["source_step"]) is not None and source >= 0: axes[0].axvline(source, color="#555555", lw=1, ls="--", label="source step")
     axes[0].set(xlabel="training step", ylabel=unit, title=title or ("median" if line == "median only" else f"{line} and quartiles"))
     axes[1].set(xlabel="training step", ylabel="median exact loss (nats)", title="exact loss")
@@ -186,7 +191,7 @@ def plot_side_by_side(told: Sequence[dict], breaks: Sequence[Mapping[int, float]
         for c in sorted(one["clusters"], key=lambda c: c["cluster"] >= 0):
             name = f"{c['cluster'] if c['cluster'] >= 0 else rest} ({c['size']})"
             _band(ax, one["step"], c["quartiles"], cluster_color(c["cluster"]), name, c["medoid"] if line == "medoid" else c["quartiles"][1])
-        for cluster, at in marks.items(): ax.plot(at, 0.965, marker="v", ms=7, color=cluster_color(cluster), transform=ax.get_xaxis_transform(), ls="")
+        for cluster, at, height in _mark_heights(marks): ax.plot(at, height, marker="v", ms=7, color=cluster_color(cluster), transform=ax.get_xaxis_transform(), ls="")
         ax.set(xlabel="training step", ylabel=unit, title=title)
         ax.legend(title="cluster (tokens)", fontsize=7, title_fontsize=7, frameon=False)
     return fig
