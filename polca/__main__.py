@@ -109,7 +109,7 @@ def _parser(command: str | None = None) -> argparse.ArgumentParser:
     run.add_argument("--until", choices=_STAGES, default=None, help="the last stage to make (default: all)")
     for i, (stage, what) in enumerate(_STAGES.items()):
         add(stage, what + ("; before it the stages that are missing" if i else ""), epilog=f"The settings are those that the run was started with (polca inspect RUN shows them). {_ENDS}"
-            ).add_argument("run", metavar="RUN", help="run directory, as polca analyze or polca run arithmetic made it")
+            ).add_argument("run", metavar="RUN", help="run directory, as polca analyze or polca run made it")
     add("status", "which stages of a run are complete, what they took, and what was estimated").add_argument("run", metavar="RUN", help="run directory")
     add("inspect", "what is in a run; reads every file and holds it against its hash").add_argument("run", metavar="RUN", help="run directory")
     return parser
@@ -148,6 +148,7 @@ def _arithmetic(options, say) -> dict:
 def _language(options, say) -> dict:
     from polca.language import preset, source_text
     given = {name: value for name in ("texts", "wikipedia") if (value := getattr(options, name)) is not None}
+    if given.get("wikipedia", 1) < 1: raise ValueError(f"--wikipedia {given['wikipedia']}: give a number of letters above 0, or leave it out")
     if options.tagger: given["tagger"] = options.tagger
     config = preset(options.preset or "small", **given | ({"texts": tuple(options.texts)} if options.texts else {}), **_seed(options))
     say(f"text: {source_text(config)}" + ("" if config.texts or config.wikipedia else ", as neither --texts nor --wikipedia is given"))
@@ -172,6 +173,8 @@ def _made(run, say) -> dict:
     status = run.status()
     say(format_status(status))
     if status["complete"]["report"]: say(f"to read: {run.folder / 'report.html'}")
+    gone = [stage for stage in status.index[:-1] if not status["complete"][stage]] if status["complete"]["report"] else []
+    if gone: say(f"complete up to the report, though what {', '.join(gone)} left is gone: polca {gone[-1]} {run.folder} would make it again")
     return _told(run, status)
 
 def _told(run, status) -> dict:
@@ -213,7 +216,9 @@ def _answer(options) -> int:
         if isinstance(e, RuntimeError) and "memory" not in str(e): raise
         return fail(1, f"out of memory ({str(e).partition(chr(10))[0]}): give a smaller --memory, fewer --sequences, or a shorter --context; the same command goes on from here")
     except KeyboardInterrupt: return fail(130, "interrupted; the same command goes on from here")
-    if options.json and number == 0: print(json.dumps(found))
+    if options.json and number == 0:
+        try: print(json.dumps(found), flush=True)
+        except BrokenPipeError: sys.stdout = None  # of a reader that has seen enough, such as head: nothing is left to be flushed
     return 0
 
 @contextmanager
@@ -232,6 +237,16 @@ def _joined(several: bool):
 def main(args: list[str] | None = None) -> int:
     "The command `polca`: returns the exit status."
     args = sys.argv[1:] if args is None else args
-    return _answer(_parser(args[0] if args else None).parse_args(args))
+    try: options = _parser(args[0] if args else None).parse_args(args)  # for some commands this imports torch, which takes seconds
+    except KeyboardInterrupt:
+        print("polca: interrupted", file=sys.stderr)
+        return 130
+    return _answer(options)
 
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # not in a notebook
+def _end(code: int) -> None:
+    "End this process: one of several without the destructors of libraries, whose threads may still run and would abort what is done."
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1: sys.exit(code)
+    for stream in (sys.stdout, sys.stderr): stream.flush()
+    os._exit(code)
+
+if __name__ == "__main__" and "__file__" in globals(): _end(main())  # not in a notebook

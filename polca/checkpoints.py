@@ -28,6 +28,11 @@ from torch.torch_version import TorchVersion
 from .losses import Params, TokenLosses, check_params, parameters
 
 # %% ../nbs/01_checkpoints.ipynb #5d096bf6
+def _umask() -> int:
+    "What the user's new files lack of permissions; it can only be read by setting it."
+    os.umask(found := os.umask(0o077))
+    return found
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "A temporary path to write to; on leaving the block without an error it becomes `path`, in one step."
@@ -37,6 +42,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         with open(part, "rb+") as f: os.fsync(f.fileno())
+        os.chmod(part, 0o666 & ~_umask())  # safetensors writes files that nobody else may read
         os.replace(part, path)
     except SafetensorError as e: raise OSError(f"{path} could not be written ({e}): free some space, then start again") from e
     finally: part.unlink(missing_ok=True)
@@ -231,7 +237,7 @@ def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, l
         check_params({n: p.shape for n, p in params.items()}, like, what)
         own = weights_hash(params)
         if (twin := hashes.get(own)) is not None: raise ValueError(
-            f"the checkpoints of steps {twin} and {step} in {store.path} are equal: one of them is a copy, or training stood still. Leave one of the two out (with --skip-steps {step})")
+            f"the checkpoints of steps {twin} and {step} in {store.path} are equal: one of them is a copy, or training stood still (as in the first step of a warm-up, whose learning rate is 0). Leave one of the two out (with --skip-steps {step})")
         if losses: check_losses(losses, {n: p.to(like[n]) for n, p in params.items()}, what)
         hashes[own] = step
         norms[step] = sum(float(p.double().square().sum()) for p in params.values()) ** 0.5

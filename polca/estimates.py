@@ -24,7 +24,7 @@ from .clustering import cluster_directions, cluster_tokens
 from .curvature import MATRICES, HessianOperator, lanczos
 from .decomposition import allocate, explained, projected_loss
 from .engines import Projector
-from .losses import TokenLosses, n_parameters
+from .losses import TokenLosses, check_params, n_parameters
 from .memory import size_text, tells_sequences, token_slots
 from .training import make_optimizer, update
 
@@ -95,6 +95,7 @@ def estimate_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[i
 def estimate_reading(store: Checkpoints, losses: TokenLosses, steps: Sequence[int]) -> Estimate:
     "What it takes to read, hash and evaluate the checkpoints of `steps` once."
     step = sorted(steps)[len(steps) // 2]
+    check_params({n: p.shape for n, p in store.load(step).items()}, losses.params, f"the checkpoint of step {step} in {store.path}")  # else the losses would fail in their own words
     return Estimate(len(steps) * _reading(store, losses, step), peak_memory(), 0, f"step {step} read")
 
 # %% ../nbs/12b_estimates.ipynb #49a2441e

@@ -301,7 +301,7 @@ def split_documents(texts: Mapping[str, str], held_out: float, seed: int = 0) ->
     Raises ValueError if there is but one document, or the share leaves none for training.
     """
     n = max(1, round(held_out * len(texts)))
-    need(len(texts) > 1, "the text is one document, and of two parts one is to be held out: give more text, or shorter parts (part_letters)")
+    need(len(texts) > 1, "the text is one document, and of two parts one is to be held out: give more text (a long one is cut into parts), or a second file")
     need(n < len(texts), f"held_out={held_out} of {len(texts)} documents leaves none for training: hold out a smaller share")
     out = set(np.random.default_rng(seed).permutation(len(texts))[:n].tolist())
     def side(held): return {name: text for i, (name, text) in enumerate(texts.items()) if (i in out) == held}

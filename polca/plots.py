@@ -21,12 +21,12 @@ from .clustering import Clusters, describe_clusters, loss_quartiles
 from .labels import visible
 
 # %% ../nbs/09_plots.ipynb #56c28d6d
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#882255", "#999933", "#88CCEE", "#AA7744")
 RULE_COLORS = dict(zip(("first", "paper", "curvature", "trapezoid", "path"), ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")))
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
 
 def cluster_color(cluster: int) -> str:
-    "The colour of a cluster, the same in every figure; light grey for outliers. Repeats after eight."
+    "The colour of a cluster, the same in every figure; light grey for outliers. Repeats after twelve, as many as the joint clusters are at most."
     return COLORS[cluster % len(COLORS)] if cluster >= 0 else "#CCCCCC"
 
 def _band(ax: Axes, steps, lines, color, label, middle=None, ls="-"):

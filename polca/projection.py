@@ -326,12 +326,16 @@ def _open(path, create) -> zarr.Group:
     return _open_group(path, "r+")
 
 # %% ../nbs/04_projection.ipynb #4fa62810
+_DIMS = ("step", "interval", "token", "direction", "end")
+_ORDER = ("loss", "gradient", "movement", "outside", "curvature", "token_curvature", "difference_error", "path_gradient", "path_outside", "path_nodes", "path_error")
+
 def _dataset(group) -> xr.Dataset:
     "The Dataset in `group`, read as it is used."
     data = xr.open_zarr(group.store, consolidated=False, chunks=None, drop_variables=["complete", "engine"])
     engines = {str(s): str(e) for s, e in zip(data["step"].values, group["engine"][:]) if e} if "engine" in group else {}
-    data.attrs = {k: v for k, v in data.attrs.items() if k != "check_sum"} | {"engines": {**data.attrs.get("engines", {}), **engines}}
-    return data
+    attrs = {k: v for k, v in data.attrs.items() if k != "check_sum"} | {"engines": {**data.attrs.get("engines", {}), **engines}}
+    coords = sorted(data.coords, key=lambda n: (_DIMS.index(data[n].dims[0]), n not in _DIMS, n))  # Zarr lists its arrays in any order
+    return xr.Dataset({n: data[n].variable for n in _ORDER if n in data}, {n: data[n].variable for n in coords}, attrs)
 
 def _verify(group, path):
     "Raise ValueError, naming the first, if a chunk cannot be read or is not there."

@@ -107,7 +107,7 @@ def _alone(clusters: Clusters) -> Clusters:
     table = distinct_clusters(clusters).reset_index(drop=True)
     labels = [np.where(clusters.members(row.direction, row.cluster), row.Index, OUTLIER) for row in table.itertuples()]
     coords = {"direction": range(len(table)), "token": clusters.labels["token"]}
-    return Clusters(xr.DataArray(np.array(labels), coords, ("direction", "token")), table.assign(among=-table["direction"], direction=table.index, cluster=table.index), {})
+    return Clusters(xr.DataArray(np.array(labels), coords, ("direction", "token")), table.assign(among=-table["direction"], number=table["cluster"], direction=table.index, cluster=table.index), {})
 
 def _recipe(name: str, curves: xr.DataArray, clusters: Clusters, loss: xr.DataArray, tokens: pd.DataFrame, flat: float, window: float) -> _Recipe:
     joint, found = "stability" in clusters.table, len(clusters.table)
@@ -135,7 +135,7 @@ def _loss_words(projection: xr.Dataset, flat: float, window: float) -> list[str]
     if mean[-1] >= mean[0]: out.append("<b>The mean loss does not fall</b>: there is no learning on these tokens to account for.")
     if not window_fits(steps, window): out.append(
         f"<b>Too few checkpoints for a break</b>: the window of {window:g} steps does not fit before and after any checkpoint between step {steps[0]:,} and step {steps[-1]:,}.")
-    elif flat + window >= steps[-1]: out.append(f"The mean loss still falls before step {flat:,.0f}, too late, with a window of {window:g} steps, for a break to be hidden.")
+    elif flat + window >= steps[-1]: out.append(f"The mean loss is not flat before step {flat:,.0f}: too late, with a window of {window:g} steps, for a break to be hidden.")
     return out
 
 def _account_words(accounts: dict[str, xr.Dataset], rule: str, directions: int) -> list[str]:
@@ -278,8 +278,8 @@ def _joint_cluster(tokens, recipe, row, tint, image, whole, flat) -> str:
     own = recipe.clusters.members(row.direction, row.cluster)
     near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.direction, row.cluster, 8)
     passed = recipe.tests[recipe.tests["q"] <= ALPHA]
-    name = "".join(f": {_label(t)} {t.share:.0%}" for t in _of_cluster(passed, row).head(1).itertuples())
-    about = f"{count_text(row.size, 'token')} ({row.size / len(own):.0%}), stability {row.stability:.2f}, one of {row.among} clusters"
+    name = "".join(f": {_label(t)} ({t.share:.0%})" for t in _of_cluster(passed, row).head(1).itertuples())
+    about = f"{count_text(row.size, 'token')} ({row.size / len(own):.0%}), stability {row.stability:.2f}, number {row.number} of the {row.among} clusters (direction −{row.among} in Python)"
     return (f"<section class=c><h3>{tint}Cluster {row.cluster}{name} <small>{about}</small></h3>"
             f"<p>{_break_words(row, flat)}</p>{image}{_label_table(recipe.tests, row)}"
             f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(tokens.iloc[near])}"

@@ -193,9 +193,9 @@ def open_tokenizer(name: str):
     "The tokenizer in a folder, or on the hub. Raises ValueError if there is none."
     from transformers import AutoTokenizer
     if _is_folder(name) and not any(Path(name).glob(f) for f in _TOKENIZER_FILES): raise ValueError(  # of which transformers would make a tokenizer of nothing
-        f"{name} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}, …): save it there with tokenizer.save_pretrained, or give another folder, or a name on the hub, with `tokenizer`")
+        f"{name} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}, …): save it there with tokenizer.save_pretrained, or give another folder, or a name on the hub, with --tokenizer")
     try: return AutoTokenizer.from_pretrained(name, local_files_only=_is_folder(name), trust_remote_code=False)
-    except Exception as e: raise ValueError(f"{name} has no tokenizer that can be opened ({str(e).strip().partition(chr(10))[0]}): give one with `tokenizer`, a folder or a name on the hub") from e
+    except Exception as e: raise ValueError(f"{name} has no tokenizer that can be opened ({str(e).strip().partition(chr(10))[0]}): give one with --tokenizer, a folder or a name on the hub") from e
 
 # %% ../nbs/13_runs.ipynb #a190e339
 def _plain(value) -> Any:
@@ -825,6 +825,7 @@ def inspect_run(run: Run) -> dict:
     there = [s for s in STAGES if run.is_complete(s)]
     found = {"run": str(run.folder), "task": manifest["task"], "config": manifest["config"], "complete": there}
     for stage in there[1:]: run.verified(stage)
+    if "train" in there: found["checkpoints"] = _verify_sources(run)
     if "subspace" in there: found["basis"] = run.read_basis().table.reset_index().to_dict("records")
     if "project" in there:
         projection = run.read_projection()
@@ -833,6 +834,13 @@ def inspect_run(run: Run) -> dict:
     if "decompose" in there: found["decomposition"] = {rule: account["totals"] for rule, account in run.read_decomposition().items()}
     if {"project", "cluster"} <= set(there): found["clusters"] = {name: _breaks(projection, name, c, found) for name, c in run.read_clusters().items()}
     return found
+
+def _verify_sources(run) -> int:
+    "Hold every checkpoint, and the tokens, against the hashes of the manifest; the number of checkpoints."
+    store = run.hashed_store()
+    for step in store.hashes: store.load(step)
+    run.samples  # raises ValueError for other ones
+    return len(store.hashes)
 
 def _breaks(projection, recipe, clusters, found) -> list[dict]:
     "The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for several numbers of clusters the distinct ones."
