@@ -15,7 +15,7 @@ BLOCKED = """
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"nbdev", "fastcore", "execnb", "ipywidgets", "jupyterlab", "IPython", "ipykernel"}:
+        if name.split(".")[0] in {"nbdev", "fastcore", "execnb", "ipywidgets", "anywidget", "traitlets", "jupyterlab", "IPython", "ipykernel"}:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 sys.meta_path.insert(0, Blocker())
 """
@@ -33,13 +33,18 @@ def name_of(requirement):
 
 def test_the_package_has_its_modules():
     assert {"losses", "checkpoints", "curvature", "subspace", "projection", "decomposition", "clustering", "breakthroughs",
-            "plots", "arithmetic", "runs", "report", "processes"} <= set(MODULES)
+            "plots", "arithmetic", "runs", "report", "processes", "views", "pages", "explorer"} <= set(MODULES)
 
 
 def test_importing_needs_no_notebook_packages():
-    code = f"{BLOCKED}\nimport importlib\nfor m in {['polca', *(f'polca.{m}' for m in MODULES)]}: importlib.import_module(m)"
+    code = f"{BLOCKED}\nimport importlib\nfor m in {['polca', *(f'polca.{m}' for m in MODULES if m != 'explorer')]}: importlib.import_module(m)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_explorer_alone_needs_widgets_and_says_so():
+    done = subprocess.run([sys.executable, "-c", f"{BLOCKED}\nimport polca.explorer"], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install 'polca[notebook]'" in done.stderr and "polca report RUN" in done.stderr
 
 
 def test_importing_the_command_line_loads_no_transformers_and_draws_nothing():
@@ -56,7 +61,7 @@ def test_constraints_name_every_requirement_once_and_exactly():
 
 
 def test_the_packages_that_the_code_imports_are_declared():
-    declared = {name_of(r).replace("-", "_") for key in ("requirements", "spacy_requirements", "wikipedia_requirements") for r in settings()[key].split()} | {"sklearn"}
+    declared = {name_of(r).replace("-", "_") for key in ("requirements", "spacy_requirements", "wikipedia_requirements", "notebook_requirements") for r in settings()[key].split()} | {"sklearn", "IPython", "traitlets"}  # the last two come with ipywidgets
     for module in MODULES:
         for node in ast.walk(ast.parse((ROOT / "polca" / f"{module}.py").read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
