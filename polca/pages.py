@@ -51,7 +51,9 @@ PIECES_STYLE = """.polca{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1
 .pieces .scale{display:inline-block;width:9em;height:.8em;border-radius:3px;vertical-align:-.05em;margin:0 .4em}
 .pieces h3{font-size:1.02em;margin:.7rem 0 .25rem}.pieces p{margin:.3rem 0}"""
 
-def piece(body: str) -> str: return f"<div class=pieces>{body}</div>"
+def piece(body: str) -> str:
+    "A part of a page, to which the style sheet applies."
+    return f"<div class=pieces>{body}</div>"
 
 def note(text: str) -> str:
     "A message in its place; `text` is HTML."
@@ -249,10 +251,13 @@ def shown_clusters(view: View, shown: Shown) -> Clusters:
     if shown.joint is not None: return cluster_joint(view, shown.direction, shown.joint)
     return view.remembered(("clusters", shown.direction, shown.settings), lambda: cluster_one(view, shown.direction, shown.settings))
 
-def shown_curves(view: View, shown: Shown) -> xr.DataArray: return curves_along(view, shown.direction, shown.settings.rule)
+def shown_curves(view: View, shown: Shown) -> xr.DataArray:
+    "The projected loss (step, token, direction) of all tokens along the direction that is shown."
+    return curves_along(view, shown.direction, shown.settings.rule)
 
 # %% ../nbs/13b_pages.ipynb #02bb288e
 def directions_piece(view: View, shown: Shown) -> str:
+    "The table of directions."
     table = view.remembered(("directions", shown.settings.rule), lambda: directions_table(view, shown.settings.rule))
     sort = shown.sort if shown.sort in table.reset_index() else "direction"
     unknown = "" if table["net"].notna().any() else note(f"What the rule {shown.settings.rule} books on each direction is known after: polca decompose RUN")
@@ -283,14 +288,17 @@ def described(view: View, shown: Shown) -> dict:
 
 # %% ../nbs/13b_pages.ipynb #0682bc09
 def shown_breaks(view: View, shown: Shown) -> pd.DataFrame:
+    "`polca.views.break_table` of what is shown."
     key = ("breaks", shown.direction, shown.settings, shown.joint)
     return view.remembered(key, lambda: break_table(view, shown_curves(view, shown), shown_clusters(view, shown)))
 
 def shown_labels(view: View, shown: Shown) -> pd.DataFrame:
+    "`polca.views.label_table` of what is shown."
     key = ("labels", shown.direction, shown.settings, shown.joint)
     return view.remembered(key, lambda: label_table(view, shown_clusters(view, shown)))
 
 def shown_told(view: View, shown: Shown) -> dict:
+    "`described` of what is shown, kept."
     key = ("told", shown.direction, shown.settings, shown.joint, shown.by, shown.outliers)
     return view.remembered(key, lambda: described(view, shown))
 

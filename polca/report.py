@@ -32,9 +32,13 @@ def number_text(value: float, form: str = ",.0f") -> str:
     shown = format(value, form)
     return (shown if re.search("[1-9]", shown) else shown.replace("-", "")).replace("-", "−")
 
-def share_text(part: float, whole: float) -> str: return number_text(part / whole if whole else math.nan, ".0%")
+def share_text(part: float, whole: float) -> str:
+    "`part` as a share of `whole`, in percent; a dash where there is nothing to share."
+    return number_text(part / whole if whole else math.nan, ".0%")
 
-def count_text(n: int, noun: str) -> str: return f"{n:,} {noun}" + ("" if n == 1 else "s")
+def count_text(n: int, noun: str) -> str:
+    "So many of what `noun` names, in the plural where it is due."
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 # %% ../nbs/12a_report.ipynb #f7e7fa58
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (0,), groups: Sequence[tuple[str, int]] = ()) -> str:
@@ -237,7 +241,9 @@ def break_edge(row) -> str:
     "\"before\" or \"after\" for a cluster of which most tokens break at the first or the last step that can be one; else \"\"."
     return "before" if row.at_first > 0.5 else "after" if row.at_last > 0.5 else ""
 
-def break_text(row) -> str: return {"before": "≤ ", "after": "≥ "}.get(break_edge(row), "") + number_text(row.median)
+def break_text(row) -> str:
+    "The median break step of a cluster, with ≤ or ≥ where it is at the edge of what can be told."
+    return {"before": "≤ ", "after": "≥ "}.get(break_edge(row), "") + number_text(row.median)
 
 def _break_words(row, flat: float) -> str:
     "When a cluster breaks, how closely together, and whether that is hidden."
