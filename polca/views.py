@@ -44,33 +44,41 @@ class Arranged:
     def __init__(self, array: xr.DataArray, memory: str | int = "256MiB", block: int = 8):
         array = array.transpose(..., "token", "direction")
         n_steps, n_tokens, n_directions = array.shape
-        shape, self.mean = (n_directions, n_steps, n_tokens), np.empty((n_steps, n_directions))
-        self.values = np.empty(shape, array.dtype) if array.nbytes <= memory_bytes(memory) else None
-        with tempfile.TemporaryFile(prefix="polca-", buffering=0) as file:
-            for start in range(0, n_steps, block):
-                part = array.isel({array.dims[0]: slice(start, start + block)}).values
-                self.mean[start:start + len(part)] = part.mean(1, dtype=np.float64)
-                self._keep(file, np.ascontiguousarray(part.transpose(2, 0, 1)), start, shape)
-            if self.values is None: self.values = np.memmap(file, array.dtype, "r", shape=shape)
+        self.shape, self.dtype, self.mean = (n_directions, n_steps, n_tokens), array.dtype, np.empty((n_steps, n_directions))
+        small = array.nbytes <= memory_bytes(memory)
+        self.values = np.empty(self.shape, array.dtype) if small else None
+        self.file = None if small else tempfile.TemporaryFile(prefix="polca-", buffering=0)
+        for start in range(0, n_steps, block):
+            part = array.isel({array.dims[0]: slice(start, start + block)}).values
+            self.mean[start:start + len(part)] = part.mean(1, dtype=np.float64)
+            self._keep(np.ascontiguousarray(part.transpose(2, 0, 1)), start)
 
-    def _keep(self, file, part, start, shape):
-        if self.values is not None: self.values[:, start:start + part.shape[1]] = part
+    def _keep(self, part, start):
+        if self.file is None: self.values[:, start:start + part.shape[1]] = part
         else:
             for i, piece in enumerate(part):
-                file.seek((i * shape[1] + start) * shape[2] * piece.itemsize)
-                if file.write(piece.data) != piece.nbytes: raise OSError(f"the temporary folder {tempfile.gettempdir()} is full: set TMPDIR to one with {np.prod(shape) * piece.itemsize:,} bytes free")
+                self.file.seek((i * self.shape[1] + start) * self.shape[2] * self.dtype.itemsize)
+                if self.file.write(piece.data) != piece.nbytes: raise OSError(
+                    f"the temporary folder {tempfile.gettempdir()} is full: set TMPDIR to one with {np.prod(self.shape) * self.dtype.itemsize:,} bytes free")
+
+    def _read(self, first: int, count: int) -> np.ndarray:
+        "So many numbers of the file. Not a memory map, whose pages would count as memory of this process."
+        self.file.seek(first * self.dtype.itemsize)
+        return np.frombuffer(self.file.read(count * self.dtype.itemsize), self.dtype)
 
     def along(self, i: int) -> np.ndarray:
         "(step, token) along the direction in place `i`."
-        return np.array(self.values[i])
+        return np.array(self.values[i]) if self.file is None else self._read(i * self.shape[1] * self.shape[2], self.shape[1] * self.shape[2]).reshape(self.shape[1:])
 
-    def of_tokens(self, tokens: Sequence[int]) -> np.ndarray:
-        "(step, token, direction) of some tokens."
-        return np.stack([np.array(self.values[:, :, t]).T for t in tokens], axis=1)
+    def of_token(self, token: int) -> np.ndarray:
+        "(step, direction) of one token."
+        if self.file is None: return self.values[:, :, token].T.copy()
+        rows = self.shape[0] * self.shape[1]
+        return np.concatenate([self._read(row * self.shape[2] + token, 1) for row in range(rows)]).reshape(self.shape[:2]).T
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         "(token, direction): the sum over steps, each with its weight in `weights` (step, direction)."
-        return np.stack([weights[:, i].astype(self.values.dtype) @ part for i, part in enumerate(self.values)], axis=1)
+        return np.stack([weights[:, i].astype(self.dtype) @ self.along(i) for i in range(self.shape[0])], axis=1)
 
 # %% ../nbs/13a_views.ipynb #339413a1
 @dataclass(frozen=True)
@@ -185,14 +193,14 @@ def curves_along(view: View, direction: int, rule: str = "trapezoid") -> xr.Data
 LIVE_TOKENS = 10_000  # more are not clustered while one waits: a matrix of their distances takes a gigabyte and more
 
 def cluster_one(view: View, direction: int, settings: Settings) -> Clusters:
-    """The clusters along a direction, with any settings.
+    """The clusters along a direction, with any settings; none, and a note why, of fewer tokens than min_cluster_size, and of more than `LIVE_TOKENS` where they are not those of the run.
 
-    Raises ValueError for sizes that do not fit, and for more than `LIVE_TOKENS` tokens, if they are not those of the run.
+    Raises ValueError for a min_cluster_size under 2.
     """
     if view.clusters is not None and settings == view.settings and direction in view.clusters.labels["direction"].values: return _only(view.clusters, direction)
-    if len(view.tokens) > LIVE_TOKENS: raise ValueError(f"{len(view.tokens):,} tokens are too many to cluster anew while you wait (up to {LIVE_TOKENS:,}): "
-                                                         "give other sizes to the run instead (polca analyze --min-cluster-size …), which makes its last stages again")
     curves = curves_along(view, direction, settings.rule)
+    if len(view.tokens) > LIVE_TOKENS: return _unclustered(curves, f"{len(view.tokens):,} tokens are too many to cluster anew while you wait (up to {LIVE_TOKENS:,}): give other sizes to the run "
+                                                                   "instead (polca analyze --min-cluster-size …), which makes its last stages again")
     if len(view.tokens) < settings.min_cluster_size: return _unclustered(curves, f"{len(view.tokens)} tokens are fewer than min_cluster_size={settings.min_cluster_size}")
     kept = {"keep_directions": filter_directions(curves)} if settings.keep_directions else {}
     if settings.keep_tokens: kept["keep_tokens"] = filter_tokens(curves)
@@ -326,7 +334,7 @@ def token_curves(view: View, token: int, rule: str = "trapezoid") -> xr.DataArra
     "The projected loss (step, direction) of one token along all directions, nats, by `token_rule`."
     rule, needs = token_rule(view, rule), {"path": "path_gradient", "curvature": "token_curvature"}
     small = view.projection[["movement"]].load().assign_coords(step=view.steps)
-    for name in ("gradient", *([needs[rule]] if rule in needs else [])): small[name] = (view.projection[name].dims, view.arranged(name).of_tokens([token]))
+    for name in ("gradient", *([needs[rule]] if rule in needs else [])): small[name] = (view.projection[name].dims, view.arranged(name).of_token(token)[:, None])
     return trajectories(small, rule).isel(token=0)
 
 def token_split(view: View, token: int, rule: str = "trapezoid", span: tuple[float, float] | None = None) -> dict:
