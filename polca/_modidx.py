@@ -1019,4 +1019,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                              'polca.views.token_curves': ('views.html#token_curves', 'polca/views.py'),
                              'polca.views.token_rule': ('views.html#token_rule', 'polca/views.py'),
                              'polca.views.token_split': ('views.html#token_split', 'polca/views.py'),
+                             'polca.views.token_texts': ('views.html#token_texts', 'polca/views.py'),
                              'polca.views.view_of': ('views.html#view_of', 'polca/views.py')}}}

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-import pandas as pd
 import xarray as xr
 
 try:
@@ -30,7 +29,7 @@ from .report import count_text
 from .runs import Run, format_status
 from .subspace import load_subspace
 from .views import (
-    LIVE_TOKENS, View, check_same_tokens, composition_kinds, directions_table, in_span, joint_numbers, nearest_direction, open_view, stability, view_of)
+    LIVE_TOKENS, View, check_same_tokens, composition_kinds, in_span, joint_numbers, nearest_direction, open_view, stability, view_of)
 
 # %% ../nbs/16_explorer.ipynb #ec06f7bb
 _LOST = r"""
@@ -319,13 +318,12 @@ class _Measures(_Draws):
         finally: pane.busy = False
 
     def _measure_stability(self):
-        settings, clusters, curves = self.shown.settings, None, None
         if self.shown.joint is not None: return self._say("The stability of joint clusters is in their table, from other numbers of clusters.")
         def measured():
             clusters, curves = shown_clusters(self.view, self.shown), shown_curves(self.view, self.shown)
             if not len(clusters.table): raise ValueError("there are no clusters along this direction whose stability there were to measure")
             if len(self.view.tokens) > LIVE_TOKENS: raise ValueError(f"{len(self.view.tokens):,} tokens are too many to cluster anew while you wait")
-            for self._stable in stability(self.view, curves, clusters, settings): pass
+            for self._stable in stability(self.view, curves, clusters, self.shown.settings): pass
             return clusters_piece(self.view, self.shown, shown_labels(self.view, self.shown), self._stable)
         self._fill("clusters", measured)
 

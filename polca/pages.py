@@ -26,7 +26,7 @@ from .plots import axes_boxes, cluster_color, plot_breakthroughs, plot_explained
 from .report import break_edge, break_text, count_text, html_figure, html_page, html_table, number_text, share_text
 from .views import (
     Settings, View, break_table, change, check_same_tokens, cluster_joint, cluster_one, compare_directions, composition_kinds, curves_along, directions_table, example_of, in_span,
-    joint_numbers, label_table, ranked, search, token_curves, token_rule, token_split)
+    joint_numbers, label_table, ranked, search, token_curves, token_rule, token_split, token_texts)
 
 # %% ../nbs/13b_pages.ipynb #cc8b360a
 PIECES_STYLE = """.polca{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1c1c1c));--dim:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#5c5c5c));--bg:var(--jp-layout-color1,var(--vscode-editor-background,#fff));
@@ -171,7 +171,7 @@ def example_html(tokens: pd.DataFrame, shown: Sequence[int], values: np.ndarray,
     tip   {token: more to say in its tooltip}
     """
     rows = tokens.iloc[list(shown)]
-    text = rows["target"] if "target" in rows else rows["target_id"]
+    text = token_texts(rows)
     before = rows["before"].iloc[0] if "before" in rows else _constants(tokens, rows)
     after = rows["after"].iloc[-1] if "after" in rows else ""
     places, parts, last = rows["position"].values if "position" in rows else None, [], None
@@ -367,7 +367,7 @@ def token_piece(view: View, shown: Shown) -> str:
     booked = split["directions"]
     some, half = booked.abs().sort_values(ascending=False), 0.5 * booked.abs().sum()
     spread = int((some.cumsum() < half).sum()) + 1
-    return piece(f"<h3>Token {shown.token}: {html_text(row.get('target', row.get('target_id')), True)}</h3><p class=dim>{told}</p>"
+    return piece(f"<h3>Token {shown.token}: {html_text(token_texts(view.tokens.iloc[[shown.token]]).iloc[0], True)}</h3><p class=dim>{told}</p>"
                  + html_figure(fig, f"token {shown.token}: projected loss along single directions, and the split of its loss change")
                  + f"<p>Of its loss change of <b>{number_text(split['true'], '+.3f')}</b> nats, {_span_words(view, shown)}, {number_text(booked.sum(), '+.3f')} are booked on the directions by the rule {rule}, "
                  f"{number_text(split['outside'], '+.3f')} lie outside of them, {number_text(split['error'], '+.3f')} are the error of the rule. {count_text(spread, 'direction')} of {len(booked)} "

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LIVE_TOKENS', 'ORDERS', 'Arranged', 'Settings', 'View', 'open_view', 'view_of', 'one_direction', 'curves_along',
            'cluster_one', 'cluster_joint', 'joint_numbers', 'nets', 'directions_table', 'composition_kinds',
-           'break_table', 'label_table', 'in_span', 'change', 'ranked', 'search', 'example_of', 'token_rule',
-           'token_curves', 'token_split', 'stability', 'check_same_tokens', 'net_changes', 'nearest_direction',
-           'compare_directions']
+           'break_table', 'label_table', 'in_span', 'change', 'ranked', 'token_texts', 'search', 'example_of',
+           'token_rule', 'token_curves', 'token_split', 'stability', 'check_same_tokens', 'net_changes',
+           'nearest_direction', 'compare_directions']
 
 # %% ../nbs/13a_views.ipynb #1743272d
 import json
@@ -16,18 +16,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from sklearn.base import clone
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 from .breakthroughs import breakthroughs, plateau, window_fits
-from .clustering import DROPPED, OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens
-from .decomposition import RULES, allocate, explained, rules, trajectories
-from .labels import label_clusters, label_kinds, label_tests, nearest_tokens, projection_tokens
+from .clustering import OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens
+from .decomposition import rules, trajectories
+from .labels import label_clusters, label_kinds, label_tests, projection_tokens
 from .memory import memory_bytes
 from .projection import open_projection
 from .runs import STAGES, Run, break_window, load_clusters
@@ -168,7 +168,7 @@ def view_of(projection: xr.Dataset, title: str = "projection", config=None, clus
     sizes = [getattr(config, name, None) for name in ("min_cluster_size", "min_samples")]
     settings = Settings("path" if "path_gradient" in projection else "trapezoid", sizes[0] or max(2, round(0.03 * n)), sizes[1] or max(1, n // 15))
     flat = plateau(projection["loss"].mean("token").values, steps) if flat is None else flat
-    return View(title, projection, settings, clusters, joint, dict(accounts or {}), float(flat), float(window or (steps[-1] - steps[0]) / 20), list(missing))
+    return View(title, projection, settings, clusters, joint, dict(accounts or {}), float(flat), break_window(SimpleNamespace(window=window), steps), list(missing))
 
 # %% ../nbs/13a_views.ipynb #d9f0b24c
 def _place(view: View, direction: int) -> int:
@@ -307,11 +307,15 @@ def ranked(view: View, curves: xr.DataArray, among: np.ndarray, order: str = "st
     distance = np.square(moved[members] - moved[medoid]).sum(1)
     return members[np.argsort(np.where(members == medoid, -1.0, distance), kind="stable")[:n]]
 
+def token_texts(tokens: pd.DataFrame) -> pd.Series:
+    "What to call each token: its text, else its id, else its number."
+    return next((tokens[n].astype(str) for n in ("target", "target_id") if n in tokens), pd.Series(tokens.index.astype(str), tokens.index))
+
 def search(view: View, text: str) -> np.ndarray:
     "The tokens, as a mask, whose target, or the text around it, holds `text`; a text in quotes is the whole target. Upper and lower case count where `text` has both."
     whole = len(text) > 2 and text[0] == text[-1] == '"'
     text, t = (text[1:-1] if whole else text), view.tokens
-    targets = t["target" if "target" in t else "target_id"].astype(str)
+    targets = token_texts(t)
     case = text != text.lower()
     if whole: return (targets == text).values
     around = targets if "before" not in t else t["before"].str[-20:] + targets + t["after"].str[:20]
