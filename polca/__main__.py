@@ -234,6 +234,7 @@ def _joined(several: bool):
     from polca.processes import joined
     return joined()
 
+# %% ../nbs/15_main.ipynb #e6e34572
 def main(args: list[str] | None = None) -> int:
     "The command `polca`: returns the exit status."
     args = sys.argv[1:] if args is None else args

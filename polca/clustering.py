@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OUTLIER', 'DROPPED', 'SCALES', 'CLUSTERINGS', 'filter_directions', 'filter_tokens', 'medoid', 'quartiles', 'Clusters',
-           'cluster_directions', 'opposing_clusters', 'opposing_control', 'describe_clusters', 'loss_quartiles',
-           'scale_curves', 'CoreKMeans', 'cluster_tokens', 'distinct_clusters', 'skill_scores', 'agreement',
-           'linear_probe']
+           'hdbscan', 'cluster_directions', 'opposing_clusters', 'opposing_control', 'describe_clusters',
+           'loss_quartiles', 'scale_curves', 'CoreKMeans', 'cluster_tokens', 'distinct_clusters', 'skill_scores',
+           'agreement', 'linear_probe']
 
 # %% ../nbs/06_clustering.ipynb #afa65017
 from collections.abc import Mapping, Sequence
@@ -74,12 +74,17 @@ class Clusters:
                 "clustered": float((labels >= 0).sum(1).mean())}
 
 # %% ../nbs/06_clustering.ipynb #05302e97
+def hdbscan(min_cluster_size: int, min_samples: int, algorithm: str = "auto") -> HDBSCAN:
+    """scikit-learn's HDBSCAN. `algorithm`: "brute" takes a matrix of all distances, which for curves of many steps is several times as fast as the trees of "auto"; labels are the
+    same but for a token here and there whose distances are equal up to rounding."""
+    return HDBSCAN(min_cluster_size=min_cluster_size, min_samples=min_samples, algorithm=algorithm, copy=True)
+
 def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_samples: int | None = None, *,
                        keep_directions: xr.DataArray | None = None, keep_tokens: xr.DataArray | None = None,
                        clusterer: ClusterMixin | None = None, progress: bool = False) -> Clusters:
     """Cluster the tokens along each direction by their curves (step, token, direction): HDBSCAN per direction, as the paper does.
 
-    min_cluster_size, min_samples   of HDBSCAN; min_samples defaults to tokens // 15
+    min_cluster_size, min_samples   of HDBSCAN; min_samples defaults to tokens // 15. From 65 steps on, and for up to 10,000 tokens, by a matrix of distances
     keep_directions, keep_tokens    masks (direction) and (token, direction): pass the filters' results for the paper's recipe;
                                     default: everything is clustered
     clusterer                       a scikit-learn clusterer instead of HDBSCAN; −1 among its labels means outlier
@@ -92,7 +97,7 @@ def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_sa
         f"min_cluster_size={min_cluster_size} with {n} tokens: use 2 to {n}")
     if not np.isfinite(curves).all(): raise ValueError("some curves are not finite: project the checkpoints again")
     min_samples = max(1, n // 15) if min_samples is None else min_samples
-    if clusterer is None: clusterer = HDBSCAN(min_cluster_size=min_cluster_size, min_samples=min_samples, copy=True)
+    if clusterer is None: clusterer = hdbscan(min_cluster_size, min_samples, "auto" if curves.sizes["step"] <= 64 or n > 10_000 else "brute")
     labels = np.full(curves.shape[:2], DROPPED)
     rows, notes = [], {}
     for i, direction in enumerate(tqdm(curves["direction"].values, desc="clustering", unit="direction", disable=not progress)):

@@ -50,28 +50,33 @@ function whenLost(model, el, lost) {  // calls `lost` once, when the kernel of t
 }
 """
 
-# %% ../nbs/16_explorer.ipynb #0d7ad819
+# %% ../nbs/16_explorer.ipynb #a06fa165
+_TIP = r"""
+const within = (part, [low, high]) => low + part * (high - low);
+const stepAt = (x, b) => within(Math.min(1, Math.max(0, (x - b.left) / b.width)), b.xlim);
+function whereIs(e, image, boxes) {  // a pointer in shares of the figure, and in which of the axes it is
+  const r = image.getBoundingClientRect(), x = (e.clientX - r.left) / r.width, y = (e.clientY - r.top) / r.height;
+  return { x, y, r, i: boxes.findIndex(b => x >= b.left && x <= b.left + b.width && y >= b.top && y <= b.top + b.height) };
+}
+function tellNumbers(plot, data, p, at, tip) {  // a line at the checkpoint under the pointer, and the numbers of all curves there
+  const b = data.boxes[p.i], s = stepAt(p.x, b), n = data.steps.reduce((best, v, i) => Math.abs(v - s) < Math.abs(data.steps[best] - s) ? i : best, 0);
+  const lines = data.series.map(c => `${c.name}: ${c.values[p.i]?.[n]}`);
+  tip.textContent = [`step ${data.steps[n] ?? Math.round(s)} (nats)`, ...lines.slice(0, 9), ...(lines.length > 9 ? ["…"] : [])].join("\n");
+  const left = p.x * p.r.width, wide = left > p.r.width * 0.7;
+  Object.assign(tip.style, { left: wide ? "" : `${left + 14}px`, right: wide ? `${plot.clientWidth - left + 14}px` : "", top: `${Math.min(p.y, 0.6) * p.r.height}px` });
+  Object.assign(at.style, { left: `${left}px`, top: `${b.top * p.r.height}px`, height: `${b.height * p.r.height}px` });
+  tip.hidden = at.hidden = false;
+}
+"""
+
+# %% ../nbs/16_explorer.ipynb #f380da8b
 _PLOT = r"""
 function livePlot(plot, send) {  // a figure that tells the numbers under the pointer, and in which a span of steps can be dragged
   const data = JSON.parse(plot.dataset.plot), image = plot.querySelector("img");
   const [cover, at, tip] = ["cover", "at", "tip"].map(name => Object.assign(document.createElement("div"), { className: name, hidden: true }));
   plot.append(cover, at, tip);
   let drag = null;
-  const where = e => {
-    const r = image.getBoundingClientRect(), x = (e.clientX - r.left) / r.width, y = (e.clientY - r.top) / r.height;
-    return { x, y, r, i: data.boxes.findIndex(b => x >= b.left && x <= b.left + b.width && y >= b.top && y <= b.top + b.height) };
-  };
-  const number = (part, [low, high]) => low + part * (high - low);
-  const step = (x, b) => number(Math.min(1, Math.max(0, (x - b.left) / b.width)), b.xlim);
-  const show = (e, p) => {
-    const b = data.boxes[p.i], s = step(p.x, b), n = data.steps.reduce((best, v, i) => Math.abs(v - s) < Math.abs(data.steps[best] - s) ? i : best, 0);
-    const lines = data.series.map(c => `${c.name}: ${c.values[p.i]?.[n]}`);
-    tip.textContent = [`step ${data.steps[n] ?? Math.round(s)} (nats)`, ...lines.slice(0, 9), ...(lines.length > 9 ? ["…"] : [])].join("\n");
-    const left = p.x * p.r.width, wide = left > p.r.width * 0.7;
-    Object.assign(tip.style, { left: wide ? "" : `${left + 14}px`, right: wide ? `${plot.clientWidth - left + 14}px` : "", top: `${Math.min(p.y, 0.6) * p.r.height}px` });
-    Object.assign(at.style, { left: `${left}px`, top: `${b.top * p.r.height}px`, height: `${b.height * p.r.height}px` });
-    tip.hidden = at.hidden = false;
-  };
+  const where = e => whereIs(e, image, data.boxes);
   const paint = p => {
     const b = data.boxes[drag.i], x = Math.min(b.left + b.width, Math.max(b.left, p.x)), left = Math.min(x, drag.x);
     Object.assign(cover.style, { left: `${left * p.r.width}px`, width: `${Math.abs(x - drag.x) * p.r.width}px`, top: `${b.top * p.r.height}px`, height: `${b.height * p.r.height}px` });
@@ -82,11 +87,11 @@ function livePlot(plot, send) {  // a figure that tells the numbers under the po
     if (!data.brush || p.i < 0 || e.button) return;
     drag = p; plot.setPointerCapture(e.pointerId); e.preventDefault(); plot.focus();
   });
-  plot.addEventListener("pointermove", e => { const p = where(e); if (drag) paint(p); else if (p.i >= 0) show(e, p); else tip.hidden = at.hidden = true; });
+  plot.addEventListener("pointermove", e => { const p = where(e); if (drag) paint(p); else if (p.i >= 0) tellNumbers(plot, data, p, at, tip); else tip.hidden = at.hidden = true; });
   plot.addEventListener("pointerleave", () => { tip.hidden = at.hidden = true; });
   plot.addEventListener("pointerup", e => {
     if (!drag) return;
-    const p = where(e), b = data.boxes[drag.i], far = Math.abs(p.x - drag.x) * p.r.width > 4, ends = [step(drag.x, b), step(p.x, b)].sort((a, c) => a - c);
+    const p = where(e), b = data.boxes[drag.i], far = Math.abs(p.x - drag.x) * p.r.width > 4, ends = [stepAt(drag.x, b), stepAt(p.x, b)].sort((a, c) => a - c);
     drag = null; cover.hidden = true;
     send(far ? `span:${ends[0]}:${ends[1]}` : "span:");
   });
@@ -99,7 +104,7 @@ function livePlot(plot, send) {  // a figure that tells the numbers under the po
 }
 """
 
-# %% ../nbs/16_explorer.ipynb #4113a2cb
+# %% ../nbs/16_explorer.ipynb #c6e65a28
 _RENDER = r"""
 function render({ model, el }) {
   el.classList.add("polca");
@@ -141,9 +146,10 @@ function render({ model, el }) {
 export default { render };
 """
 
+# %% ../nbs/16_explorer.ipynb #0bbc5fd4
 class Pane(anywidget.AnyWidget):
     "HTML that says what of it was chosen: `on_pick(call)` calls `call(what)`, with the attribute `data-pick`, or span:FIRST:LAST, move:N, grow:N of a figure."
-    _esm = _LOST + _PLOT + _RENDER
+    _esm = _LOST + _TIP + _PLOT + _RENDER
     _css = PIECES_STYLE
     html = traitlets.Unicode("").tag(sync=True)
     busy = traitlets.Bool(False).tag(sync=True)

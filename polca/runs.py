@@ -373,6 +373,7 @@ def _holds_nothing(folder: Path) -> bool:
     "Whether there is nothing in a run directory but a manifest and a lock."
     return all(p.name == "run.lock" or p.name.lstrip(".").startswith("run.json") for p in folder.iterdir())
 
+# %% ../nbs/13_runs.ipynb #eaf385c7
 def write_manifest(file: Path, manifest: Mapping) -> None:
     "Write the manifest of a run, with a check sum."
     write_json(file, manifest, checked=True)
@@ -425,6 +426,7 @@ def told_clusters(projection: xr.Dataset, curves: xr.DataArray, clusters: Cluste
     tables["labels"] = label_clusters(clusters, projection_tokens(projection))
     return {name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()}
 
+# %% ../nbs/13_runs.ipynb #899bfbf1
 def save_clusters(path: Path, found: Mapping[str, tuple[xr.DataArray, Clusters]], window: float, flat: float, told: Mapping[str, dict] | None = None) -> None:
     """Write clusters to the directory `path`, which appears whole or not at all: labels.zarr with a group for each recipe, tables.json.
 
@@ -835,6 +837,7 @@ def inspect_run(run: Run) -> dict:
     if {"project", "cluster"} <= set(there): found["clusters"] = {name: _breaks(projection, name, c, found) for name, c in run.read_clusters().items()}
     return found
 
+# %% ../nbs/13_runs.ipynb #97373886
 def _verify_sources(run) -> int:
     "Hold every checkpoint, and the tokens, against the hashes of the manifest; the number of checkpoints."
     store = run.hashed_store()

@@ -9,7 +9,7 @@ __all__ = ['LIVE_TOKENS', 'ORDERS', 'Arranged', 'Settings', 'View', 'open_view',
            'token_rule', 'token_curves', 'token_split', 'stability', 'check_same_tokens', 'net_changes',
            'nearest_direction', 'compare_directions']
 
-# %% ../nbs/13a_views.ipynb #1743272d
+# %% ../nbs/13a_views.ipynb #492c6439
 import json
 import tempfile
 from collections import OrderedDict
@@ -21,11 +21,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import xarray as xr
-from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 from .breakthroughs import breakthroughs, plateau, window_fits
-from .clustering import OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens
+from .clustering import OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens, hdbscan
 from .decomposition import rules, trajectories
 from .labels import label_clusters, label_kinds, label_tests, projection_tokens
 from .memory import memory_bytes
@@ -80,7 +79,7 @@ class Arranged:
         "(token, direction): the sum over steps, each with its weight in `weights` (step, direction)."
         return np.stack([weights[:, i].astype(self.dtype) @ self.along(i) for i in range(self.shape[0])], axis=1)
 
-# %% ../nbs/13a_views.ipynb #339413a1
+# %% ../nbs/13a_views.ipynb #88a7025e
 @dataclass(frozen=True)
 class Settings:
     "How tokens are clustered along a direction: the rule of their curves, whether the two filters are on, and HDBSCAN's sizes."
@@ -90,6 +89,7 @@ class Settings:
     keep_directions: bool = True
     keep_tokens: bool = True
 
+# %% ../nbs/13a_views.ipynb #a0adebd5
 @dataclass
 class View:
     """A run to look at.
@@ -189,7 +189,7 @@ def curves_along(view: View, direction: int, rule: str = "trapezoid") -> xr.Data
     "The projected loss (step, token, direction) of every token along one direction, by `rule`, nats. Raises ValueError as `allocate` does."
     return view.remembered(("curves", int(direction), rule), lambda: trajectories(one_direction(view, direction, rule), rule))
 
-# %% ../nbs/13a_views.ipynb #4610b746
+# %% ../nbs/13a_views.ipynb #c2d93ea2
 LIVE_TOKENS = 10_000  # more are not clustered while one waits: a matrix of their distances takes a gigabyte and more
 
 def cluster_one(view: View, direction: int, settings: Settings) -> Clusters:
@@ -204,7 +204,7 @@ def cluster_one(view: View, direction: int, settings: Settings) -> Clusters:
     if len(view.tokens) < settings.min_cluster_size: return _unclustered(curves, f"{len(view.tokens)} tokens are fewer than min_cluster_size={settings.min_cluster_size}")
     kept = {"keep_directions": filter_directions(curves)} if settings.keep_directions else {}
     if settings.keep_tokens: kept["keep_tokens"] = filter_tokens(curves)
-    found = cluster_directions(curves, settings.min_cluster_size, settings.min_samples, clusterer=_hdbscan(settings.min_cluster_size, settings.min_samples), **kept)
+    found = cluster_directions(curves, settings.min_cluster_size, settings.min_samples, clusterer=hdbscan(settings.min_cluster_size, settings.min_samples, "brute"), **kept)
     if not (found.labels >= OUTLIER).any(): found.notes[int(direction)] = "left out by filter 1: its mean projected loss rises"
     return found
 
@@ -212,8 +212,6 @@ def _unclustered(curves, why) -> Clusters:
     "No clusters along the direction of `curves`, and why."
     labels = xr.DataArray(np.full((1, curves.sizes["token"]), OUTLIER), {"direction": curves["direction"].values, "token": curves["token"].values}, ("direction", "token"), "cluster")
     return Clusters(labels, pd.DataFrame(columns=["direction", "cluster", "size", "medoid"]), {int(curves["direction"].values[0]): why})
-
-def _hdbscan(min_cluster_size, min_samples) -> HDBSCAN: return HDBSCAN(min_cluster_size=min_cluster_size, min_samples=min_samples, algorithm="brute", copy=True)
 
 def _only(clusters: Clusters, direction: int) -> Clusters:
     "The part of `clusters` along a direction."
@@ -358,7 +356,7 @@ def _outside(view: View, rule: str) -> np.ndarray:
     ends = values.transpose("interval", "token", "end")
     return ends.sel(end="start").values if rule == "first" else ends.mean("end").values
 
-# %% ../nbs/13a_views.ipynb #e8dfb222
+# %% ../nbs/13a_views.ipynb #11839c45
 def stability(view: View, curves: xr.DataArray, clusters: Clusters, settings: Settings, draws: int = 6, most: int = 1200, seed: int = 0) -> Iterator[pd.Series]:
     "After each of `draws` random parts of the clustered tokens, half of them and `most` at most: the stability so far of every cluster along the direction, from 0 to 1."
     direction = int(clusters.labels["direction"].values[0])
@@ -368,7 +366,7 @@ def stability(view: View, curves: xr.DataArray, clusters: Clusters, settings: Se
         part = np.sort(rng.choice(pool, min(len(pool) // 2, most), replace=False))
         share = len(part) / len(pool)
         sizes = max(2, round(settings.min_cluster_size * share)), max(1, round(settings.min_samples * share))
-        again = _hdbscan(*sizes).fit_predict(values[part].astype(float)) if len(part) > max(sizes) else np.full(len(part), OUTLIER)
+        again = hdbscan(*sizes, "brute").fit_predict(values[part].astype(float)) if len(part) > max(sizes) else np.full(len(part), OUTLIER)
         found.append([_jaccard(labels[part] == c, again) for c in clusters.table["cluster"]])
         yield pd.Series(np.mean(found, axis=0), index=pd.Index(clusters.table["cluster"], name="cluster"), name="stability")
 
