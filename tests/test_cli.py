@@ -142,6 +142,29 @@ def test_status_and_inspect_answer_machines_and_people(finished, tmp_path):
     assert missing.returncode == 2 and "no run of polca" in json.loads(missing.stdout)["error"] and "no run of polca" in missing.stderr
 
 
+def test_inspect_reads_the_checkpoints_too(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "step-00000100.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 1
+    file.write_bytes(data)
+    done = polca_here("inspect", tmp_path / "run")
+    assert done.returncode == 2 and file.name in done.stderr
+
+
+def test_ctrl_c_before_anything_has_begun():
+    process = subprocess.Popen([POLCA, "analyze", "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    time.sleep(1.0)  # while it imports torch
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and "Traceback" not in errors
+
+
+def test_no_letters_of_wikipedia():
+    done = polca_here("run", "language", "--preset", "tiny", "--wikipedia", "0")
+    assert done.returncode == 2 and "above 0" in done.stderr
+
+
 def test_a_stage_at_a_time(finished, tmp_path):
     out = tmp_path / "run"
     assert polca_here("run", "arithmetic", "--preset", "tiny", "--out", out, "--until", "train").returncode == 0

@@ -288,7 +288,7 @@ def model(tmp_path_factory):
     return folder
 
 
-def analyse(model, out, **changes):
+def analyse(model, out, /, **changes):
     config = {"model": str(model / "model"), "checkpoints": str(model / "checkpoints"), "texts": (str(model / "text.txt"),), "context": 16, "sequences": 6, "hessian_sequences": 4, "window": 1.0}
     return quiet(Run.create(out, TextTask(TextConfig(**{**config, **changes}))))
 
@@ -315,6 +315,19 @@ def test_a_vocabulary_of_another_model(model, tmp_path):
     bpe.train_from_iterator(["0 and 0. 1 and 1. " * 50 + " ".join(map(str, range(999)))], vocab_size=600, show_progress=False)
     PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer).save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="use the tokenizer that the model was trained with"): analyse(model, tmp_path / "run", tokenizer=str(tmp_path / "tokenizer"))
+
+
+@pytest.mark.parametrize("other", ["wider", "of another kind"])
+def test_a_model_that_these_are_no_checkpoints_of(model, tmp_path, other):
+    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+    from polca.runs import open_tokenizer
+    size = len(open_tokenizer(str(model / "model")))
+    if other == "wider": another = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16))
+    else: another = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_positions=16, n_embd=8, n_layer=1, n_head=2))
+    another.save_pretrained(tmp_path / "other")
+    open_tokenizer(str(model / "model")).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="belongs to another model"): analyse(model, tmp_path / "run", model=str(tmp_path / "other"))
+    assert read_manifest(tmp_path / "run")["stages"] == {}
 
 
 def test_tokens_without_loss(model):
