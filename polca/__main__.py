@@ -244,10 +244,4 @@ def main(args: list[str] | None = None) -> int:
         return 130
     return _answer(options)
 
-def _end(code: int) -> None:
-    "End this process: one of several without the destructors of libraries, whose threads may still run and would abort what is done."
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1: sys.exit(code)
-    for stream in (sys.stdout, sys.stderr): stream.flush()
-    os._exit(code)
-
-if __name__ == "__main__" and "__file__" in globals(): _end(main())  # not in a notebook
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # not in a notebook

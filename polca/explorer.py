@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pane', 'stale_panes', 'moved_span', 'Explorer', 'explore']
 
-# %% ../nbs/16_explorer.ipynb #d82a238a
+# %% ../nbs/16_explorer.ipynb #0c48a0f9
 import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -22,7 +22,7 @@ except ImportError as e: raise ImportError(f"the explorer needs widgets ({e}): p
 from .checkpoints import atomic_path
 from .labels import has_tags, html_text, tagger_names
 from .pages import (
-    PIECES_STYLE, Shown, clusters_piece, compare_piece, directions_piece, figure_piece, first_shown, note, piece, shown_clusters, shown_curves, shown_labels, static_page, token_piece,
+    PIECES_STYLE, Shown, check_shown, clusters_piece, compare_piece, directions_piece, figure_piece, first_shown, note, piece, shown_clusters, shown_curves, shown_labels, static_page, token_piece,
     tokens_piece, trust_piece)
 from .decomposition import rules
 from .report import count_text
@@ -114,18 +114,22 @@ function render({ model, el }) {
   const send = pick => { if (!lost) model.send({ pick }); };
   const name = node => node?.dataset?.pick ?? (node?.classList?.contains("plot") ? "plot" : null);
   const find = wanted => wanted === "plot" ? body.querySelector(".plot") : [...body.querySelectorAll("[data-pick]")].find(n => n.dataset.pick === wanted);
+  const showChosen = () => {
+    const on = body.querySelector("tr.on"), box = on?.closest(".box");
+    if (on && (on.offsetTop < box.scrollTop + 30 || on.offsetTop + on.offsetHeight > box.scrollTop + box.clientHeight)) box.scrollTop = on.offsetTop - box.clientHeight / 2;
+  };
   const draw = () => {
     const focused = body.contains(document.activeElement) ? name(document.activeElement) : null, places = [...body.querySelectorAll(".box")].map(b => [b.scrollTop, b.scrollLeft]);
     body.innerHTML = model.get("html");
     body.querySelectorAll(".box").forEach((b, i) => { if (places[i]) [b.scrollTop, b.scrollLeft] = places[i]; });
     body.querySelectorAll("[tabindex]").forEach(n => { n.dataset.lmSuppressShortcuts = "true"; });  // else keys that are meant for them would move, cut or insert cells of the notebook
     body.querySelectorAll("[data-plot]").forEach(plot => livePlot(plot, send));
-    const on = body.querySelector("tr.on"), box = on?.closest(".box");
-    if (on && (on.offsetTop < box.scrollTop + 30 || on.offsetTop + on.offsetHeight > box.scrollTop + box.clientHeight)) box.scrollTop = on.offsetTop - box.clientHeight / 2;
+    showChosen();
     if (focused) find(focused)?.focus({ preventScroll: true });
   };
+  const first = () => { draw(); requestAnimationFrame(showChosen); };  // a page that is not attached yet has no heights
   const busy = () => { el.style.opacity = model.get("busy") ? 0.55 : 1; el.setAttribute("aria-busy", model.get("busy")); };
-  model.on("change:html", draw); draw();
+  model.on("change:html", draw); first();
   model.on("change:busy", busy); busy();
   body.addEventListener("click", e => { const p = e.target.closest("[data-pick]"); if (p) { p.focus({ preventScroll: true }); send(p.dataset.pick); } });
   body.addEventListener("keydown", e => {
@@ -178,12 +182,19 @@ def moved_span(view: View, span: tuple[float, float] | None, move: int = 0, grow
     if first < 0 or last >= len(view.steps) or last <= first: return span
     return float(view.steps[first]), float(view.steps[last])
 
-# %% ../nbs/16_explorer.ipynb #f8437e79
+# %% ../nbs/16_explorer.ipynb #a1b53daa
+_TOOLTIPS = {"clusters of": "along the direction by HDBSCAN, as the paper has it; or of all directions jointly, as the run has them",
+             "rule": "how a loss change is booked on a direction", "filter directions": "leave out a direction along which the mean projected loss rises (filter 1)",
+             "filter tokens": "leave out tokens whose projected loss rises along the direction (filter 2)", "min cluster size": "of HDBSCAN: the fewest tokens of a cluster",
+             "min samples": "of HDBSCAN: how many tokens the core of a cluster has around it", "split by": "what the bars of the clusters are split by", "outliers": "show the tokens in no cluster, too",
+             "steps": "the steps whose changes are told, as dragged in the figure", "find": "tokens with this text in or around them", "save as": "name of the file",
+             "other run": "folder of another run on the same tokens", "direction": "number of the direction of the other side"}
+
 class _Controls:
     "The widgets of an explorer that are not panes, with what they show of `Shown`."
     def __init__(self, view: View, shown: Shown):
         n, s, wide = len(view.tokens), shown.settings, {"description_width": "initial"}
-        def box(kind, description, **more): return kind(description=description, style=wide, layout=w.Layout(width=more.pop("width", "auto")), **more)
+        def box(kind, description, **more): return kind(description=description, style=wide, layout=w.Layout(width=more.pop("width", "auto")), **{"tooltip": _TOOLTIPS.get(description, ""), **more})
         joint = [("this direction alone (HDBSCAN)", -1), *((f"all jointly, {k} clusters", k) for k in joint_numbers(view))]
         self.joint = box(w.Dropdown, "clusters of", options=joint, value=-1 if shown.joint is None else shown.joint)
         self.rule = box(w.Dropdown, "rule", options=rules(view.projection), value=s.rule)
@@ -193,7 +204,8 @@ class _Controls:
         self.by = box(w.Dropdown, "split by", options=list(composition_kinds(view)), value=shown.by)
         self.outliers = box(w.Checkbox, "outliers", value=shown.outliers, indent=False)
         self.span = box(w.SelectionRangeSlider, "steps", options=[(f"{s:,}", float(s)) for s in view.steps], index=(0, len(view.steps) - 1), continuous_update=False, width="40em")
-        self.order = box(w.ToggleButtons, "", options=[("strongest change", "strongest"), ("nearest to medoid", "nearest"), ("random", "random")], value=shown.order)
+        self.again = box(w.Button, "draw others", tooltip="another random draw of tokens")
+        self.order = box(w.ToggleButtons, "", tooltips=["those that change most in the chosen steps, up or down", "those whose curves in the chosen steps are nearest to the cluster's medoid", "a random draw"], options=[("strongest change", "strongest"), ("nearest to medoid", "nearest"), ("random", "random")], value=shown.order)
         self.order.style.button_width = "auto"
         self.text = box(w.Text, "find", placeholder='text, or "whole target"', continuous_update=False, width="20em")
         self.stability = box(w.Button, "How stable are these clusters?", tooltip="clusters random halves of the tokens by themselves, and looks whether the clusters are found again")
@@ -215,7 +227,7 @@ class _Controls:
     def watched(self) -> list:
         return [self.joint, self.rule, self.keep_directions, self.keep_tokens, self.min_cluster_size, self.min_samples, self.by, self.outliers, self.span, self.order, self.text]
 
-# %% ../nbs/16_explorer.ipynb #b9210cdf
+# %% ../nbs/16_explorer.ipynb #3cdd12a5
 class _Wired(w.VBox):
     "The widgets of an explorer, wired."
     def __init__(self, view: View, shown: Shown | None = None):
@@ -223,7 +235,7 @@ class _Wired(w.VBox):
         self.controls = c = _Controls(view, self.shown)
         self.panes = {name: Pane(layout=w.Layout(width="100%")).on_pick(self._picked) for name in ("head", *_DEPENDS, "said")}
         self._pending, self._lock = {*_TABS}, threading.RLock()
-        rows = {"tokens": [self._row(c.order, c.text), self.panes["tokens"]], "token": [self.panes["token"]], "trust": [self._row(c.stability), self.panes["trust"]],
+        rows = {"tokens": [self._row(c.order, c.again, c.text), self.panes["tokens"]], "token": [self.panes["token"]], "trust": [self._row(c.stability), self.panes["trust"]],
                 "compare": [self._row(c.other, c.other_rule, c.other_direction), self.panes["compare"]]}
         self.tabs = w.Tab([w.VBox(rows[t]) for t in _TABS], titles=[*_TABS.values()])
         super().__init__([self.panes["head"], self.panes["directions"], self._row(c.joint, c.rule, c.by), self._row(c.min_cluster_size, c.min_samples, c.keep_directions, c.keep_tokens, c.outliers),
@@ -242,14 +254,16 @@ class _Wired(w.VBox):
         self.tabs.observe(lambda change: self._draw([]), "selected_index")
         c.stability.on_click(lambda button: self._measure_stability())
         c.save.on_click(lambda button: self._save())
+        c.again.on_click(lambda button: self.show(order="random", seed=self.shown.seed + 1))
 
-# %% ../nbs/16_explorer.ipynb #cec158e4
+# %% ../nbs/16_explorer.ipynb #05a91094
 class _Shows(_Wired):
     "What is shown, and its changes."
     def show(self, **changes):
-        "Show something else: fields of `polca.pages.Shown`. Raises ValueError for a direction that there is not."
+        "Show something else: fields of `polca.pages.Shown`. Raises ValueError for what there is not."
         after = replace(self.shown, **changes)
-        if after.direction not in self.view.directions: raise ValueError(f"there is no direction {after.direction}: use {self.view.directions[0]} to {self.view.directions[-1]}")
+        check_shown(self.view, after)
+        if after.span is not None: after = replace(after, span=self._snapped(*after.span))
         if (after.direction, after.settings, after.joint) != (self.shown.direction, self.shown.settings, self.shown.joint):
             self._stable = None
             if "cluster" not in changes: after = replace(after, cluster=None)
@@ -260,6 +274,7 @@ class _Shows(_Wired):
 
     def _tell_controls(self):
         c, s, self._quiet = self.controls, self.shown, True
+        for slider, value in ((c.min_cluster_size, s.settings.min_cluster_size), (c.min_samples, s.settings.min_samples)): slider.max = max(slider.max, value)
         for widget, value in ((c.joint, -1 if s.joint is None else s.joint), (c.rule, s.settings.rule), (c.min_cluster_size, s.settings.min_cluster_size), (c.min_samples, s.settings.min_samples),
                               (c.keep_directions, s.settings.keep_directions), (c.keep_tokens, s.settings.keep_tokens), (c.by, s.by), (c.outliers, s.outliers), (c.order, s.order), (c.text, s.text)):
             if widget.value != value: widget.value = value
@@ -273,7 +288,7 @@ class _Shows(_Wired):
         if after.joint == self.shown.joint and replace(after.settings, rule=self.shown.settings.rule) != self.shown.settings: after = replace(after, joint=None)  # sizes and filters are of single directions
         self.show(**{f.name: getattr(after, f.name) for f in fields(Shown) if getattr(after, f.name) != getattr(self.shown, f.name)})
 
-# %% ../nbs/16_explorer.ipynb #1dc28ced
+# %% ../nbs/16_explorer.ipynb #233cd11f
 class _Draws(_Shows):
     "What is picked, and what is drawn for it."
     def _picked(self, what: str):
@@ -284,11 +299,11 @@ class _Draws(_Shows):
         elif kind == "cluster": self.show(cluster=None if int(value) == self.shown.cluster else int(value))
         elif kind == "token": self.show(token=int(value))
         elif kind in ("move", "grow"): self.show(span=moved_span(self.view, self.shown.span, **{kind: int(value)}))
-        elif kind == "span": self.show(span=self._span(value))
+        elif kind == "span": self.show(span=tuple(map(float, value.split(":"))) if value else None)
 
-    def _span(self, value: str):
-        if not value: return None
-        part = in_span(self.view, tuple(map(float, value.split(":"))))
+    def _snapped(self, first: float, last: float) -> tuple[float, float] | None:
+        "The checkpoints nearest to the ends of a span; None for all of them."
+        part = in_span(self.view, (first, last))
         return None if part == slice(0, len(self.view.steps)) else (float(self.view.steps[part.start]), float(self.view.steps[part.stop - 1]))
 
     def _draw(self, stale: list[str]):
@@ -307,7 +322,7 @@ class _Draws(_Shows):
         self._fill("clusters", lambda: clusters_piece(self.view, self.shown, None, self._stable))
         self._fill("clusters", lambda: clusters_piece(self.view, self.shown, shown_labels(self.view, self.shown), self._stable))
 
-# %% ../nbs/16_explorer.ipynb #fb76fa66
+# %% ../nbs/16_explorer.ipynb #a2e211ce
 class _Measures(_Draws):
     "What takes a moment, and what may fail."
     def _fill(self, name: str, make: Callable[[], str]):
@@ -316,7 +331,7 @@ class _Measures(_Draws):
         pane.busy = True
         try:
             with self._lock: pane.html = make()  # clicks are answered in another thread than cells, and matplotlib is for one at a time
-        except (ValueError, OSError) as e: pane.html = piece(note(html_text(e)))
+        except (ValueError, OSError, RuntimeError) as e: pane.html = piece(note(html_text(e)))
         except MemoryError: pane.html = piece(note("There is not enough memory for this: choose fewer tokens, or another direction."))
         except Exception as e:  # whatever else it is must not end in a page that stands still without a word
             self.failures.append(e)
@@ -324,11 +339,11 @@ class _Measures(_Draws):
         finally: pane.busy = False
 
     def _measure_stability(self):
+        clusters = shown_clusters(self.view, self.shown)
         if self.shown.joint is not None: return self._say("The stability of joint clusters is in their table, from other numbers of clusters.")
+        if not len(clusters.table): return self._say("There are no clusters along this direction whose stability could be measured.")
         def measured():
-            clusters, curves = shown_clusters(self.view, self.shown), shown_curves(self.view, self.shown)
-            if not len(clusters.table): raise ValueError("there are no clusters along this direction whose stability there were to measure")
-            if len(self.view.tokens) > LIVE_TOKENS: raise ValueError(f"{len(self.view.tokens):,} tokens are too many to cluster anew while you wait")
+            curves = shown_curves(self.view, self.shown)
             for self._stable in stability(self.view, curves, clusters, self.shown.settings): pass
             return clusters_piece(self.view, self.shown, shown_labels(self.view, self.shown), self._stable)
         self._fill("clusters", measured)
@@ -339,17 +354,20 @@ class _Measures(_Draws):
         other = self._open_other(c.other.value.strip())
         check_same_tokens(self.view, other)
         wanted = c.other_direction.value.strip()
-        if wanted and not wanted.lstrip("-").isdigit(): raise ValueError(f"direction {wanted!r} is no number: give one, or leave it empty for the most alike")
-        direction = int(wanted) if wanted else shown.direction if other is self.view else nearest_direction(self.view, shown.direction, other)
+        try: direction = int(wanted) if wanted else shown.direction if other is self.view else nearest_direction(self.view, shown.direction, other)
+        except ValueError as e: raise ValueError(f"direction {wanted!r} is no number: give one, or leave it empty for the most alike") from e
         settings = shown.settings if c.other_rule.value == "the same" else replace(shown.settings, rule=c.other_rule.value)
-        return compare_piece(self.view, shown, other, replace(shown, direction=direction, settings=settings))
+        kinds = composition_kinds(other)
+        beside = replace(shown, direction=direction, settings=settings, by=shown.by if shown.by in kinds else next(iter(kinds)))
+        check_shown(other, beside)
+        return compare_piece(self.view, shown, other, beside)
 
     def _open_other(self, folder: str) -> View:
         if not folder: return self.view
         if self._other is None or self._other[0] != folder: self._other = folder, open_view(folder)
         return self._other[1]
 
-# %% ../nbs/16_explorer.ipynb #e6911b4a
+# %% ../nbs/16_explorer.ipynb #8997d8d6
 class Explorer(_Measures):
     """A run to look at, in a notebook; made by `explore`.
 
@@ -361,7 +379,7 @@ class Explorer(_Measures):
 
     def _save(self):
         try: self._say(f"saved as {self.to_html(self.controls.path.value)}")
-        except OSError as e: self._say(f"{self.controls.path.value} could not be written ({e.strerror or e}): give another path")
+        except (OSError, ValueError, RuntimeError) as e: self._say(f"{self.controls.path.value} could not be written ({getattr(e, 'strerror', None) or e}): give another path, or show something else")
 
     def snapshot(self, *panes: str):
         """What some panes show now, to be displayed without widgets: for notebooks that are read where no kernel runs.
@@ -379,7 +397,8 @@ class Explorer(_Measures):
         path = Path(path)
         if path.is_dir(): raise OSError(f"{path} is a folder: give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as part: part.write_text(static_page(self.view, self.shown), encoding="utf-8")
+        compared = [("Compared", self.panes["compare"].html)] if self.tabs.selected_index == [*_TABS].index("compare") else []
+        with atomic_path(path) as part: part.write_text(static_page(self.view, self.shown, self._stable, compared), encoding="utf-8")
         return path
 
 def _head(view: View) -> str:
@@ -388,9 +407,9 @@ def _head(view: View) -> str:
     told = (f"<b>{html_text(view.title)}</b>: {count_text(len(view.tokens), 'token')}, {count_text(len(view.steps), 'checkpoint')} from step {view.steps[0]:,} to step {view.steps[-1]:,}, "
             f"{count_text(len(view.directions), 'direction')}; mean loss {loss[0]:.2f} to {loss[-1]:.2f} nats per token, flat from step {view.flat:,.0f}; a break is told from {view.window:,.0f} steps on either side.")
     if has_tags(view.tokens): told += f" Part-of-speech tags by {html_text(tagger_names(view.tokens))}."
-    return f"<p>{told}</p>" + "".join(note(f"This run has no {html_text(what)} yet. Make it with <code>{html_text(command)}</code>") for what, command in view.missing)
+    return f"<p>{told}</p>" + "".join(note(f"Not there: {html_text(what)}. To make it: <code>{html_text(command)}</code>") for what, command in view.missing)
 
-# %% ../nbs/16_explorer.ipynb #896b54dd
+# %% ../nbs/16_explorer.ipynb #ff5e0d67
 def _in_notebook() -> bool:
     "Whether there is a kernel that shows widgets."
     try: from IPython import get_ipython
@@ -414,13 +433,12 @@ def explore(run: str | Path | Run | View | xr.Dataset, **shown) -> "Explorer | P
     A run that cannot be opened gives a message that says what to do; outside of a notebook, where nothing can be clicked, how to get a page instead.
     """
     folder = run.folder if isinstance(run, Run) else run
-    try: view = run if isinstance(run, View) else view_of(run) if isinstance(run, xr.Dataset) else open_view(folder)
-    except (ValueError, OSError) as e:
-        try: there = _unfinished(folder)
-        except (ValueError, OSError): there = ""
+    try: explorer = Explorer(run if isinstance(run, View) else view_of(run) if isinstance(run, xr.Dataset) else open_view(folder))
+    except (ValueError, OSError, RuntimeError) as e:  # the last is what Zarr makes of damaged bytes
+        try: there = "" if isinstance(run, (View, xr.Dataset)) else _unfinished(folder)
+        except (ValueError, OSError, RuntimeError): there = ""
         if not _in_notebook(): print(e)
         return Pane(html=piece(note(html_text(e)) + there))
-    explorer = Explorer(view)
     if shown: explorer.show(**shown)
     if not _in_notebook(): print(f"explore() is for notebooks. For a page to read: polca report {folder if not isinstance(run, (View, xr.Dataset)) else 'RUN'}, or explore(…).to_html('view.html')")
     return explorer

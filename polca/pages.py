@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PIECES_STYLE', 'piece', 'note', 'sorted_directions', 'directions_html', 'plot_html', 'cluster_series',
            'composition_html', 'clusters_html', 'allocation_color', 'scale_html', 'example_html', 'account_html',
-           'compared_html', 'Shown', 'first_shown', 'shown_clusters', 'shown_curves', 'directions_piece',
+           'compared_html', 'Shown', 'check_shown', 'first_shown', 'shown_clusters', 'shown_curves', 'directions_piece',
            'clusters_words', 'described', 'shown_breaks', 'shown_labels', 'shown_told', 'figure_piece',
            'clusters_piece', 'listed_tokens', 'tokens_piece', 'token_piece', 'trust_piece', 'compare_piece',
            'static_page']
 
-# %% ../nbs/13b_pages.ipynb #2f4493a4
+# %% ../nbs/13b_pages.ipynb #f0ad8cc8
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,22 @@ import pandas as pd
 import xarray as xr
 
 from .clustering import DROPPED, OUTLIER, Clusters, describe_clusters
+from .decomposition import rules
 from .labels import html_text, visible
 from .plots import axes_boxes, cluster_color, plot_breakthroughs, plot_explained, plot_side_by_side, plot_token
 from .report import break_edge, break_text, count_text, html_figure, html_page, html_table, number_text, share_text
 from .views import (
-    Settings, View, break_table, change, check_same_tokens, cluster_joint, cluster_one, compare_directions, composition_kinds, curves_along, directions_table, example_of, in_span,
+    ORDERS, Settings, View, break_table, change, check_same_tokens, cluster_joint, cluster_one, compare_directions, composition_kinds, curves_along, directions_table, example_of, in_span,
     joint_numbers, label_table, ranked, search, token_curves, token_rule, token_split, token_texts)
 
-# %% ../nbs/13b_pages.ipynb #cc8b360a
+# %% ../nbs/13b_pages.ipynb #189cfdb6
 PIECES_STYLE = """.polca{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1c1c1c));--dim:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#5c5c5c));--bg:var(--jp-layout-color1,var(--vscode-editor-background,#fff));
 --card:var(--jp-layout-color2,#f5f5f3);--line:var(--jp-border-color2,#d9d9d4);--on:rgba(86,180,233,.28);--mark:#ffe08a}
 .polca,.pieces{color:var(--fg);font:13px/1.45 system-ui,sans-serif}
 .pieces table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:auto;margin:0;font-size:12.5px}
 .pieces th,.pieces td{padding:.18rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top;white-space:nowrap;background:none}
 .pieces th{font-weight:600;color:var(--dim);vertical-align:bottom;position:sticky;top:0;background:var(--bg);z-index:1}
-.pieces .t{text-align:left}.pieces td.w{white-space:normal;min-width:12em}
+.pieces .t,.pieces table td.t,.pieces table th.t{text-align:left}.pieces td.w{white-space:normal;min-width:12em}
 .pieces .box{overflow:auto;border:1px solid var(--line);border-radius:6px}.pieces .low{max-height:15.5em}
 .pieces [data-pick]{cursor:pointer}.pieces tr[data-pick]:hover{background:var(--card)}.pieces tr.on,.pieces tr.on:hover{background:var(--on)}
 .pieces [data-pick]:focus-visible,.pieces .plot:focus-visible{outline:2px solid #0072b2;outline-offset:-2px}
@@ -59,14 +60,14 @@ def note(text: str) -> str:
     "A message in its place; `text` is HTML."
     return f'<div class=note role=status>{text}</div>'
 
-# %% ../nbs/13b_pages.ipynb #22620e6d
+# %% ../nbs/13b_pages.ipynb #62405155
 _COLUMNS = {"direction": ("direction", "number of the direction in the basis", "d"), "source_step": ("source step", "training step whose Hessian the direction was taken from", ",.0f"),
             "eigenvalue": ("eigenvalue", "of the Hessian at the source step: curvature along the direction, nats per squared unit", ".3g"),
             "net": ("net (nats)", "loss change booked on the direction from first to last step, mean over tokens; negative: the loss falls", "+.4f"),
             "gross": ("gross (nats)", "the same with every swing counted, up or down", ".4f"), "clusters": ("clusters", "that the run has found along the direction", "d"),
             "outliers": ("outliers", "share of the tokens, of those that filter 2 left, that are in no cluster", ".0%"),
             "hidden": ("hidden", "clusters whose break comes after the mean loss is flat: hidden breakthroughs", ".0f"),
-            "label": ("best label", "of the clusters along the direction the label with the most information: its share of the cluster, and how many times the share among all tokens", "")}
+            "label": ("best label", "of the clusters along the direction the label with the most information: its share of the cluster, and how many times that of the tokens that no filter dropped along the direction", "")}
 
 def sorted_directions(table: pd.DataFrame, by: str = "direction", descending: bool = False) -> pd.DataFrame:
     "The table of `polca.views.directions_table` sorted by a column; net and gross by size. Raises ValueError for a column that it has not."
@@ -91,7 +92,7 @@ def _cell(value, form: str, column: str) -> str:
     missing = value is None or value != value or column == "source_step" and value < 0  # −1: of no step
     return f"<td>{'–' if missing else number_text(value, form)}</td>"
 
-# %% ../nbs/13b_pages.ipynb #9abcd5f7
+# %% ../nbs/13b_pages.ipynb #d1ad5afd
 def plot_html(fig, alt: str, series: Sequence[Mapping] = (), steps: Sequence[float] = (), brush: bool = True) -> str:
     """A figure whose axes all have training steps below. Closes it.
 
@@ -101,17 +102,17 @@ def plot_html(fig, alt: str, series: Sequence[Mapping] = (), steps: Sequence[flo
     boxes, every = axes_boxes(fig), max(1, len(steps) // 200)
     fig.set_layout_engine("none")  # it is laid out: once is enough
     data = {"boxes": boxes, "steps": [float(s) for s in steps[::every]], "brush": brush,
-            "series": [{"name": s["name"], "color": s["color"], "values": [[float(f"{v:.4g}") for v in values[::every]] for values in s["values"]]} for s in series]}
+            "series": [{"name": s["name"], "color": s["color"], "values": [[float(f"{v:.4g}") if np.isfinite(v) else None for v in values[::every]] for values in s["values"]]} for s in series]}
     image = html_figure(fig, alt).removeprefix("<div class=scroll>").removesuffix("</div>")
     label = "drag to choose a span of steps; arrow keys move it, with shift they make it longer or shorter, Escape takes it away" if brush else "figure"
-    return f'<div class="plot{" live" if brush else ""}" tabindex=0 role=group aria-label="{label}" title="" data-plot="{html.escape(json.dumps(data), quote=True)}">{image}</div>'
+    return f'<div class="plot{" live" if brush else ""}" tabindex=0 role=group aria-label="{label}" title="" data-plot="{html.escape(json.dumps(data, allow_nan=False), quote=True)}">{image}</div>'
 
 def cluster_series(told: Mapping) -> list[dict]:
     "The curves of `polca.clustering.describe_clusters` for `plot_html`: medoid, and median exact loss."
-    return [{"name": f"cluster {c['cluster']}" if c["cluster"] >= 0 else "outliers", "color": cluster_color(c["cluster"]), "values": [c["medoid"], c["loss"]]} for c in told["clusters"]]
+    return [{"name": f"cluster {c['cluster']}" if c["cluster"] >= 0 else told.get("rest", "outliers"), "color": cluster_color(c["cluster"]), "values": [c["medoid"], c["loss"]]} for c in told["clusters"]]
 
-# %% ../nbs/13b_pages.ipynb #32b3067d
-_SHADES = ("#2f2f2f", "#8a8a8a", "#c9c9c9", "#5c5c5c", "#e8e8e8", "#a8a8a8", "#767676", "#f6f6f6")
+# %% ../nbs/13b_pages.ipynb #4021f915
+_SHADES = ("#2f2f2f", "#8a8a8a", "#c9c9c9", "#5c5c5c", "#e8e8e8", "#a8a8a8", "#767676", "#f6f6f6", "#444444", "#b8b8b8", "#666666")
 
 def composition_html(kinds: Sequence[Sequence], order: Sequence[str]) -> str:
     "A bar of shares: (value, share) of `kinds`, with the shades of the values in `order`; a tooltip on every part."
@@ -134,16 +135,17 @@ def clusters_html(told: Mapping, breaks: pd.DataFrame, labels: pd.DataFrame | No
     rows = []
     for c in told["clusters"]:
         n = c["cluster"]
-        cells = [f'<span class=s style="background:{cluster_color(n)}"></span>{n if n >= 0 else "outliers"}', f"{c['size']:,}", share_text(c["size"], told["tokens"])]
+        cells = [f'<span class=s style="background:{cluster_color(n)}"></span>{n if n >= 0 else told.get("rest", "outliers")}', f"{c['size']:,}", share_text(c["size"], told["tokens"])]
         cells += _break_cells(known.get(n))
         cells += ["–" if stability is None or n not in stability.index else f"{stability[n]:.2f}", "…" if labels is None and n >= 0 else html_text(names.get(n, "–")), composition_html(c["kinds"], order)]
         rows.append((n, cells))
     heads = [("cluster", "click to see its tokens"), ("tokens", "number of tokens"), ("share", "of all tokens"), ("break (step)", "where the curves of its tokens bend most, median; ≤ and ≥: at the edge of what can be told"),
              ("spread", "of the breaks of its tokens, standard deviation in steps; in brackets that of random sets of as many tokens"), ("hidden", "whether its mean break comes after the mean loss is flat; in brackets the share of random sets of tokens of which that is so"),
-             ("stability", "how well it is found again, from 0 to 1: jointly among other numbers of clusters, along a direction among random halves of the tokens (button below)"),
-             ("label", "what its tokens share more often than random ones: share, and how many times that of all tokens; tested, q ≤ 0.05"), (f"by {by}", "what its tokens are")]
+             ("stability", "how well it is found again, from 0 to 1: jointly among other numbers of clusters, along a direction among random parts of the tokens, half of them and 1,200 at most (button under Trust)"),
+             ("label", "what its tokens share more often than random ones: share, and how many times that of the tokens that no filter dropped; tested, q ≤ 0.05"), (f"by {by}", "what its tokens are")]
     head = "".join(f'<th title="{html.escape(why)}"{" class=t" if i in (0, 7, 8) else ""}>{html_text(name)}</th>' for i, (name, why) in enumerate(heads))
-    body = "".join(f'<tr data-pick="cluster:{n}" tabindex=0 aria-selected="{str(n == chosen).lower()}"{" class=on" if n == chosen else ""}>'
+    def pick(n): return "" if n < 0 and told.get("rest") == "all tokens" else f' data-pick="cluster:{n}" tabindex=0 aria-selected="{str(n == chosen).lower()}"'
+    body = "".join(f'<tr{pick(n)}{" class=on" if n == chosen else ""}>'
                    + "".join(f'<td{_CLASSES.get(i, "")}>{cell}</td>' for i, cell in enumerate(cells)) + "</tr>" for n, cells in rows)
     return f'<div class=box><table aria-label="clusters"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -195,7 +197,7 @@ def _constants(tokens: pd.DataFrame, rows: pd.DataFrame) -> str:
     names = [c for c in rows if c not in ("example", "position", "target", "target_id") and tokens[c].nunique() > 1 and tokens.groupby("example")[c].nunique().max() == 1]
     return " ".join(f"{c}={rows[c].iloc[0]}" for c in names) + (" → " if names else "")
 
-# %% ../nbs/13b_pages.ipynb #8a02a4eb
+# %% ../nbs/13b_pages.ipynb #60191725
 def account_html(accounts: Mapping[str, xr.Dataset], rule: str) -> str:
     "Totals of every rule, nats per token, with the error as a share of the true change."
     heads = [("rule", "how a loss change is booked on a direction"), ("true change", "of the mean loss, first to last step"), ("on the directions", "net: sum of what is booked on all directions"),
@@ -204,13 +206,15 @@ def account_html(accounts: Mapping[str, xr.Dataset], rule: str) -> str:
              share_text(a.attrs["error"], a.attrs["true"])] for name, a in accounts.items()]
     return html_table([f'<span title="{html.escape(why)}">{name}</span>' for name, why in heads], rows).replace("<div class=scroll>", "<div class=box>")
 
-def compared_html(title: str, found: Mapping) -> str:
-    "What `polca.views.compare_directions` says, in words."
+def compared_html(title: str, found: Mapping, same: bool = False) -> str:
+    "What `polca.views.compare_directions` says, in words; `same`: of the same clusters."
     def told(v): return "–" if v != v else f"{v:.2f}".replace("-", "−")
-    return (f"<p><b>{html_text(title)}</b>: net changes of the tokens correlate at <b>{told(found['correlation'])}</b>; the clusters agree with an adjusted Rand index of <b>{told(found['rand'])}</b> "
+    moved = f"<p><b>{html_text(title)}</b>: net changes of the tokens correlate at <b>{told(found['correlation'])}</b>"
+    if same or found["rand"] != found["rand"]: return f"{moved}; {'the clusters are the same' if same else 'there are not clusters on both sides to compare'}.</p>"
+    return (f"{moved}; the clusters agree with an adjusted Rand index of <b>{told(found['rand'])}</b> "
             f"(1: the same, 0: as by chance; outliers count as one more cluster), of {told(found['rand_clustered'])} over the {count_text(found['both'], 'token')} that both have in clusters.</p>")
 
-# %% ../nbs/13b_pages.ipynb #7512fe7e
+# %% ../nbs/13b_pages.ipynb #fe18dc62
 @dataclass(frozen=True)
 class Shown:
     """What is shown of a view.
@@ -237,13 +241,23 @@ class Shown:
     descending: bool = False
     seed: int = 0
 
+def check_shown(view: View, shown: Shown) -> None:
+    "Raise ValueError for what a view cannot show: a direction, token, rule, kind, order or number of joint clusters that there is not."
+    known = {"direction": view.directions.tolist(), "joint": [None, *joint_numbers(view)], "by": [*composition_kinds(view)], "order": [*ORDERS]}
+    for name, values in known.items():
+        if (value := getattr(shown, name)) not in values: raise ValueError(f"there is no {name} {value!r}: use one of {', '.join(map(str, values[:12]))}{' …' if len(values) > 12 else ''}")
+    if (rule := shown.settings.rule) not in rules(view.projection): raise ValueError(f"there is no rule {rule!r} in this run: use one of {', '.join(rules(view.projection))}")
+    if shown.token is not None and not 0 <= shown.token < len(view.tokens): raise ValueError(f"there is no token {shown.token}: use 0 to {len(view.tokens) - 1}")
+    if shown.settings.min_cluster_size < 2 or shown.settings.min_samples < 1: raise ValueError("min_cluster_size must be at least 2, min_samples at least 1")
+
 def first_shown(view: View) -> Shown:
     "What is shown first: the direction with most hidden breakthroughs, most clusters, or else the largest net; without clusters along single directions the joint ones."
     table, kinds, joint = directions_table(view, view.settings.rule), composition_kinds(view), None
     keys = [table[c].fillna(0) for c in ("hidden", "clusters") if c in table] + [table["net"].abs()]
     direction = int(pd.concat(keys, axis=1).sort_values([k.name for k in keys], ascending=False, kind="stable").index[0])
     if joint_numbers(view) and (view.clusters is None or view.clusters.table.empty):
-        joint = -int(view.joint.table.groupby("direction")["stability"].mean().idxmax())
+        stable = view.joint.table.groupby("direction")["stability"].mean().dropna()
+        joint = -int(stable.idxmax()) if len(stable) else None
     return Shown(direction, view.settings, joint, by=next((k for k in ("tag", "place", "target") if k in kinds), next(iter(kinds))))
 
 def shown_clusters(view: View, shown: Shown) -> Clusters:
@@ -255,7 +269,7 @@ def shown_curves(view: View, shown: Shown) -> xr.DataArray:
     "The projected loss (step, token, direction) of all tokens along the direction that is shown."
     return curves_along(view, shown.direction, shown.settings.rule)
 
-# %% ../nbs/13b_pages.ipynb #02bb288e
+# %% ../nbs/13b_pages.ipynb #329553ef
 def directions_piece(view: View, shown: Shown) -> str:
     "The table of directions."
     table = view.remembered(("directions", shown.settings.rule), lambda: directions_table(view, shown.settings.rule))
@@ -265,28 +279,29 @@ def directions_piece(view: View, shown: Shown) -> str:
 
 def clusters_words(view: View, shown: Shown, clusters: Clusters) -> str:
     "Which clusters these are, and where there are none, why."
-    if shown.joint is not None: return f"<p class=dim>{shown.joint} clusters of all directions jointly, as the run has them, looked at along direction {shown.direction}.</p>"
+    if shown.joint is not None: return f"<p class=dim>{shown.joint} clusters of all directions jointly, as the run has them, looked at along direction {shown.direction}; breaks are those of the curves along it.</p>"
     s, counts, own = shown.settings, clusters.counts(), shown.settings == view.settings and view.clusters is not None
     how = (f"{'as the run has them' if own else 'clustered now'}: HDBSCAN, min_cluster_size {s.min_cluster_size}, min_samples {s.min_samples}, rule {s.rule}, "
            f"filter of directions {'on' if s.keep_directions else 'off'}, of tokens {'on' if s.keep_tokens else 'off'}")
+    if why := clusters.notes.get(shown.direction): return note(f"Direction {shown.direction} has no clusters: {html_text(why)}.")
     found = count_text(len(clusters.table), "cluster")
     words = f"<p class=dim>Direction {shown.direction}, {found}, {how}. {counts['dropped']:,.0f} tokens dropped by the filters, {counts['outliers']:,.0f} outliers.</p>"
-    if len(clusters.table): return words
-    reason = clusters.notes.get(shown.direction, "every token is an outlier: try smaller sizes, another direction, or the joint clusters")
-    return words + note(f"No clusters along direction {shown.direction}: {html_text(reason)}.")
+    return words if len(clusters.table) else words + note(f"No clusters along direction {shown.direction}: every token is an outlier. Try smaller sizes, another direction, or the joint clusters.")
 
 def described(view: View, shown: Shown) -> dict:
     "`describe_clusters` of what is shown; outliers where they are asked for, or where there is nothing else."
     clusters, curves = shown_clusters(view, shown), shown_curves(view, shown)
-    if not (clusters.labels >= OUTLIER).any(): clusters = replace(clusters, labels=xr.zeros_like(clusters.labels) + OUTLIER)
-    source = curves if "source_step" in curves.coords and int(curves["source_step"][0]) >= 0 else curves.drop_vars("source_step", errors="ignore")
+    rest = "all tokens" if not (clusters.labels >= OUTLIER).any() else "not clustered" if shown.direction in clusters.notes else "outliers"
+    if rest == "all tokens": clusters = replace(clusters, labels=xr.zeros_like(clusters.labels) + OUTLIER)
+    sourced = "source_step" in curves.coords and np.isfinite(step := float(curves["source_step"][0])) and step >= 0
+    source = curves if sourced else curves.drop_vars("source_step", errors="ignore")
     told = describe_clusters(source, clusters, shown.direction, view.loss, {shown.by: composition_kinds(view)[shown.by]})
     if shown.joint is not None:
         for c in told["clusters"]: c["medoid"] = c["quartiles"][1]  # medoids are of the gradients that were clustered, not of these curves
     if not shown.outliers and len(clusters.table): told["clusters"] = [c for c in told["clusters"] if c["cluster"] >= 0]
-    return told
+    return told | {"rest": rest}
 
-# %% ../nbs/13b_pages.ipynb #0682bc09
+# %% ../nbs/13b_pages.ipynb #d68b573c
 def shown_breaks(view: View, shown: Shown) -> pd.DataFrame:
     "`polca.views.break_table` of what is shown."
     key = ("breaks", shown.direction, shown.settings, shown.joint)
@@ -307,17 +322,16 @@ def figure_piece(view: View, shown: Shown, live: bool = True) -> str:
 
     live   whether a span of steps can be dragged in it
     """
-    told, breaks, clusters = shown_told(view, shown), shown_breaks(view, shown), shown_clusters(view, shown)
-    marks = _marks(breaks)
-    rest = "outliers" if (clusters.labels >= OUTLIER).any() else "all tokens"
+    told, breaks = shown_told(view, shown), shown_breaks(view, shown)
     source = "" if told["source_step"] is None else f", taken at step {told['source_step']:,}"
-    fig = plot_breakthroughs(told, marks, view.flat, "projected loss (nats)", "medoid" if shown.joint is None else "median", rest, f"direction {shown.direction}{source}", shown.span, size=(10.5, 3.5))
+    fig = plot_breakthroughs(told, _marks(breaks, "median"), view.flat, "projected loss (nats)", "medoid" if shown.joint is None else "median", told["rest"], f"direction {shown.direction}{source}",
+                             shown.span, (10.5, 3.5), _marks(breaks, "hidden"))
     span = "" if shown.span is None else f" Chosen: steps {shown.span[0]:,.0f} to {shown.span[1]:,.0f}."
     drag = "Drag over steps to choose them, click to choose all again. " if live else ""
     return piece(plot_html(fig, f"clusters along direction {shown.direction}: {'medoid' if shown.joint is None else 'median'} and quartiles of the projected loss, and median exact loss", cluster_series(told), view.steps, live)
                  + f"<p class=dim>{drag}Grey: the mean loss is flat (from step {view.flat:,.0f}); ▼ breaks, filled if hidden; dashed: source step.{span}</p>")
 
-def _marks(breaks: pd.DataFrame) -> dict: return dict(zip(breaks["cluster"], breaks["median"])) if "median" in breaks else {}
+def _marks(breaks: pd.DataFrame, column: str) -> dict: return dict(zip(breaks["cluster"], breaks[column])) if column in breaks else {}
 
 def clusters_piece(view: View, shown: Shown, labels: pd.DataFrame | None = None, stable: pd.Series | None = None) -> str:
     "The clusters along the direction as a table; labels and stability once they are known."
@@ -356,13 +370,13 @@ def _span_words(view: View, shown: Shown) -> str:
     first, last = (view.steps[i] for i in (in_span(view, shown.span).start, in_span(view, shown.span).stop - 1))
     return f"steps {first:,} to {last:,}"
 
-# %% ../nbs/13b_pages.ipynb #5a233a90
+# %% ../nbs/13b_pages.ipynb #d65532ac
 def token_piece(view: View, shown: Shown) -> str:
     "One token: its curves over all directions, and how its loss change is split."
     if shown.token is None: return piece(note("Click a token among those listed to see its own curves along all directions."))
     rule = token_rule(view, shown.settings.rule)
     split, row = token_split(view, shown.token, rule, shown.span), view.tokens.iloc[shown.token]
-    told = "; ".join(f"{n} {html_text(row[n], True)}" for n in view.tokens if n not in ("before", "after", "offset", "tagger"))
+    told = "; ".join(f"{html_text(n)} {html_text(row[n], True)}" for n in view.tokens if n not in ("before", "after", "offset", "tagger"))
     fig = plot_token(token_curves(view, shown.token, rule), split, view.loss.isel(token=shown.token), shown.direction, shown.span, title=f"token {shown.token}, along the directions that move it most")
     booked = split["directions"]
     some, half = booked.abs().sort_values(ascending=False), 0.5 * booked.abs().sum()
@@ -384,7 +398,7 @@ def trust_piece(view: View, shown: Shown) -> str:
                  + f"<p>By the rule {rule} {share_text(a.attrs['net'], a.attrs['true'])} of the change of the mean loss are booked on the directions, {share_text(a.attrs['outside'], a.attrs['true'])} lie outside, "
                  f"{share_text(a.attrs['error'], a.attrs['true'])} are the error of the rule. A projected loss that falls along a direction is not a loss that falls: the same tokens may rise outside of it.</p>")
 
-# %% ../nbs/13b_pages.ipynb #7cb4ddb6
+# %% ../nbs/13b_pages.ipynb #16cced73
 def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> str:
     "What is shown beside what is shown of another view of the same tokens, and how alike they are."
     try: check_same_tokens(view, other)
@@ -392,14 +406,15 @@ def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> 
     found = compare_directions(view, shown_curves(view, shown), shown_clusters(view, shown), shown_curves(other, other_shown), shown_clusters(other, other_shown))
     both = [(view, shown), (other, other_shown)]
     titles = [f"{v.title}, direction {s.direction}, {s.settings.rule}" for v, s in both]
-    fig = plot_side_by_side([shown_told(v, s) for v, s in both], [_marks(shown_breaks(v, s)) for v, s in both], titles, "medoid" if shown.joint is None else "median")
-    return piece(compared_html(titles[1], found) + html_figure(fig, f"projected loss of the clusters: {titles[0]}; {titles[1]}") + "<p class=dim>The numbers of clusters, and so their colours, "
+    told, breaks = [shown_told(v, s) for v, s in both], [shown_breaks(v, s) for v, s in both]
+    fig = plot_side_by_side(told, [_marks(b, "median") for b in breaks], titles, "medoid" if shown.joint is None else "median", hidden=[_marks(b, "hidden") for b in breaks])
+    return piece(compared_html(titles[1], found, shown.joint is not None and view is other) + html_figure(fig, f"projected loss of the clusters: {titles[0]}; {titles[1]}") + "<p class=dim>The numbers of clusters, and so their colours, "
                  "are those of each side: cluster 0 here need not be cluster 0 there.</p>")
 
-def static_page(view: View, shown: Shown | None = None) -> str:
-    "The whole of what is shown as one HTML file, without scripts."
+def static_page(view: View, shown: Shown | None = None, stable: pd.Series | None = None, more: Sequence[tuple[str, str]] = ()) -> str:
+    "The whole of what is shown as one HTML file, without scripts; with the stability of the clusters where it is known, and `more` sections (heading, HTML)."
     shown = first_shown(view) if shown is None else shown
-    missing = "".join(note(f"This run has no {html_text(what)} yet: make it with {html_text(command)}") for what, command in view.missing)
-    parts = [("Directions", missing + directions_piece(view, shown)), (f"Clusters along direction {shown.direction}", figure_piece(view, shown, False) + clusters_piece(view, shown, shown_labels(view, shown))),
-             ("Tokens", tokens_piece(view, shown)), *([("One token", token_piece(view, shown))] if shown.token is not None else []), ("Trust", trust_piece(view, shown))]
+    missing = "".join(note(f"Not there: {html_text(what)}. To make it: {html_text(command)}") for what, command in view.missing)
+    parts = [("Directions", missing + directions_piece(view, shown)), (f"Clusters along direction {shown.direction}", figure_piece(view, shown, False) + clusters_piece(view, shown, shown_labels(view, shown), stable)),
+             ("Tokens", tokens_piece(view, shown)), *([("One token", token_piece(view, shown))] if shown.token is not None else []), ("Trust", trust_piece(view, shown)), *more]
     return html_page(view.title, parts, PIECES_STYLE)

@@ -154,10 +154,11 @@ def _mark_heights(breaks: Mapping[int, float]) -> list[tuple[int, float, float]]
     return [(cluster, at, 0.965 - 0.05 * steps[:i].count(at)) for i, (cluster, at) in enumerate(breaks.items())]
 
 def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | None = None, unit: str = "projected loss (nats)", line: str = "medoid",
-                       rest: str = "outliers", title: str = "", span: tuple[float, float] | None = None, size: tuple[float, float] = (9, 3.2)) -> Figure:
+                       rest: str = "outliers", title: str = "", span: tuple[float, float] | None = None, size: tuple[float, float] = (9, 3.2),
+                       hidden: Mapping[int, bool] | None = None) -> Figure:
     """What `polca.clustering.describe_clusters` gives for a direction: its curves on the left, the median exact loss on the right, breaks at the top of both.
 
-    breaks   {cluster: its break step}, drawn filled if later than `flat`, the step from which the mean loss is flat
+    breaks   {cluster: its break step}, drawn filled if `hidden` says so; default: if later than `flat`, the step from which the mean loss is flat
     line     "medoid" or "median", with quartiles; or "median only"
     rest     what the cluster −1 is called
     span     steps, first and last, to mark
@@ -172,27 +173,30 @@ def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | No
         else: _band(axes[0], told["step"], c["quartiles"], color, name, c["medoid"] if line == "medoid" else curve)
         axes[1].plot(told["loss_step"], c["loss"], color=color, lw=1.6)
     for cluster, at, height in _mark_heights(breaks):
-        for ax in axes: ax.plot(at, height, marker="v", ms=7, color=cluster_color(cluster), mfc=None if at > flat else "#FFFFFF", transform=ax.get_xaxis_transform(), ls="")
+        for ax in axes: ax.plot(at, height, marker="v", ms=7, color=cluster_color(cluster), mfc=None if (at > flat if hidden is None else hidden[cluster]) else "#FFFFFF", transform=ax.get_xaxis_transform(), ls="")
     if (source := told["source_step"]) is not None and source >= 0: axes[0].axvline(source, color="#555555", lw=1, ls="--", label="source step")
-    axes[0].set(xlabel="training step", ylabel=unit, title=title or ("median" if line == "median only" else f"{line} and quartiles"))
+    axes[0].set(xlabel="training step", ylabel=unit)
+    axes[0].set_title(title or ("median" if line == "median only" else f"{line} and quartiles"), parse_math=False)
     axes[1].set(xlabel="training step", ylabel="median exact loss (nats)", title="exact loss")
     handles, names = axes[0].get_legend_handles_labels()
     fig.legend(handles, names, title="cluster (tokens)", loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False)
     return fig
 
 # %% ../nbs/09_plots.ipynb #bd91297b
-def plot_side_by_side(told: Sequence[dict], breaks: Sequence[Mapping[int, float]], titles: Sequence[str], line: str = "medoid", unit: str = "projected loss (nats)", rest: str = "outliers") -> Figure:
-    """The curves of each of `told`, what `polca.clustering.describe_clusters` gives, beside each other, with breaks at their top.
+def plot_side_by_side(told: Sequence[dict], breaks: Sequence[Mapping[int, float]], titles: Sequence[str], line: str = "medoid", unit: str = "projected loss (nats)",
+                      hidden: Sequence[Mapping[int, bool]] | None = None) -> Figure:
+    """The curves of each of `told`, what `polca.clustering.describe_clusters` gives, beside each other, with breaks at their top, filled if `hidden`.
 
-    line   "medoid" or "median", with quartiles
+    line   "medoid" or "median", with quartiles; what the cluster −1 is called may stand in `told` as rest
     """
     fig, axes = plt.subplots(1, len(told), figsize=(10.5, 3.4), layout="constrained", squeeze=False, sharex=True)
-    for ax, one, marks, title in zip(axes[0], told, breaks, titles):
+    for ax, one, marks, filled, title in zip(axes[0], told, breaks, hidden or [{}] * len(told), titles):
         for c in sorted(one["clusters"], key=lambda c: c["cluster"] >= 0):
-            name = f"{c['cluster'] if c['cluster'] >= 0 else rest} ({c['size']})"
+            name = f"{c['cluster'] if c['cluster'] >= 0 else one.get('rest', 'outliers')} ({c['size']})"
             _band(ax, one["step"], c["quartiles"], cluster_color(c["cluster"]), name, c["medoid"] if line == "medoid" else c["quartiles"][1])
-        for cluster, at, height in _mark_heights(marks): ax.plot(at, height, marker="v", ms=7, color=cluster_color(cluster), transform=ax.get_xaxis_transform(), ls="")
-        ax.set(xlabel="training step", ylabel=unit, title=title)
+        for cluster, at, height in _mark_heights(marks): ax.plot(at, height, marker="v", ms=7, color=cluster_color(cluster), mfc=None if filled.get(cluster) else "#FFFFFF", transform=ax.get_xaxis_transform(), ls="")
+        ax.set(xlabel="training step", ylabel=unit)
+        ax.set_title(title, parse_math=False)
         ax.legend(title="cluster (tokens)", fontsize=7, title_fontsize=7, frameon=False)
     return fig
 

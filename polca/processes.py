@@ -56,6 +56,9 @@ _joins = count()
 
 def _join(timeout: float):
     "The group of all processes that torchrun started; each takes the GPU of its number."
+    # Imported while there is a group (torch._dynamo does it), this module has the group among the default arguments of its functions: its threads would live on, and one that
+    # asks for the interpreter while that ends would abort the process.
+    import torch.distributed.nn.functional
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if 0 < gpus <= local: raise ValueError(
         f"process {local} of this machine has no GPU of its own, there are {gpus}: start {gpus} with --nproc-per-node, or set CUDA_VISIBLE_DEVICES= to compute on the CPU")
@@ -88,6 +91,7 @@ def joined(timeout: float = 86400.0) -> Iterator[None]:
     finally:
         group, _group = _group, None
         if not (failed and torch.cuda.is_available()): distributed.destroy_process_group(group)  # NCCL might wait for those that failed, for ever
+        del group
 
 # %% ../nbs/00b_processes.ipynb #e0a7f77a
 def sum_over(tensor: Tensor) -> Tensor:

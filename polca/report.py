@@ -269,12 +269,12 @@ def _joint_section(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe
     table, by = recipe.table.head(most), {"all": np.zeros(projection.sizes["token"])}
     curves, unit = whole.expand_dims(direction=table["direction"].values, axis=2), "projected loss, all directions (nats)"
     told = [describe_clusters(curves, recipe.clusters, d, projection["loss"], by) for d in table["direction"]]
-    breaks = {r.cluster: r.median for r in table.itertuples() if r.median == r.median}
+    breaks, hidden = {r.cluster: r.median for r in table.itertuples() if r.median == r.median}, dict(zip(table["cluster"], table["hidden"]))
     all_of = told[0] | {"clusters": [t["clusters"][0] for t in told]}
-    overview = html_figure(plot_breakthroughs(all_of, breaks, flat, unit, "median only"), "Median projected loss, summed over directions, and median exact loss of every cluster over training.")
+    overview = html_figure(plot_breakthroughs(all_of, breaks, flat, unit, "median only", hidden=hidden), "Median projected loss, summed over directions, and median exact loss of every cluster over training.")
     parts = []
     for row, tint, t in zip(table.itertuples(), _tints(table), told):
-        image = html_figure(plot_breakthroughs(t, {c: at for c, at in breaks.items() if c == row.cluster}, flat, unit, "median", "other tokens"),
+        image = html_figure(plot_breakthroughs(t, {c: at for c, at in breaks.items() if c == row.cluster}, flat, unit, "median", "other tokens", hidden=hidden),
                         f"Cluster {row.cluster} beside the other tokens: quartiles of the projected loss, median exact loss.")
         parts.append(_joint_cluster(tokens, recipe, row, tint, image, whole, flat))
     left = f"<p>{count_text(len(recipe.table) - most, 'less stable cluster')} left out.</p>" if len(recipe.table) > most else ""
@@ -319,7 +319,7 @@ def _direction_part(projection, tokens, recipe, direction, flat, is_open) -> str
     unit = _unit(recipe.curves, projection)
     hidden = "" if table["hidden"].isna().any() else f", {int(table['hidden'].sum()) or 'none'} with a hidden breakthrough"
     heading = f"Direction {direction}" if direction >= 0 else unit.partition(" (")[0].capitalize()  # −1: of no direction
-    image = html_figure(plot_breakthroughs(told, breaks, flat, unit), f"{heading}: medoid and quartiles of the clusters' curves, median exact loss, breaks.")
+    image = html_figure(plot_breakthroughs(told, breaks, flat, unit, hidden=dict(zip(shown["cluster"], shown["hidden"]))), f"{heading}: medoid and quartiles of the clusters' curves, median exact loss, breaks.")
     source = "" if told["source_step"] is None or told["source_step"] < 0 else f", taken at step {told['source_step']:,}"
     left = f"<p>The {_MOST} largest of {len(table)} clusters.</p>" if len(table) > _MOST else ""
     return (f"<details{is_open}><summary>{heading}{source}: {count_text(len(table), 'cluster')}{hidden}</summary>{left}{image}"

@@ -31,7 +31,12 @@ from .memory import memory_bytes
 from .projection import open_projection
 from .runs import STAGES, Run, break_window, load_clusters
 
-# %% ../nbs/13a_views.ipynb #064b1c31
+# %% ../nbs/13a_views.ipynb #53e48554
+def _whole(array):
+    "`array`. Raises OSError if it is not finite: what is missing on disk reads as not a number, and `project` writes nothing else that is."
+    if not np.isfinite(array).all(): raise OSError("files of this run have gone, or were damaged, since it was opened: restore them, or make them again with polca project")
+    return array
+
 class Arranged:
     """An array (step, token, direction) of a projection, ordered by direction, with its mean over tokens.
 
@@ -49,7 +54,7 @@ class Arranged:
         self.file = None if small else tempfile.TemporaryFile(prefix="polca-", buffering=0)
         for start in range(0, n_steps, block):
             part = array.isel({array.dims[0]: slice(start, start + block)}).values
-            self.mean[start:start + len(part)] = part.mean(1, dtype=np.float64)
+            self.mean[start:start + len(part)] = _whole(part.mean(1, dtype=np.float64))
             self._keep(np.ascontiguousarray(part.transpose(2, 0, 1)), start)
 
     def _keep(self, part, start):
@@ -57,8 +62,10 @@ class Arranged:
         else:
             for i, piece in enumerate(part):
                 self.file.seek((i * self.shape[1] + start) * self.shape[2] * self.dtype.itemsize)
-                if self.file.write(piece.data) != piece.nbytes: raise OSError(
-                    f"the temporary folder {tempfile.gettempdir()} is full: set TMPDIR to one with {np.prod(self.shape) * self.dtype.itemsize:,} bytes free")
+                try: written = self.file.write(piece.data)
+                except OSError: written = 0
+                if written != piece.nbytes: raise OSError(
+                    f"the temporary folder {tempfile.gettempdir()} is full: set TMPDIR to one with {np.prod(self.shape) * self.dtype.itemsize:,} bytes free, and start again")
 
     def _read(self, first: int, count: int) -> np.ndarray:
         "So many numbers of the file. Not a memory map, whose pages would count as memory of this process."
@@ -117,12 +124,15 @@ class View:
     def __post_init__(self):
         self.tokens = projection_tokens(self.projection)
         self.steps, self.directions = self.projection["step"].values, self.projection["direction"].values
-        self.loss = self.projection["loss"].load()
+        self.loss, self.movement = (_whole(self.projection[n].load()) for n in ("loss", "movement"))
         self._arranged, self._remembered = {}, OrderedDict()
 
     def arranged(self, name: str = "gradient") -> Arranged:
         "An array of the projection by direction; the first call reads it."
-        if name not in self._arranged: self._arranged[name] = Arranged(self.projection[name])
+        if name not in self._arranged:
+            try: self._arranged[name] = Arranged(self.projection[name])
+            except OSError as e: self._arranged[name] = e  # not to be tried again at every click
+        if isinstance(self._arranged[name], OSError): raise self._arranged[name]
         return self._arranged[name]
 
     def remembered(self, key: tuple, make: Callable, most: int = 24):
@@ -132,11 +142,19 @@ class View:
         while len(self._remembered) > most: self._remembered.popitem(last=False)
         return self._remembered[key]
 
-# %% ../nbs/13a_views.ipynb #b54c1e24
+# %% ../nbs/13a_views.ipynb #b9afc11a
 def _account(rule: str, told: Mapping) -> xr.Dataset:
     "What the stage `decompose` has left of a rule, as `polca.decomposition.explained` gives it."
     over, each = ({n: (dim, np.asarray(told[n], float)) for n in names} for dim, names in (("step", ("true", "inside", "outside", "error")), ("direction", ("net", "gross"))))
     return xr.Dataset(over | each, {"step": told["step"], "direction": told["direction"]}, {"rule": rule, **told["totals"]})
+
+def _read(missing: list, there: bool, what: str, command: str, read: Callable[[], dict]) -> dict:
+    "What a stage has left; without it, or where it is damaged, nothing, and an entry in `missing`."
+    try:
+        if there: return read()
+        missing.append((what, command))
+    except ValueError as e: missing.append((f"{what} ({e})", command))
+    return {}
 
 def open_view(folder: str | Path) -> View:
     """The run in `folder`, to look at.
@@ -147,11 +165,11 @@ def open_view(folder: str | Path) -> View:
     there = {stage: run.is_complete(stage) for stage in STAGES}
     if not there["project"]: raise ValueError(f"{folder} has no complete projection yet, and nothing to look at without. Make it with: polca project {folder}")
     projection, missing = open_projection(run.folder / "projection.zarr"), []
-    if not there["decompose"]: missing.append(("what the rules book", f"polca decompose {folder}"))
-    if not there["cluster"]: missing.append(("the clusters of the run", f"polca cluster {folder}"))
-    found = load_clusters(run.folder / "clusters") if there["cluster"] else {}
-    accounts = {rule: _account(rule, told) for rule, told in run.read_decomposition().items()} if there["decompose"] else {}
+    accounts = _read(missing, there["decompose"], "what the rules book", f"polca decompose {folder}", lambda: {rule: _account(rule, told) for rule, told in run.read_decomposition().items()})
+    found = _read(missing, there["cluster"], "the clusters of the run", f"polca cluster {folder}", lambda: load_clusters(run.folder / "clusters"))
     tables = json.loads((run.folder / "clusters" / "tables.json").read_text(encoding="utf-8"))["recipes"] if found else {}
+    if found and "labels" not in tables.get("paper", {}): missing.append(("labels and hidden breakthroughs in the table of directions, as an earlier version of polca made its clusters",
+                                                                          f"rm -r {run.folder / 'clusters'} && polca cluster {folder}"))
     view = view_of(projection, run.folder.resolve().name, run.task.config, found.get("paper"), found.get("recommended"), accounts, missing, run.flat(projection), run.window(projection))
     told = tables.get("paper", {})
     view.breaks, view.labels = (pd.DataFrame(told[n]) if n in told else None for n in ("breakthroughs", "labels"))
@@ -170,7 +188,7 @@ def view_of(projection: xr.Dataset, title: str = "projection", config=None, clus
     flat = plateau(projection["loss"].mean("token").values, steps) if flat is None else flat
     return View(title, projection, settings, clusters, joint, dict(accounts or {}), float(flat), break_window(SimpleNamespace(window=window), steps), list(missing))
 
-# %% ../nbs/13a_views.ipynb #d9f0b24c
+# %% ../nbs/13a_views.ipynb #8fd1cd66
 def _place(view: View, direction: int) -> int:
     found = np.flatnonzero(view.directions == direction)
     if not len(found): raise ValueError(f"there is no direction {direction}: use {view.directions[0]} to {view.directions[-1]}")
@@ -179,7 +197,7 @@ def _place(view: View, direction: int) -> int:
 def one_direction(view: View, direction: int, rule: str = "trapezoid") -> xr.Dataset:
     "The part of the projection along `direction` that `rule` needs. Raises ValueError for a direction that there is not."
     i, needs = _place(view, direction), {"path": "path_gradient", "curvature": "token_curvature"}
-    small = view.projection[[n for n in ("movement", "curvature") if n in view.projection]].isel(direction=[i]).load().assign_coords(step=view.steps)
+    small = view.remembered(("small",), lambda: view.projection[[n for n in ("movement", "curvature") if n in view.projection]].load().map(_whole)).isel(direction=[i]).assign_coords(step=view.steps)
     for name in ("gradient", *(v for k, v in needs.items() if k == rule and v in view.projection)):
         dims = view.projection[name].dims
         small[name] = (dims, view.arranged(name).along(i)[:, :, None])
@@ -229,13 +247,13 @@ def joint_numbers(view: View) -> list[int]:
     "The numbers of clusters for which there are joint ones."
     return [] if view.joint is None else sorted(-int(d) for d in view.joint.labels["direction"].values)
 
-# %% ../nbs/13a_views.ipynb #283602a0
+# %% ../nbs/13a_views.ipynb #9031a8c2
 def nets(view: View, rule: str) -> pd.DataFrame:
     """net and gross of each direction by a rule, nats per token, as `polca.decomposition.explained` has them: what the stage `decompose` has left, else for the first-order and trapezoid
     rules from the mean gradients; otherwise not a number."""
     if rule in view.accounts: return view.accounts[rule][["net", "gross"]].to_dataframe()[["net", "gross"]]
     if rule not in ("first", "trapezoid"): return pd.DataFrame({"net": np.nan, "gross": np.nan}, index=pd.Index(view.directions, name="direction"))
-    mean, movement = view.arranged().mean, view.projection["movement"].values
+    mean, movement = view.arranged().mean, view.movement.transpose("interval", "direction").values
     booked = (mean[:-1] if rule == "first" else 0.5 * (mean[1:] + mean[:-1])) * movement
     return pd.DataFrame({"net": booked.sum(0), "gross": abs(booked).sum(0)}, index=pd.Index(view.directions, name="direction"))
 
@@ -256,8 +274,8 @@ def directions_table(view: View, rule: str) -> pd.DataFrame:
         table["label"] = best["name"].reindex(table.index).fillna("–")
     return table
 
-# %% ../nbs/13a_views.ipynb #63856933
-def composition_kinds(view: View, most: int = 6) -> dict[str, np.ndarray]:
+# %% ../nbs/13a_views.ipynb #b85066a2
+def composition_kinds(view: View, most: int = 10) -> dict[str, np.ndarray]:
     "{name: value of every token, as text}: what clusters can be split by. Of names with more than `most` values the commonest keep theirs, the others are “other”."
     kinds = {}
     for name, values in label_kinds(view.tokens, few=200).items():
@@ -319,7 +337,7 @@ def search(view: View, text: str) -> np.ndarray:
     around = targets if "before" not in t else t["before"].str[-20:] + targets + t["after"].str[:20]
     return around.str.contains(text, regex=False, case=case).values
 
-# %% ../nbs/13a_views.ipynb #c3ec8766
+# %% ../nbs/13a_views.ipynb #d71ed2be
 def example_of(view: View, token: int, around: int = 16) -> np.ndarray:
     "The tokens of the same example as `token` that were analysed, in their order, up to `around` on either side."
     if "example" not in view.tokens: return np.array([token])
@@ -335,7 +353,7 @@ def token_rule(view: View, rule: str) -> str:
 def token_curves(view: View, token: int, rule: str = "trapezoid") -> xr.DataArray:
     "The projected loss (step, direction) of one token along all directions, nats, by `token_rule`."
     rule, needs = token_rule(view, rule), {"path": "path_gradient", "curvature": "token_curvature"}
-    small = view.projection[["movement"]].load().assign_coords(step=view.steps)
+    small = view.movement.to_dataset().assign_coords(step=view.steps)
     for name in ("gradient", *([needs[rule]] if rule in needs else [])): small[name] = (view.projection[name].dims, view.arranged(name).of_token(token)[:, None])
     return trajectories(small, rule).isel(token=0)
 
@@ -351,7 +369,7 @@ def token_split(view: View, token: int, rule: str = "trapezoid", span: tuple[flo
 def _outside(view: View, rule: str) -> np.ndarray:
     "(interval, token): what is booked outside of the directions."
     name = "path_outside" if rule == "path" else "outside"
-    values = view.remembered((name,), lambda: view.projection[name].load())
+    values = view.remembered((name,), lambda: _whole(view.projection[name].load()))
     if rule == "path": return values.transpose("interval", "token").values
     ends = values.transpose("interval", "token", "end")
     return ends.sel(end="start").values if rule == "first" else ends.mean("end").values
@@ -374,7 +392,7 @@ def _jaccard(own: np.ndarray, labels: np.ndarray) -> float:
     "The largest Jaccard index of the mask `own` with a cluster of `labels`."
     return max((float((own & (labels == c)).sum() / (own | (labels == c)).sum()) for c in range(labels.max(initial=-1) + 1)), default=0.0)
 
-# %% ../nbs/13a_views.ipynb #5d03492b
+# %% ../nbs/13a_views.ipynb #d4cf2426
 def check_same_tokens(view: View, other: View) -> None:
     "Raise ValueError unless two views are of the same tokens in the same order."
     if len(view.tokens) != len(other.tokens): raise ValueError(f"{other.title} is of {len(other.tokens):,} tokens, {view.title} of {len(view.tokens):,}: runs are compared on the same tokens")
@@ -384,9 +402,9 @@ def check_same_tokens(view: View, other: View) -> None:
 
 def net_changes(view: View, rule: str = "trapezoid") -> np.ndarray:
     "(token, direction): what the first-order or, for all other rules, the trapezoid rule books on every direction from first to last step, nats."
-    movement = view.projection["movement"].transpose("interval", "direction").values.astype(float)
+    movement = view.movement.transpose("interval", "direction").values.astype(float)
     before, after = (np.concatenate(parts) for parts in (([movement, 0 * movement[:1]]), ([0 * movement[:1], movement])))
-    return view.arranged().weighted(before if rule == "first" else 0.5 * (before + after))
+    return view.remembered(("net changes", rule == "first"), lambda: view.arranged().weighted(before if rule == "first" else 0.5 * (before + after)))
 
 def nearest_direction(view: View, direction: int, other: View) -> int:
     "The direction of `other` along which the tokens' net changes are most like those along `direction`, up to sign."
@@ -396,10 +414,10 @@ def nearest_direction(view: View, direction: int, other: View) -> int:
     return int(other.directions[np.nanargmax(alike) if np.isfinite(alike).any() else 0])
 
 def compare_directions(view: View, curves: xr.DataArray, clusters: Clusters, other: xr.DataArray, other_clusters: Clusters) -> dict:
-    """How alike two views of the same tokens are: rand (adjusted Rand index of the clusters, outliers and dropped tokens as one more), rand_clustered (of the tokens that both have in clusters),
+    """How alike two views of the same tokens are: rand (adjusted Rand index of the clusters, outliers and dropped tokens as one more; not a number unless both have clusters), rand_clustered (of the tokens that both have in clusters),
     both (how many these are), correlation (of the net changes)."""
     a, b = (np.maximum(c.labels.values[0], OUTLIER) for c in (clusters, other_clusters))
     both, moved = (a >= 0) & (b >= 0), [c.isel(step=-1, direction=0).values - c.isel(step=0, direction=0).values for c in (curves, other)]
-    still = min(m.std() for m in moved) == 0
-    return {"rand": float(adjusted_rand_score(a, b)), "rand_clustered": float(adjusted_rand_score(a[both], b[both])) if both.any() else np.nan, "both": int(both.sum()),
+    still, some = min(m.std() for m in moved) == 0, (a >= 0).any() and (b >= 0).any()
+    return {"rand": float(adjusted_rand_score(a, b)) if some else np.nan, "rand_clustered": float(adjusted_rand_score(a[both], b[both])) if both.any() else np.nan, "both": int(both.sum()),
             "correlation": np.nan if still else float(np.corrcoef(*moved)[0, 1])}

@@ -45,6 +45,8 @@ with joined(timeout=60):
         assert len(half.own) == len(half.directions) == 2 and len(half) == 6
         project(store, load_subspace(job / "one" / "basis"), sample, [0, 10], curvature="token", path=out / "together.zarr", progress=False)
     assert n_processes() > 1 and process_number() < n_processes()
+threads = [(t / "comm").read_text().strip() for t in Path("/proc/self/task").glob("*")]
+assert not [t for t in threads if "gloo" in t], threads  # threads of a group that lives on would abort a process that ends
 """
 
 
