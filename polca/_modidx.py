@@ -984,7 +984,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                              'polca.views.Arranged._read': ('views.html#arranged._read', 'polca/views.py'),
                              'polca.views.Arranged.along': ('views.html#arranged.along', 'polca/views.py'),
                              'polca.views.Arranged.of_token': ('views.html#arranged.of_token', 'polca/views.py'),
-                             'polca.views.Arranged.weighted': ('views.html#arranged.weighted', 'polca/views.py'),
                              'polca.views.Settings': ('views.html#settings', 'polca/views.py'),
                              'polca.views.View': ('views.html#view', 'polca/views.py'),
                              'polca.views.View.__post_init__': ('views.html#view.__post_init__', 'polca/views.py'),
@@ -996,6 +995,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                              'polca.views._outside': ('views.html#_outside', 'polca/views.py'),
                              'polca.views._place': ('views.html#_place', 'polca/views.py'),
                              'polca.views._read': ('views.html#_read', 'polca/views.py'),
+                             'polca.views._tried': ('views.html#_tried', 'polca/views.py'),
                              'polca.views._unclustered': ('views.html#_unclustered', 'polca/views.py'),
                              'polca.views._whole': ('views.html#_whole', 'polca/views.py'),
                              'polca.views.break_table': ('views.html#break_table', 'polca/views.py'),
@@ -1023,4 +1023,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                              'polca.views.token_rule': ('views.html#token_rule', 'polca/views.py'),
                              'polca.views.token_split': ('views.html#token_split', 'polca/views.py'),
                              'polca.views.token_texts': ('views.html#token_texts', 'polca/views.py'),
-                             'polca.views.view_of': ('views.html#view_of', 'polca/views.py')}}}
+                             'polca.views.view_of': ('views.html#view_of', 'polca/views.py'),
+                             'polca.views.weighted_sum': ('views.html#weighted_sum', 'polca/views.py')}}}

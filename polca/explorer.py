@@ -29,7 +29,7 @@ from .report import count_text
 from .runs import Run, format_status
 from .subspace import load_subspace
 from .views import (
-    LIVE_TOKENS, View, check_same_tokens, composition_kinds, in_span, joint_numbers, nearest_direction, open_view, stability, view_of)
+    View, check_same_tokens, composition_kinds, in_span, joint_numbers, nearest_direction, open_view, stability, view_of)
 
 # %% ../nbs/16_explorer.ipynb #ec06f7bb
 _LOST = r"""
@@ -104,7 +104,19 @@ function livePlot(plot, send) {  // a figure that tells the numbers under the po
 }
 """
 
-# %% ../nbs/16_explorer.ipynb #c6e65a28
+# %% ../nbs/16_explorer.ipynb #0ae31ac5
+_ROWS = r"""
+function showChosen(body) {  // scrolls a table to its chosen row
+  const on = body.querySelector("tr.on"), box = on?.closest(".box");
+  if (on && (on.offsetTop < box.scrollTop + 30 || on.offsetTop + on.offsetHeight > box.scrollTop + box.clientHeight)) box.scrollTop = on.offsetTop - box.clientHeight / 2;
+}
+function nextRow(row, down, send) {
+  const next = down ? row.nextElementSibling : row.previousElementSibling;
+  if (next) { next.focus(); send(next.dataset.pick); }
+}
+"""
+
+# %% ../nbs/16_explorer.ipynb #6839db94
 _RENDER = r"""
 function render({ model, el }) {
   el.classList.add("polca");
@@ -114,20 +126,16 @@ function render({ model, el }) {
   const send = pick => { if (!lost) model.send({ pick }); };
   const name = node => node?.dataset?.pick ?? (node?.classList?.contains("plot") ? "plot" : null);
   const find = wanted => wanted === "plot" ? body.querySelector(".plot") : [...body.querySelectorAll("[data-pick]")].find(n => n.dataset.pick === wanted);
-  const showChosen = () => {
-    const on = body.querySelector("tr.on"), box = on?.closest(".box");
-    if (on && (on.offsetTop < box.scrollTop + 30 || on.offsetTop + on.offsetHeight > box.scrollTop + box.clientHeight)) box.scrollTop = on.offsetTop - box.clientHeight / 2;
-  };
   const draw = () => {
     const focused = body.contains(document.activeElement) ? name(document.activeElement) : null, places = [...body.querySelectorAll(".box")].map(b => [b.scrollTop, b.scrollLeft]);
     body.innerHTML = model.get("html");
     body.querySelectorAll(".box").forEach((b, i) => { if (places[i]) [b.scrollTop, b.scrollLeft] = places[i]; });
     body.querySelectorAll("[tabindex]").forEach(n => { n.dataset.lmSuppressShortcuts = "true"; });  // else keys that are meant for them would move, cut or insert cells of the notebook
     body.querySelectorAll("[data-plot]").forEach(plot => livePlot(plot, send));
-    showChosen();
+    showChosen(body);
     if (focused) find(focused)?.focus({ preventScroll: true });
   };
-  const first = () => { draw(); requestAnimationFrame(showChosen); };  // a page that is not attached yet has no heights
+  const first = () => { draw(); requestAnimationFrame(() => showChosen(body)); };  // a page that is not attached yet has no heights
   const busy = () => { el.style.opacity = model.get("busy") ? 0.55 : 1; el.setAttribute("aria-busy", model.get("busy")); };
   model.on("change:html", draw); first();
   model.on("change:busy", busy); busy();
@@ -136,10 +144,8 @@ function render({ model, el }) {
     const p = e.target.closest("[data-pick]");
     if (!p) return;
     if (e.key === "Enter" || e.key === " ") send(p.dataset.pick);
-    else if (p.matches("tbody tr") && ["ArrowDown", "ArrowUp"].includes(e.key)) {
-      const next = e.key === "ArrowDown" ? p.nextElementSibling : p.previousElementSibling;
-      if (next) { next.focus(); send(next.dataset.pick); }
-    } else return;
+    else if (p.matches("tbody tr") && ["ArrowDown", "ArrowUp"].includes(e.key)) nextRow(p, e.key === "ArrowDown", send);
+    else return;
     e.preventDefault(); e.stopPropagation();
   });
   return whenLost(model, el, () => {
@@ -150,10 +156,10 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../nbs/16_explorer.ipynb #0bbc5fd4
+# %% ../nbs/16_explorer.ipynb #fb07615c
 class Pane(anywidget.AnyWidget):
     "HTML that says what of it was chosen: `on_pick(call)` calls `call(what)`, with the attribute `data-pick`, or span:FIRST:LAST, move:N, grow:N of a figure."
-    _esm = _LOST + _TIP + _PLOT + _RENDER
+    _esm = _LOST + _TIP + _PLOT + _ROWS + _RENDER
     _css = PIECES_STYLE
     html = traitlets.Unicode("").tag(sync=True)
     busy = traitlets.Bool(False).tag(sync=True)
@@ -182,7 +188,7 @@ def moved_span(view: View, span: tuple[float, float] | None, move: int = 0, grow
     if first < 0 or last >= len(view.steps) or last <= first: return span
     return float(view.steps[first]), float(view.steps[last])
 
-# %% ../nbs/16_explorer.ipynb #a1b53daa
+# %% ../nbs/16_explorer.ipynb #9e76bd08
 _TOOLTIPS = {"clusters of": "along the direction by HDBSCAN, as the paper has it; or of all directions jointly, as the run has them",
              "rule": "how a loss change is booked on a direction", "filter directions": "leave out a direction along which the mean projected loss rises (filter 1)",
              "filter tokens": "leave out tokens whose projected loss rises along the direction (filter 2)", "min cluster size": "of HDBSCAN: the fewest tokens of a cluster",
@@ -190,6 +196,7 @@ _TOOLTIPS = {"clusters of": "along the direction by HDBSCAN, as the paper has it
              "steps": "the steps whose changes are told, as dragged in the figure", "find": "tokens with this text in or around them", "save as": "name of the file",
              "other run": "folder of another run on the same tokens", "direction": "number of the direction of the other side"}
 
+# %% ../nbs/16_explorer.ipynb #e66056f7
 class _Controls:
     "The widgets of an explorer that are not panes, with what they show of `Shown`."
     def __init__(self, view: View, shown: Shown):
@@ -322,7 +329,7 @@ class _Draws(_Shows):
         self._fill("clusters", lambda: clusters_piece(self.view, self.shown, None, self._stable))
         self._fill("clusters", lambda: clusters_piece(self.view, self.shown, shown_labels(self.view, self.shown), self._stable))
 
-# %% ../nbs/16_explorer.ipynb #a2e211ce
+# %% ../nbs/16_explorer.ipynb #43667d2b
 class _Measures(_Draws):
     "What takes a moment, and what may fail."
     def _fill(self, name: str, make: Callable[[], str]):
@@ -339,9 +346,8 @@ class _Measures(_Draws):
         finally: pane.busy = False
 
     def _measure_stability(self):
-        clusters = shown_clusters(self.view, self.shown)
-        if self.shown.joint is not None: return self._say("The stability of joint clusters is in their table, from other numbers of clusters.")
-        if not len(clusters.table): return self._say("There are no clusters along this direction whose stability could be measured.")
+        clusters, joint = shown_clusters(self.view, self.shown), self.shown.joint is not None
+        if joint or not len(clusters.table): return self._say("The stability of joint clusters is in their table." if joint else "There are no clusters along this direction whose stability could be measured.")
         def measured():
             curves = shown_curves(self.view, self.shown)
             for self._stable in stability(self.view, curves, clusters, self.shown.settings): pass

@@ -241,6 +241,7 @@ class Shown:
     descending: bool = False
     seed: int = 0
 
+# %% ../nbs/13b_pages.ipynb #112d4661
 def check_shown(view: View, shown: Shown) -> None:
     "Raise ValueError for what a view cannot show: a direction, token, rule, kind, order or number of joint clusters that there is not."
     known = {"direction": view.directions.tolist(), "joint": [None, *joint_numbers(view)], "by": [*composition_kinds(view)], "order": [*ORDERS]}
