@@ -7,8 +7,8 @@ __all__ = ['PIECES_STYLE', 'piece', 'note', 'sorted_directions', 'directions_htm
            'composition_html', 'clusters_html', 'allocation_color', 'scale_html', 'example_html', 'account_html',
            'compared_html', 'Shown', 'check_shown', 'first_shown', 'shown_clusters', 'shown_curves', 'directions_piece',
            'clusters_words', 'described', 'shown_breaks', 'shown_labels', 'shown_told', 'figure_piece',
-           'clusters_piece', 'listed_tokens', 'tokens_piece', 'token_piece', 'trust_piece', 'compare_piece',
-           'static_page']
+           'clusters_piece', 'listed_tokens', 'tokens_piece', 'token_piece', 'head_piece', 'trust_piece',
+           'compare_piece', 'static_page']
 
 # %% ../nbs/13b_pages.ipynb #f0ad8cc8
 import html
@@ -22,7 +22,7 @@ import xarray as xr
 
 from .clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from .decomposition import rules
-from .labels import html_text, visible
+from .labels import has_tags, html_text, tagger_names, visible
 from .plots import axes_boxes, cluster_color, plot_breakthroughs, plot_explained, plot_side_by_side, plot_token
 from .report import break_edge, break_text, count_text, html_figure, html_page, html_table, number_text, share_text
 from .views import (
@@ -38,7 +38,7 @@ PIECES_STYLE = """.polca{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1
 .pieces th{font-weight:600;color:var(--dim);vertical-align:bottom;position:sticky;top:0;background:var(--bg);z-index:1}
 .pieces .t,.pieces table td.t,.pieces table th.t{text-align:left}.pieces td.w{white-space:normal;min-width:12em}
 .pieces .box{overflow:auto;border:1px solid var(--line);border-radius:6px}.pieces .low{max-height:15.5em}
-.pieces [data-pick]{cursor:pointer}.pieces tr[data-pick]:hover{background:var(--card)}.pieces tr.on,.pieces tr.on:hover{background:var(--on)}
+.pieces [data-pick]{cursor:pointer}.pieces tr[data-pick]:hover{background:var(--card)}.pieces tr.on,.pieces tr.on:hover{background:var(--on,rgba(86,180,233,.28))}
 .pieces [data-pick]:focus-visible,.pieces .plot:focus-visible{outline:2px solid #0072b2;outline-offset:-2px}
 .pieces .s{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.45em;border:1px solid var(--line);vertical-align:-.08em}
 .pieces .dim{color:var(--dim)}.pieces .note{border-left:4px solid #e69f00;padding:.35rem .8rem;margin:.4rem 0;background:var(--card);border-radius:0 6px 6px 0}
@@ -50,7 +50,7 @@ PIECES_STYLE = """.polca{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1
 .pieces .ex .p{font:12.5px/1.65 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}.pieces .k{border-radius:2px;padding:.1em .08em}
 .pieces .k.target{outline:2px solid var(--fg);outline-offset:0;border-radius:2px}.pieces .k.on{outline:2px dashed #d55e00}
 .pieces .scale{display:inline-block;width:9em;height:.8em;border-radius:3px;vertical-align:-.05em;margin:0 .4em}
-.pieces h3{font-size:1.02em;margin:.7rem 0 .25rem}.pieces p{margin:.3rem 0}"""
+[data-jp-theme-light=false] .pieces img{filter:brightness(.86)}.pieces h3{font-size:1.02em;margin:.7rem 0 .25rem}.pieces p{margin:.3rem 0}"""
 
 def piece(body: str) -> str:
     "A part of a page, to which the style sheet applies."
@@ -155,7 +155,7 @@ def _break_cells(row) -> list[str]:
     spread = "–" if break_edge(row) else number_text(row.spread)
     return [break_text(row), f"{spread} <span class=dim>({number_text(row.spread_control)})</span>", f"{'yes' if row.hidden else 'no'} <span class=dim>({row.control:.0%})</span>"]
 
-# %% ../nbs/13b_pages.ipynb #6d07553d
+# %% ../nbs/13b_pages.ipynb #54f85836
 def allocation_color(value: float, scale: float) -> str:
     "Blue for a loss that falls, orange for one that rises, the more the nearer to `scale`; transparent at zero, so that it suits light and dark pages."
     strength = 0.0 if not scale > 0 or value != value else min(1.0, abs(value) / scale)
@@ -164,7 +164,7 @@ def allocation_color(value: float, scale: float) -> str:
 def scale_html(scale: float, what: str) -> str:
     "The legend of the colours."
     gradient = ",".join(allocation_color(v, 1.0) for v in (-1, -0.5, 0, 0.5, 1))
-    return (f"<p class=dim>{what}: −{scale:.2g} nats<span class=scale style='background:linear-gradient(90deg,{gradient})'></span>+{scale:.2g} nats; "
+    return (f"<p class=dim>{what}: −{scale:.2g} nats and beyond<span class=scale style='background:linear-gradient(90deg,{gradient})'></span>+{scale:.2g} nats and beyond; "
             "blue: the loss falls. A frame marks the token that the line is about; click one for its own curves.</p>")
 
 def example_html(tokens: pd.DataFrame, shown: Sequence[int], values: np.ndarray, scale: float, target: int, tip: Mapping[int, str], chosen: int | None = None) -> str:
@@ -270,17 +270,22 @@ def shown_curves(view: View, shown: Shown) -> xr.DataArray:
     "The projected loss (step, token, direction) of all tokens along the direction that is shown."
     return curves_along(view, shown.direction, shown.settings.rule)
 
-# %% ../nbs/13b_pages.ipynb #329553ef
+# %% ../nbs/13b_pages.ipynb #0b201a20
 def directions_piece(view: View, shown: Shown) -> str:
     "The table of directions."
     table = view.remembered(("directions", shown.settings.rule), lambda: directions_table(view, shown.settings.rule))
     sort = shown.sort if shown.sort in table.reset_index() else "direction"
     unknown = "" if table["net"].notna().any() else note(f"What the rule {shown.settings.rule} books on each direction is known after: polca decompose RUN")
-    return piece(directions_html(table, shown.direction, sort, shown.descending) + unknown)
+    own = view.settings
+    words = f"<p class=dim>Click a heading to sort, a row to choose. Net and gross by the rule {shown.settings.rule}; clusters, outliers, hidden and label are those of the run (rule {own.rule}, min_cluster_size {own.min_cluster_size}, min_samples {own.min_samples}, both filters), along single directions. Headings explain themselves where the pointer rests.</p>"
+    return piece(directions_html(table, shown.direction, sort, shown.descending) + words + unknown)
 
 def clusters_words(view: View, shown: Shown, clusters: Clusters) -> str:
     "Which clusters these are, and where there are none, why."
-    if shown.joint is not None: return f"<p class=dim>{shown.joint} clusters of all directions jointly, as the run has them, looked at along direction {shown.direction}; breaks are those of the curves along it.</p>"
+    if shown.joint is not None:
+        inside = int((clusters.labels >= 0).sum())
+        return (f"<p class=dim>{shown.joint} clusters of all directions jointly, as the run has them, looked at along direction {shown.direction}; breaks are those of the curves along it. {inside:,} of {len(view.tokens):,} tokens are in one. "
+                "Sizes and filters are for clusters of this direction alone.</p>")
     s, counts, own = shown.settings, clusters.counts(), shown.settings == view.settings and view.clusters is not None
     how = (f"{'as the run has them' if own else 'clustered now'}: HDBSCAN, min_cluster_size {s.min_cluster_size}, min_samples {s.min_samples}, rule {s.rule}, "
            f"filter of directions {'on' if s.keep_directions else 'off'}, of tokens {'on' if s.keep_tokens else 'off'}")
@@ -302,7 +307,7 @@ def described(view: View, shown: Shown) -> dict:
     if not shown.outliers and len(clusters.table): told["clusters"] = [c for c in told["clusters"] if c["cluster"] >= 0]
     return told | {"rest": rest}
 
-# %% ../nbs/13b_pages.ipynb #d68b573c
+# %% ../nbs/13b_pages.ipynb #001538f6
 def shown_breaks(view: View, shown: Shown) -> pd.DataFrame:
     "`polca.views.break_table` of what is shown."
     key = ("breaks", shown.direction, shown.settings, shown.joint)
@@ -326,11 +331,12 @@ def figure_piece(view: View, shown: Shown, live: bool = True) -> str:
     told, breaks = shown_told(view, shown), shown_breaks(view, shown)
     source = "" if told["source_step"] is None else f", taken at step {told['source_step']:,}"
     fig = plot_breakthroughs(told, _marks(breaks, "median"), view.flat, "projected loss (nats)", "medoid" if shown.joint is None else "median", told["rest"], f"direction {shown.direction}{source}",
-                             shown.span, (10.5, 3.5), _marks(breaks, "hidden"))
+                             shown.span, (10.5, 3.5), _marks(breaks, "hidden"), shown.cluster if shown.cluster in [c["cluster"] for c in told["clusters"]] else None)
     span = "" if shown.span is None else f" Chosen: steps {shown.span[0]:,.0f} to {shown.span[1]:,.0f}."
     drag = "Drag over steps to choose them, click to choose all again. " if live else ""
+    line = f"Left: {'medoid' if shown.joint is None else 'median'} of each cluster, with quartiles; right: median. "
     return piece(plot_html(fig, f"clusters along direction {shown.direction}: {'medoid' if shown.joint is None else 'median'} and quartiles of the projected loss, and median exact loss", cluster_series(told), view.steps, live)
-                 + f"<p class=dim>{drag}Grey: the mean loss is flat (from step {view.flat:,.0f}); ▼ breaks, filled if hidden; dashed: source step.{span}</p>")
+                 + f"<p class=dim>{line}{drag}Grey: the mean loss is flat (from step {view.flat:,.0f}); ▼ breaks, filled if hidden; dashed: source step.{span}</p>")
 
 def _marks(breaks: pd.DataFrame, column: str) -> dict: return dict(zip(breaks["cluster"], breaks[column])) if column in breaks else {}
 
@@ -341,7 +347,7 @@ def clusters_piece(view: View, shown: Shown, labels: pd.DataFrame | None = None,
     table = clusters_html(told, shown_breaks(view, shown), labels, shown.cluster, stable) if len(told["clusters"]) else ""
     return piece(clusters_words(view, shown, clusters) + table)
 
-# %% ../nbs/13b_pages.ipynb #a54313a7
+# %% ../nbs/13b_pages.ipynb #3fb2aa70
 def listed_tokens(view: View, shown: Shown, n: int = 10) -> tuple[np.ndarray, int]:
     "The tokens that are listed, and of how many they are the first. Raises ValueError for an order that asks for a cluster where none is chosen."
     clusters, curves = shown_clusters(view, shown), shown_curves(view, shown)
@@ -363,7 +369,7 @@ def tokens_piece(view: View, shown: Shown, n: int = 10) -> str:
         near = example_of(view, t)
         return example_html(view.tokens, near, values, scale, t, {i: tips.get(labels[i], f"; cluster {labels[i]}") for i in near}, shown.token)
     order = {"strongest": "those that change most first", "nearest": "those nearest to the medoid first", "random": "a random draw"}[shown.order]
-    found = f", with “{html_text(shown.text)}”" if shown.text else ""
+    found = f", with “{html_text(shown.text)}” in or around them" if shown.text else ""
     return piece(f"<h3>{count_text(of, 'token')} of {who if shown.cluster is not None else 'the run'}{found}: {order}</h3>"
                  + scale_html(scale, f"booked on direction {shown.direction}, {_span_words(view, shown)}") + "".join(map(line, listed)))
 
@@ -371,7 +377,7 @@ def _span_words(view: View, shown: Shown) -> str:
     first, last = (view.steps[i] for i in (in_span(view, shown.span).start, in_span(view, shown.span).stop - 1))
     return f"steps {first:,} to {last:,}"
 
-# %% ../nbs/13b_pages.ipynb #d65532ac
+# %% ../nbs/13b_pages.ipynb #70311693
 def token_piece(view: View, shown: Shown) -> str:
     "One token: its curves over all directions, and how its loss change is split."
     if shown.token is None: return piece(note("Click a token among those listed to see its own curves along all directions."))
@@ -388,6 +394,18 @@ def token_piece(view: View, shown: Shown) -> str:
                  f"{number_text(split['outside'], '+.3f')} lie outside of them, {number_text(split['error'], '+.3f')} are the error of the rule. {count_text(spread, 'direction')} of {len(booked)} "
                  f"{'makes' if spread == 1 else 'make'} up half of all that is booked on it, up and down.</p>")
 
+def _fine(part: float, whole: float) -> str: return number_text(part / whole if whole else np.nan, ".1%")
+
+def head_piece(view: View) -> str:
+    "What run this is, how much of its loss change the directions hold, and what is not there yet."
+    loss, a = view.loss.mean("token").values, view.accounts.get(view.settings.rule)
+    told = (f"<b>{html_text(view.title)}</b>: {count_text(len(view.tokens), 'token')}, {count_text(len(view.steps), 'checkpoint')} from step {view.steps[0]:,} to step {view.steps[-1]:,}, "
+            f"{count_text(len(view.directions), 'direction')}; mean loss {loss[0]:.2f} to {loss[-1]:.2f} nats per token, flat from step {view.flat:,.0f}. A break, where a curve bends most, is told from {view.window:,.0f} steps on either side"
+            + ("." if view.flat + view.window < view.steps[-1] else ": the mean loss is flat too late for any break to be hidden."))
+    if a is not None: told += (f" <b>{_fine(a.attrs['net'], a.attrs['true'])} of the change of the mean loss are booked on the directions</b> (rule {view.settings.rule}), {_fine(a.attrs['outside'], a.attrs['true'])} lie outside of them.")
+    if has_tags(view.tokens): told += f" Part-of-speech tags by {html_text(tagger_names(view.tokens))}."
+    return piece(f"<p>{told}</p>" + "".join(note(f"Not there: {html_text(what)}. To make it: <code>{html_text(command)}</code>") for what, command in view.missing))
+
 def trust_piece(view: View, shown: Shown) -> str:
     "Where the loss change went: how far the directions, and the rule, account for it."
     rule = shown.settings.rule
@@ -396,10 +414,10 @@ def trust_piece(view: View, shown: Shown) -> str:
         return piece(note(f"What the rule {rule} books in all is not in this run" + (f": make it with {html_text(makes)}" if makes else "; it has " + ", ".join(view.accounts or ["none"]))))
     a = view.accounts[rule]
     return piece(f"<h3>Where the loss change went</h3>{account_html(view.accounts, rule)}" + html_figure(plot_explained(a), f"change of the mean loss, and what of it the rule {rule} accounts for")
-                 + f"<p>By the rule {rule} {share_text(a.attrs['net'], a.attrs['true'])} of the change of the mean loss are booked on the directions, {share_text(a.attrs['outside'], a.attrs['true'])} lie outside, "
-                 f"{share_text(a.attrs['error'], a.attrs['true'])} are the error of the rule. A projected loss that falls along a direction is not a loss that falls: the same tokens may rise outside of it.</p>")
+                 + f"<p>By the rule {rule} {_fine(a.attrs['net'], a.attrs['true'])} of the change of the mean loss are booked on the directions, {_fine(a.attrs['outside'], a.attrs['true'])} lie outside, "
+                 f"{_fine(a.attrs['error'], a.attrs['true'])} are the error of the rule. A projected loss that falls along a direction is not a loss that falls: the same tokens may rise outside of it.</p>")
 
-# %% ../nbs/13b_pages.ipynb #16cced73
+# %% ../nbs/13b_pages.ipynb #c48dc533
 def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> str:
     "What is shown beside what is shown of another view of the same tokens, and how alike they are."
     try: check_same_tokens(view, other)
@@ -415,7 +433,6 @@ def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> 
 def static_page(view: View, shown: Shown | None = None, stable: pd.Series | None = None, more: Sequence[tuple[str, str]] = ()) -> str:
     "The whole of what is shown as one HTML file, without scripts; with the stability of the clusters where it is known, and `more` sections (heading, HTML)."
     shown = first_shown(view) if shown is None else shown
-    missing = "".join(note(f"Not there: {html_text(what)}. To make it: {html_text(command)}") for what, command in view.missing)
-    parts = [("Directions", missing + directions_piece(view, shown)), (f"Clusters along direction {shown.direction}", figure_piece(view, shown, False) + clusters_piece(view, shown, shown_labels(view, shown), stable)),
+    parts = [("Run", head_piece(view)), ("Directions", directions_piece(view, shown)), (f"Clusters along direction {shown.direction}", figure_piece(view, shown, False) + clusters_piece(view, shown, shown_labels(view, shown), stable)),
              ("Tokens", tokens_piece(view, shown)), *([("One token", token_piece(view, shown))] if shown.token is not None else []), ("Trust", trust_piece(view, shown)), *more]
     return html_page(view.title, parts, PIECES_STYLE)

@@ -29,11 +29,11 @@ def cluster_color(cluster: int) -> str:
     "The colour of a cluster, the same in every figure; light grey for outliers. Repeats after twelve, as many as the joint clusters are at most."
     return COLORS[cluster % len(COLORS)] if cluster >= 0 else "#CCCCCC"
 
-def _band(ax: Axes, steps, lines, color, label, middle=None, ls="-"):
-    "Quartiles (3, steps) as a band, and their median (or `middle`) as a line."
+def _band(ax: Axes, steps, lines, color, label, middle=None, ls="-", faint=False):
+    "Quartiles (3, steps) as a band, and their median (or `middle`) as a line; `faint` where another one is chosen."
     low, median, high = lines
-    ax.fill_between(steps, low, high, color=color, alpha=0.25, lw=0)
-    ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, ls=ls, label=label)
+    ax.fill_between(steps, low, high, color=color, alpha=0.06 if faint else 0.25, lw=0)
+    ax.plot(steps, median if middle is None else middle, color=color, lw=1.6, ls=ls, label=label, alpha=0.3 if faint else 1)
 
 # %% ../nbs/09_plots.ipynb #452ba950
 def plot_loss_by(loss: xr.DataArray, skill: Sequence, name: str, plateau: float | None = None) -> Figure:
@@ -155,13 +155,14 @@ def _mark_heights(breaks: Mapping[int, float]) -> list[tuple[int, float, float]]
 
 def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | None = None, unit: str = "projected loss (nats)", line: str = "medoid",
                        rest: str = "outliers", title: str = "", span: tuple[float, float] | None = None, size: tuple[float, float] = (9, 3.2),
-                       hidden: Mapping[int, bool] | None = None) -> Figure:
+                       hidden: Mapping[int, bool] | None = None, chosen: int | None = None) -> Figure:
     """What `polca.clustering.describe_clusters` gives for a direction: its curves on the left, the median exact loss on the right, breaks at the top of both.
 
     breaks   {cluster: its break step}, drawn filled if `hidden` says so; default: if later than `flat`, the step from which the mean loss is flat
     line     "medoid" or "median", with quartiles; or "median only"
     rest     what the cluster −1 is called
     span     steps, first and last, to mark
+    chosen   a cluster to stand out from the others
     """
     fig, axes = plt.subplots(1, 2, figsize=size, layout="constrained", width_ratios=(1.2, 1), sharex=True)
     flat = np.inf if flat is None else flat
@@ -170,8 +171,8 @@ def plot_breakthroughs(told: dict, breaks: Mapping[int, float], flat: float | No
     for c in sorted(told["clusters"], key=lambda c: c["cluster"] >= 0):  # the rest first, under the others
         color, name, curve = cluster_color(c["cluster"]), f"{c['cluster']} ({c['size']})" if c["cluster"] >= 0 else f"{rest} ({c['size']})", c["quartiles"][1]
         if line == "median only": axes[0].plot(told["step"], curve, color=color, lw=1.6, label=name)
-        else: _band(axes[0], told["step"], c["quartiles"], color, name, c["medoid"] if line == "medoid" else curve)
-        axes[1].plot(told["loss_step"], c["loss"], color=color, lw=1.6)
+        else: _band(axes[0], told["step"], c["quartiles"], color, name, c["medoid"] if line == "medoid" else curve, faint=chosen not in (None, c["cluster"]))
+        axes[1].plot(told["loss_step"], c["loss"], color=color, lw=1.6, alpha=1 if chosen in (None, c["cluster"]) else 0.3)
     for cluster, at, height in _mark_heights(breaks):
         for ax in axes: ax.plot(at, height, marker="v", ms=7, color=cluster_color(cluster), mfc=None if (at > flat if hidden is None else hidden[cluster]) else "#FFFFFF", transform=ax.get_xaxis_transform(), ls="")
     if (source := told["source_step"]) is not None and source >= 0: axes[0].axvline(source, color="#555555", lw=1, ls="--", label="source step")
