@@ -79,6 +79,7 @@ def hdbscan(min_cluster_size: int, min_samples: int, algorithm: str = "auto") ->
     same but for a token here and there whose distances are equal up to rounding."""
     return HDBSCAN(min_cluster_size=min_cluster_size, min_samples=min_samples, algorithm=algorithm, copy=True)
 
+# %% ../nbs/06_clustering.ipynb #5f697b30
 def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_samples: int | None = None, *,
                        keep_directions: xr.DataArray | None = None, keep_tokens: xr.DataArray | None = None,
                        clusterer: ClusterMixin | None = None, progress: bool = False) -> Clusters:

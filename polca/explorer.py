@@ -372,6 +372,9 @@ class _Measures(_Draws):
             return clusters_piece(self.view, self.shown, shown_labels(self.view, self.shown), self._stable)
         self._fill("clusters", measured)
 
+# %% ../nbs/16_explorer.ipynb #d70d22b4
+class _Compares(_Measures):
+    "This run beside another, or by another rule."
     def _compared(self) -> str:
         "The compare pane: this run, or another one, by another rule or along another direction."
         c, shown = self.controls, self.shown
@@ -394,7 +397,7 @@ class _Measures(_Draws):
         return self._other[1]
 
 # %% ../nbs/16_explorer.ipynb #1fa6d92e
-class Explorer(_Measures):
+class Explorer(_Compares):
     """A run to look at, in a notebook; made by `explore`.
 
     shown       what is shown now, a `polca.pages.Shown`; `show(direction=3, span=(100, 400))` changes it

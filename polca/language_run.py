@@ -137,7 +137,7 @@ def _most_clusters(clusters: Clusters, n: int) -> list[int]:
 # %% ../nbs/14a_language_run.ipynb #669905ff
 def language_results(run: Run, progress: bool = False) -> dict:
     "Every number of the paper's section 5, and what its figures show, of a complete run."
-    config, projection = run.task.config, run.read_projection().load()
+    projection = run.read_projection().load()
     tokens, flat, window = projection_tokens(projection), run.flat(projection), run.window(projection)
     kinds = cluster_kinds(run, projection, progress)
     told = {name: describe_kind(*some, tokens, window, flat) for name, some in kinds.items()}

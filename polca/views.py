@@ -14,7 +14,7 @@ import json
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +83,7 @@ class Arranged:
         rows = self.shape[0] * self.shape[1]
         return np.concatenate([self._read(row * self.shape[2] + token, 1) for row in range(rows)]).reshape(self.shape[:2]).T
 
+# %% ../nbs/13a_views.ipynb #fa9e3861
 def weighted_sum(arranged: Arranged, weights: np.ndarray) -> np.ndarray:
     "(token, direction): the sum over steps, each with its weight in `weights` (step, direction)."
     return np.stack([weights[:, i].astype(arranged.dtype) @ arranged.along(i) for i in range(arranged.shape[0])], axis=1)
@@ -381,7 +382,6 @@ def _outside(view: View, rule: str) -> np.ndarray:
 # %% ../nbs/13a_views.ipynb #11839c45
 def stability(view: View, curves: xr.DataArray, clusters: Clusters, settings: Settings, draws: int = 6, most: int = 1200, seed: int = 0) -> Iterator[pd.Series]:
     "After each of `draws` random parts of the clustered tokens, half of them and `most` at most: the stability so far of every cluster along the direction, from 0 to 1."
-    direction = int(clusters.labels["direction"].values[0])
     labels, values = clusters.labels.values[0], curves.isel(direction=0).transpose("token", "step").values
     pool, rng, found = np.flatnonzero(labels >= OUTLIER), np.random.default_rng(seed), []
     for _ in range(draws):
