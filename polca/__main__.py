@@ -21,7 +21,10 @@ _STAGES = {"train": "make the checkpoints, or check those of somebody else", "su
            "cluster": "find which tokens move together, and when they break through", "report": "write one self-contained HTML page"}
 _PRESETS = ("small", "tiny", "paper-part", "paper")
 _HELP = {"model": "folder with config.json and tokenizer, or a name on the hub", "checkpoints": "folder of checkpoints: polca's, a Trainer's (checkpoint-500, …), step*; or a name on the hub, with --revisions",
-         "texts": "text files, or folders of *.txt and *.md", "revisions": "revisions of the checkpoints on the hub, such as step0 step1000", "tagger": "of parts of speech: spacy, spacy:MODEL, pattern, none or auto: spaCy where a model is installed, else pattern", "tokenizer": "folder or name on the hub (default: the model's)",
+         "texts": "text files, or folders of *.txt and *.md", "revisions": "revisions of the checkpoints on the hub, such as step0 step1000",
+         "series": "part of the names of the checkpoints that are meant, such as seed1, where there are several series",
+         "matrix": "whose eigenvectors are the directions: hessian; gauss-newton; gradients (their second moment); difference: the Hessian by differences of gradients, for models that cannot be differentiated twice",
+         "engine": "how tokens are projected: auto; forward and reverse are exact; difference, for models that cannot be differentiated twice", "tagger": "of parts of speech: spacy, spacy:MODEL, pattern, none or auto: spaCy where a model is installed, else pattern", "tokenizer": "folder or name on the hub (default: the model's)",
          "context": "tokens per sequence (default: 128, or the positions of the model if they are fewer)", "sequences": "sequences that are analysed", "hessian_sequences": "sequences that the basis is made with", "curvature_sequences": "sequences for the paper's second-order rule; 0: without it",
          "seed": "of samples, Lanczos and k-means", "basis_steps": "source steps: checkpoints whose Hessian gives directions, spread over training (default: 10, or all but the first)", "k": "directions from each source step", "tol": "relative residual of the eigenvectors",
          "which": "eigenvalues: largest, or largest in magnitude", "every": "use every so many checkpoints", "skip_steps": "checkpoints to leave out, by their steps", "path_tol": "integrate along the path between checkpoints to so many nats (default: no)",
@@ -29,12 +32,14 @@ _HELP = {"model": "folder with config.json and tokenizer, or a name on the hub",
          "shard": "several processes (torchrun) share out the directions, not the checkpoints: for a basis that is too large for one of them",
          "plateau": "a breakthrough after this step is hidden (default: where the mean loss is flat)", "memory": "bound on what the engines hold, as 2GiB", "device": "cpu, cuda, …"}
 
-_GROUPS = {"what is analysed": ("model", "checkpoints", "texts", "revisions", "skip_steps", "every", "tokenizer"),
+_GROUPS = {"what is analysed": ("model", "checkpoints", "texts", "revisions", "series", "skip_steps", "every", "tokenizer"),
            "tokens": ("context", "sequences", "hessian_sequences", "curvature_sequences", "tagger", "seed"),
-           "directions": ("basis_steps", "k", "tol", "which", "path_tol"),
+           "directions": ("basis_steps", "k", "tol", "which", "matrix", "engine", "path_tol"),
            "clusters and breakthroughs, which may be changed later": ("min_cluster_size", "min_samples", "window", "plateau"),
            "the machine": ("memory", "device", "shard")}
-_METAVARS = {int: "N", float: "X", "texts": "PATH", "revisions": "NAME", "tagger": "NAME", "memory": "SIZE", "device": "NAME"}
+_CHOICES = {"which": ("largest", "magnitude"), "matrix": ("hessian", "gauss-newton", "gradients", "difference"),
+            "engine": ("auto", "forward", "reverse", "difference")}
+_METAVARS = {int: "N", float: "X", "texts": "PATH", "revisions": "NAME", "series": "PART", "tagger": "NAME", "memory": "SIZE", "device": "NAME"}
 _ENDS = "Exit status: 0 done, 1 stopped by the system, 2 wrong input, 3 another process is at work here, 130 interrupted. The same command goes on from there."
 
 def _add_analyze(parser):
@@ -57,7 +62,7 @@ def _add_field(group, field):
     if field.type is bool: return group.add_argument("--" + field.name, action="store_true", default=None, help=_HELP[field.name])
     kind = next((t for t in (int, float) if field.type in (t, t | None, tuple[t, ...])), str)
     shown = "" if field.default in (MISSING, None, ()) else f" (default: {field.default})"
-    how = {"choices": ("largest", "magnitude")} if field.name == "which" else {"metavar": _METAVARS.get(field.name, _METAVARS.get(kind, "DIR"))}
+    how = {"choices": _CHOICES[field.name]} if field.name in _CHOICES else {"metavar": _METAVARS.get(field.name, _METAVARS.get(kind, "DIR"))}
     if "tuple" in str(field.type): how |= {"nargs": "+", "action": "extend"}
     group.add_argument("--" + field.name.replace("_", "-"), type=kind, required=field.default is MISSING, default=None, help=_HELP[field.name] + shown, **how)
 

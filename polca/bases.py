@@ -112,6 +112,12 @@ def _float_weights(losses) -> Tensor:
     like = flatten(losses.params)
     return like.float() if like.element_size() < 4 else like
 
+def _at(losses, store, step, like) -> tuple[TokenLosses, Params]:
+    "`losses` with the buffers of a checkpoint, and its weights on the device and in the dtype of `like`."
+    found = store.read(step)
+    params = {n: p.to(like.device, like.dtype) for n, p in found.params.items()}
+    return losses if found.buffers is None else losses.at_buffers(found.buffers), params
+
 def gradient_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], *, progress: bool = True) -> Subspace:
     """The mean gradients of `losses` at `steps`, made orthonormal in this order. The table has `new`, the share of each gradient's length outside those before.
 
@@ -119,7 +125,7 @@ def gradient_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[i
     """
     steps, like = _steps_for(store, losses, steps), _float_weights(losses)
     def gradient(step):
-        try: return mean_gradient(losses, store.load(step, like.device, like.dtype))
+        try: return mean_gradient(*_at(losses, store, step, like))
         except ValueError as e: raise ValueError(f"at step {step} of {store.path}: {e}") from e
     rows = (gradient(step) for step in tqdm(steps, desc="gradients", unit="step", disable=not progress))
     tol = 1e3 * torch.finfo(like.dtype).eps
@@ -141,8 +147,9 @@ def jacobian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[i
     steps, like = _steps_for(store, losses, steps), _float_weights(losses)
     check_lanczos(len(like), K, tol=tol, max_iterations=max_iterations, memory=memory, dtype=like.dtype)
     share = memory_bytes(memory) // len(steps)
-    first = GradientOperator(losses, store.load(steps[0], like.device, like.dtype), share)
-    stacked = MeanOperator([first, *(first.at(store.load(step, like.device, like.dtype)) for step in steps[1:])])
+    first = GradientOperator(*_at(losses, store, steps[0], like), share)
+    others = (_at(losses, store, step, like) for step in steps[1:])
+    stacked = MeanOperator([first, *(first.at(params, at.buffers) for at, params in others)])
     pairs = lanczos(stacked.__matmul__, len(like), K, tol=tol, max_iterations=max_iterations, seed=seed, dtype=like.dtype, device=like.device, memory=memory)
     table = pairs.table().reset_index(drop=True).assign(source_step=-1, singular_value=np.sqrt(np.maximum(pairs.values, 0)))
     return as_subspace(pairs.vectors, losses.params, table.drop(columns="eigenvalue"))

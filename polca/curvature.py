@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MATRICES', 'is_elementwise', 'is_changed', 'ForwardHooks', 'is_finite', 'check_finite_parts', 'HessianOperator',
-           'GradientOperator', 'GaussNewtonOperator', 'mean_gradient', 'MeanOperator', 'SharedOperator', 'norm', 'dots',
-           'SharedRows', 'orthogonalise', 'Eigenpairs', 'lanczos', 'check_lanczos', 'mean_curvature', 'token_curvature']
+           'GradientOperator', 'GaussNewtonOperator', 'mean_gradient', 'DifferenceOperator', 'MeanOperator',
+           'SharedOperator', 'norm', 'dots', 'SharedRows', 'orthogonalise', 'Eigenpairs', 'lanczos', 'check_lanczos',
+           'mean_curvature', 'token_curvature']
 
 # %% ../nbs/02_curvature.ipynb #33c107f6
 import warnings
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .derivatives import central_difference, check_products, gradient_at
 from .losses import Params, TokenLosses, flatten, n_parameters, unflatten
-from .memory import MemoryBudgetError, SavedMemory, batch_of_part, memory_bytes, part_of, split_batches
+from .memory import MemoryBudgetError, SavedMemory, batch_of_part, memory_bytes, one_sequence, part_of, split_batches
 from .processes import gathered, n_processes, process_number, sum_over
 
 # %% ../nbs/02_curvature.ipynb #e61e57ff
@@ -135,12 +137,18 @@ class _TwiceDifferentiable(ForwardHooks):
 class _TokenMean:
     """A symmetric operator on weight space that is a mean over tokens: the common part of the operators below.
 
-    A subclass builds a graph from the losses of one batch (`_graph`), and multiplies with it (`_multiply`)
+    A subclass builds a graph from the losses of one batch (`_graph`), and multiplies with it (`_multiply`). It multiplies
+    by differences of first derivatives, too (`_by_differences`), which is held against that when it is made: a model that
+    cannot be differentiated twice is refused.
     """
     def __init__(self, losses: TokenLosses, params: Params, memory: str | int = "4GiB"):
         self.losses = self._given = losses
         self._keep, budget = [True] * len(losses.batches), memory_bytes(memory)
-        if self._fits(params, budget): return
+        if not self._fits(params, budget): self._cut(params, budget, memory)
+        self._check_derivatives(params)
+
+    def _cut(self, params, budget, memory):
+        "Cut batches to fit, and keep the graphs of as many as there is room for."
         self.losses, needs = split_batches(losses, params, self._attempt, budget // 2, memory)
         room = budget if sum(needs) <= budget else budget - max(needs)
         self._keep = [bool(kept) for kept in np.cumsum(needs) <= room]
@@ -158,9 +166,10 @@ class _TokenMean:
         other.losses, other._given, other._keep = self.losses, self._given, self._keep
         return other
 
-    def at(self, params: Params):
-        "The same operator at other weights of the model, cut and kept in the same way."
+    def at(self, params: Params, buffers: Params | None = None):
+        "The same operator at other weights of the model, and other buffers where given, cut and kept in the same way."
         other = self.plan()
+        if buffers is not None: other.losses = self.losses.at_buffers(buffers)
         other._set(params)
         return other
 
@@ -170,12 +179,22 @@ class _TokenMean:
         self.d, self.products = n_parameters(params), 0
         self._kept = {i: self._graph(i) for i, keep in enumerate(self._keep) if keep}
 
+    def _of(self, losses, params, keep: bool):
+        "The same operator for a few tokens alone."
+        other = object.__new__(type(self))
+        other.losses, other._given, other._keep = losses, losses, [keep] * len(losses.batches)
+        other._set(params)
+        return other
+
     def _attempt(self, one, params):
         "One product for the sequences `one`, for what it takes."
-        trial = object.__new__(type(self))
-        trial.losses, trial._given, trial._keep = one, one, [False]
-        trial._set(params)
+        trial = self._of(one, params, keep=False)
         trial._multiply(trial._graph(0), tuple(params.values()))
+
+    def _check_derivatives(self, params):
+        "Raise ValueError where the products are not symmetric, or not those of first derivatives, on one sequence."
+        small = self._of(_small_sample(self.losses), params, keep=True)
+        check_products(small._unchecked, small._by_differences, small.losses, params, f"{self.name} matrix")
 
     def _leaves(self) -> tuple[Tensor, ...]: return tuple(self.params.values())
 
@@ -187,6 +206,12 @@ class _TokenMean:
     def _gradients(self, values, weights=None, create_graph=False):
         grads = torch.autograd.grad(values, self._leaves(), weights, create_graph=create_graph, retain_graph=True, materialize_grads=True)
         return [g if g.requires_grad or not create_graph else g + 0 * p for g, p in zip(grads, self._leaves())]
+
+    @torch.enable_grad()
+    def _unchecked(self, v: Tensor) -> Tensor:
+        "The product with `v`, finite or not."
+        tangents = tuple(unflatten(v, self.params).values())
+        return sum(flatten(dict(zip(self.params, self._multiply(graph, tangents)))) for _, graph in self._graphs())
 
     @torch.enable_grad()
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -202,6 +227,15 @@ class _TokenMean:
         return flat
 
 # %% ../nbs/02_curvature.ipynb #e855d944
+def _small_sample(losses: TokenLosses) -> TokenLosses:
+    "One sequence with targets, or the smallest batch where sequences cannot be told apart."
+    i = next(i for i, size in enumerate(losses.sizes) if size)
+    try:
+        one = one_sequence(losses, i)
+        if len(one): return one
+    except (RuntimeError, IndexError, ValueError): pass  # what a loss makes of a part of its batch
+    return losses.only(i)
+
 def is_finite(v: Tensor) -> bool:
     "Whether all entries of `v` are finite, in one pass over it where they are."
     return bool(torch.isfinite(v.sum())) or bool(torch.isfinite(v).all())
@@ -245,6 +279,9 @@ class HessianOperator(_TokenMean):
 
     def _multiply(self, grads, tangents): return self._gradients(grads, tangents)
 
+    def _by_differences(self, v): return central_difference(
+        lambda w: gradient_at(self.losses, self.params, w), flatten(self.params).detach(), v)
+
 class GradientOperator(_TokenMean):
     "The second moment of the tokens' gradients, mean over x of ∇L(x)∇L(x)ᵀ, used as `HessianOperator`."
     name = "second-moment"
@@ -254,6 +291,14 @@ class GradientOperator(_TokenMean):
         u = torch.ones_like(loss, requires_grad=True)
         return loss, u, self._gradients(loss, u, create_graph=True)
 
+    def _by_differences(self, v):
+        theta = flatten(self.params).detach()
+        slopes, error = central_difference(lambda w: self.losses(unflatten(w, self.params)), theta, v)
+        weights = list(slopes.split(self.losses.sizes))
+        total = sum(self.losses.batch(i, self.params) @ w.to(v) for i, w in enumerate(weights)) / len(self.losses)
+        product = flatten(dict(zip(self.params, torch.autograd.grad(total, self._leaves(), materialize_grads=True)))).double()
+        return product, error * float(product.norm()) / max(float(slopes.norm()), 1e-30)
+
     def _multiply(self, graph, tangents):
         loss, u, grads = graph
         slopes, = torch.autograd.grad(grads, u, tangents, retain_graph=True, materialize_grads=True)
@@ -261,8 +306,8 @@ class GradientOperator(_TokenMean):
 
 # %% ../nbs/02_curvature.ipynb #3a107387
 class _Outputs(ForwardHooks):
-    "In its `with` block `model` returns a leaf in place of its logits; `logits` and `leaf` keep both."
-    def __init__(self, model): self.model, self.calls = model, 0
+    "In its `with` block `model` returns a leaf in place of its logits, of their values or those of `instead`; `logits` and `leaf` keep both."
+    def __init__(self, model, instead: Tensor | None = None): self.model, self.instead, self.calls = model, instead, 0
     def hooks(self): return [(self.model, self._hook)]
 
     def _hook(self, module, args, out):
@@ -270,7 +315,7 @@ class _Outputs(ForwardHooks):
         self.logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)
         if self.logits is None: raise ValueError(
             f"the model returns {type(out).__name__}, neither a tensor nor something with `logits`: its Gauss-Newton matrix is not defined here")
-        self.leaf = self.logits.detach().requires_grad_()
+        self.leaf = (self.logits if self.instead is None else self.instead).detach().requires_grad_()
         if isinstance(out, Tensor): return self.leaf
         out.logits = self.leaf
         return out
@@ -293,6 +338,23 @@ class GaussNewtonOperator(_TokenMean):
         u = torch.zeros_like(call.logits, requires_grad=True)
         return call, slope, u, self._gradients(call.logits, u, create_graph=True)
 
+    @torch.enable_grad()
+    def _by_differences(self, v):
+        "JᵀH_L J v for the first batch: the movement of the logits, and the bend of the loss along it, by differences."
+        theta, (call, slope, *_) = flatten(self.params).detach(), self._graph(0)
+        def logits(w):
+            with _Outputs(self.losses.model) as there: self.losses.batch(0, unflatten(w, self.params))
+            return there.logits.detach()
+        moved, error = central_difference(logits, theta, v)
+        def pulled(z):
+            with _Outputs(self.losses.model, z) as there: mean = self.losses.batch(0, self.params).sum() / len(self.losses)
+            return torch.autograd.grad(mean, there.leaf)[0]
+        bent, other = central_difference(pulled, call.leaf.detach(), moved.to(v))
+        back = torch.autograd.grad(call.logits, self._leaves(), bent.to(v), materialize_grads=True)
+        product = flatten(dict(zip(self.params, back))).double()
+        relative = error / max(float(moved.norm()), 1e-30) + other / max(float(bent.norm()), 1e-30)
+        return product, relative * float(product.norm())
+
     def _multiply(self, graph, tangents):
         call, slope, u, grads = graph
         moved, = torch.autograd.grad(grads, u, tangents, retain_graph=True)
@@ -311,7 +373,53 @@ def mean_gradient(losses: TokenLosses, params: Params) -> Tensor:
     return out
 
 # %% ../nbs/02_curvature.ipynb #1e887c33
-MATRICES = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator, "gradients": GradientOperator}
+class DifferenceOperator(_TokenMean):
+    """The Hessian by central differences of the gradient, for models that cannot be differentiated twice.
+
+    Each product costs two gradients of all tokens. Its error is a thousandth or so in float32, and far less in float64.
+    Used as `HessianOperator`.
+    """
+    name = "difference"
+
+    def _check_derivatives(self, params): pass  # it takes no second ones
+
+    @torch.enable_grad()
+    def _set(self, params):
+        super()._set(params)
+        self.step = getattr(self, "step", None) or _best_step(self.losses, self.params)
+
+    def plan(self):
+        other = super().plan()
+        other.step = self.step
+        return other
+
+    def _graph(self, i): return i
+
+    def _multiply(self, i, tangents):
+        "Half the difference of two gradients of batch i, over the step, for a tangent of any length."
+        size = sum(float(t.double().square().sum()) for t in tangents) ** 0.5
+        h = self.step / max(size, 1e-30)
+        def slopes(by):
+            leaves = {n: torch.add(p.detach(), t, alpha=by).requires_grad_() for (n, p), t in zip(self.params.items(), tangents)}
+            mean = self.losses.batch(i, leaves, fused=True).sum() / len(self.losses)
+            return torch.autograd.grad(mean, tuple(leaves.values()), materialize_grads=True)
+        return [(a - b) / (2 * h) for a, b in zip(slopes(h), slopes(-h))]
+
+def _best_step(losses, params) -> float:
+    "How far to go on either side: the step at which the product with the gradient of one sequence changes least from the next smaller one."
+    small, theta = _small_sample(losses), flatten(params).detach()
+    along = gradient_at(small, params, theta)
+    along = along / (float(torch.linalg.vector_norm(along, dtype=torch.float64)) or 1.0)
+    size, products = max(float(torch.linalg.vector_norm(theta, dtype=torch.float64)), 1e-3), {}
+    for m in range(2, 12):
+        h = size * 4.0**-m
+        products[h] = gradient_at(small, params, theta + h * along).double() - gradient_at(small, params, theta - h * along).double()
+        products[h] = products[h] / (2 * h)
+    steps = list(products)
+    return min(steps[:-1], key=lambda h: float((products[h] - products[steps[steps.index(h) + 1]]).norm()))
+
+MATRICES = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator, "gradients": GradientOperator,
+            "difference": DifferenceOperator}
 
 class MeanOperator:
     "The mean of several operators on weight space, as at several checkpoints; errors are theirs."
@@ -342,10 +450,10 @@ class SharedOperator:
         other.operator = self.operator.plan() if self.operator else None
         return other
 
-    def at(self, params: Params) -> "SharedOperator":
-        "The same operator at other weights of the model."
+    def at(self, params: Params, buffers: Params | None = None) -> "SharedOperator":
+        "The same operator at other weights of the model, and other buffers where given."
         other = copy(self)
-        other.operator = self._own(self.operator.at, params) if self.operator else None
+        other.operator = self._own(self.operator.at, params, buffers) if self.operator else None
         return other
 
     def __matmul__(self, v: Tensor) -> Tensor:

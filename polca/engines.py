@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .curvature import ForwardHooks, dots, is_elementwise
-from .losses import Params, TokenLosses, n_parameters, unflatten
+from .losses import Params, TokenLosses, n_parameters, unflatten, weight_names
 from .memory import memory_bytes, n_examples, n_positions, one_sequence, split_batches, tells_sequences, token_slots
 
 # %% ../nbs/03a_engines.ipynb #58a0f864
@@ -457,7 +457,7 @@ def _chunk(batch, device) -> int:
 # %% ../nbs/03a_engines.ipynb #a4e07e46
 def _check_reached(losses: TokenLosses, params: Params):
     "Raise ValueError if a parameter that requires a gradient has none in any batch."
-    frozen = {n for n, p in losses.model.named_parameters() if not p.requires_grad}
+    frozen = {n for n, names in weight_names(losses.model).items() if not losses.model.get_parameter(names[0]).requires_grad}
     missing = [n for n in params if n not in frozen]
     for i in range(len(losses.batches)):
         if not missing or not losses.sizes[i]: continue
@@ -479,7 +479,7 @@ def _check_directions(directions: Tensor, params: Params):
 
 def _owners(model: nn.Module) -> tuple[dict[int, str], dict[nn.Module, dict[str, str]]]:
     "{id of parameter: its name}, and {module: {its own name for a parameter: name in the model}}."
-    names = {id(p): n for n, p in model.named_parameters()}
+    names = {id(model.get_parameter(name)): n for n, tied in weight_names(model).items() for name in tied}
     owned = {m: {k: names[id(p)] for k, p in m.named_parameters(recurse=False)} for m in model.modules()}
     return names, {m: local for m, local in owned.items() if local}
 
@@ -555,12 +555,15 @@ class Projector(_Engines):
         _check_reached(self.losses, params)
         if self.engine == "difference": self.report["difference_step"] = _difference_step(self.losses, params, self._slices)
 
-    def __call__(self, params: Params) -> tuple[Tensor, Tensor]:
+    def __call__(self, params: Params, buffers: Params | None = None) -> tuple[Tensor, Tensor]:
+        "The losses and P at `params`, and with `buffers` of the checkpoint in place of the model's own, where given."
+        if buffers is not None: self.losses = self.losses.at_buffers(buffers)
         try: return self._all(params)
         except _Unseen as e:
             if self.engine != "reverse" or not self._forward_instead or self._calls: raise
             warnings.warn(f"{e}: so does engine='auto', from here on", stacklevel=2)
             self.__init__(*self._forward_instead)
+            if buffers is not None: self.losses = self.losses.at_buffers(buffers)
             return self._all(params)
 
     def _all(self, params):

@@ -100,7 +100,7 @@ def estimate_reading(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
 
 # %% ../nbs/12b_estimates.ipynb #49a2441e
 def estimate_projection(store: Checkpoints, losses: TokenLosses, steps: Sequence[int], n_directions: int, curvature: TokenLosses | None = None,
-                        memory: str | int = "2GiB") -> Estimate:
+                        memory: str | int = "2GiB", engine: str = "auto") -> Estimate:
     """What `polca.projection.project` with these arguments takes, without integrals along the path.
 
     n_directions   of the basis
@@ -110,7 +110,7 @@ def estimate_projection(store: Checkpoints, losses: TokenLosses, steps: Sequence
     params = {n: p.to(losses.params[n]) for n, p in store.load(step).items()}
     d, like = n_parameters(params), next(iter(params.values()))
     directions = torch.randn(n_directions + 2, d, generator=torch.Generator().manual_seed(0)).to(like) / d**0.5
-    projector = Projector(some, params, directions, memory=memory)
+    projector = Projector(some, params, directions, engine, memory)
     projector(params)  # the first call checks more than the others
     each = _timed(lambda: projector(params))[0] / share + 2 * _timed(lambda: (directions @ directions[0]) @ directions)[0]
     if curvature:
@@ -123,7 +123,7 @@ def _one_batch(losses: TokenLosses) -> tuple[TokenLosses, float]:
     "The batch of `losses` with most tokens by itself, and its share of all tokens."
     i = int(np.argmax(losses.sizes))
     table = pd.DataFrame({"example": token_slots(losses, i)[0]}) if tells_sequences(losses) else None
-    return TokenLosses(losses.model, [losses.batches[i]], losses.loss, table, check=False), losses.sizes[i] / len(losses)
+    return losses.part([losses.batches[i]], table), losses.sizes[i] / len(losses)
 
 # %% ../nbs/12b_estimates.ipynb #22a15625
 def _random_projection(n_tokens, n_steps, n_directions) -> xr.Dataset:

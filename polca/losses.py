@@ -189,6 +189,10 @@ def _check_model(model):
     if training: raise ValueError(
         f"the model is in training mode{f' ({training[0]})' if training[0] else ''}, where dropout makes its losses "
         "random: call model.eval() first")
+    kinds = {p.dtype: n for n, p in model.named_parameters()}
+    if len(kinds) > 1 and all(dtype.is_floating_point for dtype in kinds): raise ValueError(
+        f"the parameters are of several dtypes ({', '.join(f'{n} in {dtype}' for dtype, n in kinds.items())}), and a direction "
+        "through all of them is not: convert the model first, with model.float()")
     odd = [(n, p.dtype) for n, p in model.named_parameters() if not p.is_floating_point()]
     if odd: raise ValueError(
         f"{odd[0][0]} is a parameter in {odd[0][1]}: polca moves weights along real directions. Make it "
@@ -281,6 +285,14 @@ class TokenLosses:
         "The same model, loss and buffers with other batches, unchecked."
         other = TokenLosses(self.model, batches, self.loss, tokens, check=False)
         other.buffers = self.buffers
+        return other
+
+    def only(self, i: int) -> "TokenLosses":
+        "Batch `i` alone."
+        other, first = copy(self), sum(self.sizes[:i])
+        other.batches, other.sizes = [self.batches[i]], [self.sizes[i]]
+        other.tokens = self.tokens.iloc[first:first + self.sizes[i]].reset_index(drop=True).rename_axis("token")
+        if "example" in other.tokens: other.tokens["example"] -= other.tokens["example"].min()
         return other
 
     def at_buffers(self, buffers: Params | None) -> "TokenLosses":

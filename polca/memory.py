@@ -125,7 +125,7 @@ def _most_targets(losses: TokenLosses, i: int) -> tuple[int, float]:
 def one_sequence(losses: TokenLosses, i: int, copies: int = 1) -> TokenLosses:
     "The sequence of batch `i` with most targets, by itself, `copies` times."
     row = _most_targets(losses, i)[0]
-    one = TokenLosses(losses.model, [some_examples(losses.batches[i], [row] * copies)], losses.loss, check=False)
+    one = losses.part([some_examples(losses.batches[i], [row] * copies)])
     one.tokens = pd.DataFrame({"example": np.arange(len(one)) * copies // max(1, len(one))})
     return one
 
@@ -173,7 +173,7 @@ def split_batches(losses: TokenLosses, params: Params, attempt: Callable, budget
         batches += [some_examples(batch, rows) for rows in cut]
         needs += [fixed + each * (rows.stop - rows.start) for rows in cut]
     if len(batches) == len(losses.batches): return losses, needs
-    return TokenLosses(losses.model, batches, losses.loss, losses.tokens, check=False), needs
+    return losses.part(batches, losses.tokens), needs
 
 # %% ../nbs/00a_memory.ipynb #e801f5b0
 def batch_of_part(losses: TokenLosses, parts: TokenLosses, i: int) -> int:
@@ -188,7 +188,7 @@ def is_separable(losses: TokenLosses, i: int, params: Params, n: int) -> bool:
     """
     noise = torch.Generator().manual_seed(0)
     shaken = {k: p + 0.05 * torch.randn(p.shape, generator=noise).to(p) for k, p in params.items()}
-    def at(*rows): return TokenLosses(losses.model, [some_examples(losses.batches[i], r) for r in rows], losses.loss, check=False)(shaken)
+    def at(*rows): return losses.part([some_examples(losses.batches[i], r) for r in rows])(shaken)
     whole, halves = at(slice(0, n)), at(slice(0, n // 2), slice(n // 2, n))
     in_order = not tells_sequences(losses) or (np.diff(token_slots(losses, i)[0]) >= 0).all()
     return bool(in_order and whole.shape == halves.shape and torch.allclose(whole, halves, rtol=1e-2, atol=1e-3))
@@ -208,7 +208,7 @@ def part_of(losses: TokenLosses, params: Params, part: int, parts: int) -> tuple
                                     "processes without work. Give more, smaller batches", RuntimeWarning, stacklevel=2)
     first, last = (int(starts[len(counts) * p // parts]) if whole else int(starts[-1]) * p // parts for p in (part, part + 1))
     own = [(i, slice(max(first - start, 0), last - start)) for i, (start, n) in enumerate(zip(starts.tolist(), counts)) if start < last and first < start + n]
-    chosen = TokenLosses(losses.model, [some_examples(losses.batches[i], rows) for i, rows in own], losses.loss, check=False)
+    chosen = losses.part([some_examples(losses.batches[i], rows) for i, rows in own])
     if not len(chosen): return None, 0
     if tells_sequences(losses):
         tokens = losses.tokens[losses.tokens["example"].between(first, last - 1)]

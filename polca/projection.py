@@ -22,7 +22,7 @@ import zarr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import Checkpoints, verify_checkpoints
+from .checkpoints import Checkpoints, losses_at, verify_checkpoints
 from .curvature import HessianOperator, SharedOperator, dots, mean_curvature, norm, token_curvature
 from .engines import Projector, project_tokens
 from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
@@ -156,12 +156,29 @@ class _Trajectory:
         self.basis = (basis.directions if basis.own is not None else basis.directions[self.rows]).to(self.device)
         self.losses, self.tokens = _own_tokens(losses) if share == "tokens" else (losses, slice(None))
 
-    def weights(self, i) -> Tensor:
-        "The weights at checkpoint i, flat; of the last three that were asked for, none is read again."
+    def _read(self, i) -> tuple[Tensor, Params | None]:
+        "The weights at checkpoint i, flat, and its buffers; of the last three that were asked for, none is read again."
         if i not in self._weights:
             if len(self._weights) > 2: del self._weights[min(self._weights)]
-            self._weights[i] = flatten(self.store.load(self.steps[i], self.device, self.basis.dtype))
+            found = self.store.read(self.steps[i])
+            params = {n: p.to(self.device, self.basis.dtype) for n, p in found.params.items()}
+            self._weights[i] = flatten(params), found.buffers
         return self._weights[i]
+
+    def weights(self, i) -> Tensor:
+        "The weights at checkpoint i, flat."
+        return self._read(i)[0]
+
+    def buffers(self, i) -> Params | None:
+        "The buffers of checkpoint i; None where they were not kept."
+        return self._read(i)[1]
+
+    def between(self, i, s: float) -> tuple[Tensor, Params | None]:
+        "Weights and buffers at the fraction s of the way from checkpoint i to the next; buffers that are no floats stay as they are."
+        start, end = self.buffers(i), self.buffers(i + 1)
+        if start is not None and end is not None:
+            start = {n: torch.lerp(b, end[n], s) if b.is_floating_point() and n in end else b for n, b in start.items()}
+        return torch.lerp(self.weights(i), self.weights(i + 1), s), start
 
     def params(self, weights: Tensor) -> Params:
         like = self.losses.params
@@ -194,21 +211,23 @@ class _Walk(_Trajectory):
         self.projector = Projector(self.losses, self.params(self.weights(0)), [self.basis, self.along], engine, memory)
         self._plan, self.known = None, set()
 
-    def hessian(self, losses: TokenLosses, params: Params) -> HessianOperator | SharedOperator:
-        "The Hessian of `losses` at `params`; what it takes is found out once."
-        if self._plan: return self._plan.at(params)
+    def hessian(self, losses: TokenLosses, i: int) -> HessianOperator | SharedOperator:
+        "The Hessian of `losses` at checkpoint i; what it takes is found out once."
+        params, buffers = self.params(self.weights(i)), self.buffers(i)
+        if self._plan: return self._plan.at(params, buffers)
+        if buffers is not None: losses = losses.at_buffers(buffers)
         operator = SharedOperator(HessianOperator, losses, params) if self.share == "tokens" else HessianOperator(losses, params)
         self._plan = operator.plan()
         return operator
 
-    def slopes(self, weights: Tensor, before: int | None, after: int | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def slopes(self, weights: Tensor, buffers: Params | None, before: int | None, after: int | None) -> tuple[Tensor, Tensor, list[Tensor]]:
         "Losses, projections, and the slopes along the movements outside the basis of the intervals `before` and `after`."
         lengths = []
         for row, interval in zip(self.along, (before, after)):
             row.zero_()
             if interval is not None: row.copy_(self.move(interval)[1])
             lengths.append(0.0 if interval is None else self.move(interval)[2])
-        loss, P = self.projector(self.params(weights))
+        loss, P = self.projector(self.params(weights), buffers)
         return loss, P[:, :-2], [P[:, -2] * lengths[0], P[:, -1] * lengths[1]]
 
 # %% ../nbs/04_projection.ipynb #82a0b793
@@ -216,14 +235,14 @@ def _project_step(walk: _Walk, i: int, group, curvature, levels, tol) -> list[tu
     "(array, index, numbers) for all that belongs to checkpoint i."
     last, theta = len(walk.steps) - 1, walk.weights(i)
     before, after = i - 1 if i > 0 else None, i if i < last else None
-    loss, P, (backward, forward) = walk.slopes(theta, before, after)
+    loss, P, (backward, forward) = walk.slopes(theta, walk.buffers(i), before, after)
     out = [("loss", (i,), loss), ("gradient", (i,), P)]
     if after is not None: out += [("movement", (i,), walk.move(i)[0]), ("outside", (i, slice(None), 0), forward)]
     if before is not None: out += [("outside", (i - 1, slice(None), 1), backward)]
     if curvature == "token":
         each = token_curvature(walk.projector.losses, walk.params(theta), walk.basis)
         out += [("token_curvature", (i,), each), ("curvature", (i,), each.double().mean(0))]
-    elif curvature is not None: out += [("curvature", (i,), mean_curvature(walk.hessian(curvature, walk.params(theta)), walk.basis))]
+    elif curvature is not None: out += [("curvature", (i,), mean_curvature(walk.hessian(curvature, i), walk.basis))]
     if walk.projector.engine == "difference": out += [("difference_error", (i,), walk.projector.report["difference_error"])]
     if levels and before is not None: out += _project_path(walk, i - 1, group, (loss, P, backward), levels, tol)
     return out
@@ -234,10 +253,10 @@ def _project_path(walk, i, group, end, levels, tol):
     loss, P, outside = end
     if i in walk.known: before, start = read("loss", i), torch.column_stack([read("gradient", i)[:, walk.rows], read("outside", i, slice(None), 0)])
     else:
-        before, there, (_, along) = walk.slopes(walk.weights(i), None, i)
+        before, there, (_, along) = walk.slopes(walk.weights(i), walk.buffers(i), None, i)
         start = torch.column_stack([there, along])
     def slopes(s):
-        _, P, (along, _) = walk.slopes(torch.lerp(walk.weights(i), walk.weights(i + 1), s), i, None)
+        _, P, (along, _) = walk.slopes(*walk.between(i, s), i, None)
         return torch.column_stack([P, along])
     def error(mean):
         booked = walk.total(mean[:, :-1] @ walk.move(i)[0].double()) + mean[:, -1]
@@ -397,8 +416,9 @@ def _without_tags(tokens):
 # %% ../nbs/04_projection.ipynb #9de3462f
 def _settings_of_weights(store, losses, steps) -> dict:
     "The same of the weights. Reads and checks every checkpoint."
-    return {"weights": verify_checkpoints(store, steps, losses=losses),
-            "losses": float(losses({n: p.to(losses.params[n]) for n, p in store.load(steps[0]).items()}).double().mean())}
+    hashed = verify_checkpoints(store, steps, losses=losses)
+    at, params = losses_at(losses, store.read(steps[0]))
+    return {"weights": hashed, "losses": float(at(params).double().mean())}
 
 def _report_late(errors, tol, max_nodes):
     if late := (errors > tol).sum(): warnings.warn(

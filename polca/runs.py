@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Samples', 'Task', 'TextConfig', 'check_text_config', 'resolved', 'check_device', 'text_samples',
-           'open_language_model', 'open_tokenizer', 'check_same_function', 'TextTask', 'locked', 'hash_path',
+           'open_language_model', 'model_of_config', 'open_tokenizer', 'TextTask', 'locked', 'hash_path',
            'size_on_disk', 'hash_stage', 'HashedCheckpoints', 'environment', 'hash_settings', 'write_manifest',
            'read_manifest', 'clustered_curves', 'breaking_curves', 'cluster_run', 'told_clusters', 'save_clusters',
            'load_clusters', 'break_window', 'Run', 'run_status', 'format_status', 'inspect_run', 'format_inspection']
@@ -38,10 +38,14 @@ import zarr
 from filelock import FileLock, Timeout
 
 from .breakthroughs import breakthroughs, plateau, window_fits
-from .checkpoints import Checkpoints, Pretrained, atomic_path, read_checked, require_steps, verify_checkpoints, weights_hash, write_json
+from .checkpoints import (Checkpoint, Checkpoints, NoModelGiven, Pretrained, atomic_path, losses_at, read_checked, require_steps,
+                               verify_checkpoints, write_json)
 from .clustering import Clusters, cluster_directions, cluster_tokens, distinct_clusters, filter_directions, filter_tokens, scale_curves
+from .curvature import MATRICES
 from .decomposition import allocate, explained, rules, trajectories
+from .engines import ENGINES
 from .estimates import Estimate, estimate_analysis, estimate_projection, estimate_reading, estimate_subspace, estimates_table, peak_memory, seconds_text
+from .folders import check_place, has_weights, is_adapter, read_config
 from .labels import check_tagger, label_clusters, open_tagger, projection_tokens, token_tags
 from .losses import Params, TokenLosses, fingerprint, n_parameters
 from .memory import memory_bytes, size_text
@@ -102,6 +106,7 @@ class TextConfig:
     checkpoints: str                  # folder, as `Checkpoints.open` takes it, or a name on the hub
     texts: tuple[str, ...]            # files, or folders of *.txt and *.md
     revisions: tuple[str, ...] = ()   # of checkpoints on the hub
+    series: str | None = None         # part of the names of the checkpoints that are meant, where there are several series
     tokenizer: str | None = None      # default: that of the model
     context: int | None = None        # tokens per sequence; default 128, or what the model has positions for if that is less
     sequences: int = 40               # that are analysed
@@ -113,6 +118,8 @@ class TextConfig:
     k: int = 1                        # directions per source step
     tol: float = 1e-2                 # of the eigenvectors
     which: str = "largest"            # eigenvalues: the "largest", or those largest in "magnitude"
+    matrix: str = "hessian"           # whose eigenvectors are the directions, one of `polca.curvature.MATRICES`
+    engine: str = "auto"              # of the projection, one of `polca.engines.ENGINES`
     every: int = 1                    # project every so many checkpoints
     skip_steps: tuple[int, ...] = ()  # checkpoints to leave out
     path_tol: float | None = None     # integrate along the path between checkpoints until the account is right to this, nats
@@ -133,6 +140,8 @@ def check_text_config(config: TextConfig) -> None:
         if (value := getattr(config, name)) is not None and not value >= least: raise ValueError(f"{name}={value}: use at least {least}")
     for name in ("tol", "path_tol", "window"):
         if (value := getattr(config, name)) is not None and not 0 < value < float("inf"): raise ValueError(f"{name}={value} must be a number above 0")
+    if config.matrix not in MATRICES: raise ValueError(f"matrix={config.matrix!r}: use one of {', '.join(MATRICES)}")
+    if config.engine not in ("auto", *ENGINES): raise ValueError(f"engine={config.engine!r}: use auto, {', '.join(ENGINES)}")
     if config.which not in ("largest", "magnitude"): raise ValueError(f"which={config.which!r}: use 'largest' or 'magnitude'")
     if not config.texts: raise ValueError("there are no texts to analyse: give files or folders")
     if config.curvature_sequences > config.sequences: raise ValueError(
@@ -174,43 +183,45 @@ def open_language_model(name: str):
 
     Raises ValueError if there is none.
     """
-    if not _is_folder(name):
-        try: return Pretrained({0: (name, "main")}, label=name).open_model(0)
-        except ValueError as e: raise ValueError(f"{name} is no folder here, and no model that can be had from the hub: check the name ({e})") from e
+    check_place(name, "the model")
+    if not _is_folder(name): return Pretrained({0: (name, "main")}, label=name).open_model(0)
     folder = Path(name)
-    if not (folder / "config.json").exists(): raise ValueError(f"{folder} has no config.json: give the folder of a model of transformers, as save_pretrained writes it")
-    if any(folder.glob("*.safetensors*")) or any(folder.glob("pytorch_model*")): return Pretrained({0: folder}, label=name).open_model(0)
+    if has_weights(folder) or is_adapter(folder): return Pretrained({0: folder}, label=name).open_model(0)
+    read_config(folder)
+    return model_of_config(folder)
+
+def model_of_config(folder: Path):
+    "The causal language model that a folder's config.json describes, with random weights. Raises ValueError if it is of none."
     from transformers import AutoConfig, AutoModelForCausalLM  # here, so that importing polca does not wait for transformers
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.random.fork_rng(devices=[]): model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, attn_implementation="eager")
-    except Exception as e: raise ValueError(f"{folder} has a config.json that is not of a causal language model ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from e
+    except Exception as e: raise ValueError(
+        f"{folder} has a config.json that is not of a causal language model ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from e
     return model.float().eval()
 
-_TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "*.model", "merges.txt")
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "merges.txt", "*.tiktoken", "tekken.json")
 
 def open_tokenizer(name: str):
-    "The tokenizer in a folder, or on the hub. Raises ValueError if there is none."
+    "The tokenizer in a folder, or on the hub. Raises ValueError if there is none, or one without its vocabulary."
     from transformers import AutoTokenizer
-    if _is_folder(name) and not any(Path(name).glob(f) for f in _TOKENIZER_FILES): raise ValueError(  # of which transformers would make a tokenizer of nothing
-        f"{name} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}, …): save it there with tokenizer.save_pretrained, or give another folder, or a name on the hub, with --tokenizer")
-    try: return AutoTokenizer.from_pretrained(name, local_files_only=_is_folder(name), trust_remote_code=False)
-    except Exception as e: raise ValueError(f"{name} has no tokenizer that can be opened ({str(e).strip().partition(chr(10))[0]}): give one with --tokenizer, a folder or a name on the hub") from e
+    check_place(name, "the tokenizer")
+    how = "save it there with tokenizer.save_pretrained, or give another folder, or a name on the hub, with --tokenizer"
+    folder = Path(name) if _is_folder(name) else None
+    bare = folder and not any(any(folder.glob(f)) for f in _VOCABULARIES)
+    if bare and not (folder / "tokenizer_config.json").exists(): raise ValueError(  # of which transformers would make a tokenizer of nothing
+        f"{name} has no tokenizer ({', '.join(_VOCABULARIES[:3])}, …): {how}")
+    try: found = AutoTokenizer.from_pretrained(name, local_files_only=folder is not None, trust_remote_code=False)
+    except Exception as e: raise ValueError(
+        f"{name} has no tokenizer that can be opened ({str(e).strip().partition(chr(10))[0]}): {how}") from e
+    if bare and found.vocab_files_names: raise ValueError(  # those of bytes need no file
+        f"{name} has tokenizer_config.json, and no vocabulary ({', '.join(found.vocab_files_names.values())}): {how}")
+    return found
 
 # %% ../nbs/13_runs.ipynb #a190e339
 def _plain(value) -> Any:
     "`value` as JSON gives it back."
     return json.loads(json.dumps(value))
-
-_COSMETIC = re.compile(r"_.*|architectures|transformers_version|(torch_)?dtype|use_cache|.*dropout|.*_pdrop|.*_token_id|task_specific_params|attn_implementation")
-
-def check_same_function(config: dict, store: Pretrained, name: str) -> None:
-    "Raise ValueError if the configuration in the first folder of `store` says that its weights belong to another function than that of `config`, of the model `name`."
-    place = store.places[store.steps[0]]
-    if isinstance(place, tuple) or not (file := Path(place) / "config.json").exists(): return
-    found = json.loads(file.read_text(encoding="utf-8"))
-    differ = [f"{k}={v!r}, not {config[k]!r}" for k, v in found.items() if k in config and not _COSMETIC.fullmatch(k) and _plain(config[k]) != v]
-    if differ: raise ValueError(f"{file} is of another model than {name} ({'; '.join(differ[:3])}): give the model that these are checkpoints of")
 
 # %% ../nbs/13_runs.ipynb #a215a88b
 class TextTask(Task):
@@ -243,10 +254,11 @@ class TextTask(Task):
     def checkpoints(self, folder: Path) -> Checkpoints:
         place, revisions = self.config.checkpoints, self.config.revisions
         if revisions and _is_folder(place): raise ValueError(f"revisions={' '.join(revisions[:3])} are of a suite on the hub, and {place} is a folder: leave them out")
-        if revisions: return Checkpoints.from_hub(place, list(revisions))
+        check_place(place, "the checkpoints")
+        if revisions: return Checkpoints.from_hub(place, list(revisions), series=self.config.series)
         if not _is_folder(place): raise ValueError(f"{place} is no folder: give one with checkpoints, or for a suite on the hub its revisions, too")
-        try: return Checkpoints.open(self.config.checkpoints)  # without the model, which takes its time
-        except ValueError: return Checkpoints.open(self.config.checkpoints, self.model)
+        try: return Checkpoints.open(place, series=self.config.series)  # without the model, which takes its time
+        except NoModelGiven: return Checkpoints.open(place, self.model, self.config.series)
 
     def steps(self, store: Checkpoints) -> tuple[list[int], list[int]]:
         if absent := sorted({*self.config.skip_steps} - {*store.steps}): raise ValueError(f"skip_steps: there is no checkpoint of step {', '.join(map(str, absent[:5]))} in {store.path}")
@@ -259,7 +271,6 @@ class TextTask(Task):
 
     def samples(self, store: Checkpoints) -> Samples:
         c = self.config
-        if isinstance(store, Pretrained): check_same_function(self.model.config.to_dict(), store, c.model)
         positions = getattr(self.model.config, "max_position_embeddings", None) or 128
         context = c.context or (min(128, positions) if positions > 1 else 128)  # of a model without an end −1
         texts = read_texts(c.texts)
@@ -312,11 +323,13 @@ class HashedCheckpoints(Checkpoints):
 
     def save(self, step: int, model): raise ValueError(f"{self.path} is read only here")
 
-    def load(self, step: int, device="cpu", dtype=None) -> Params:
-        params = self.store.load(step)
-        if self.hashes.setdefault(step, found := weights_hash(params)) != found: raise ValueError(
-            f"the checkpoint of step {step} in {self.path} is not what it was when this run began: restore it, or analyse the new ones in another run directory")
-        return {n: p.to(device=device, dtype=dtype) for n, p in params.items()}
+    def read(self, step: int) -> Checkpoint:
+        found = self.store.read(step)
+        own = found.hash()
+        if self.hashes.setdefault(step, own) != own: raise ValueError(
+            f"the checkpoint of step {step} in {self.path} is not what it was when this run began: restore it, or analyse the "
+            "new ones in another run directory")
+        return found
 
 # %% ../nbs/13_runs.ipynb #2be707e6
 def environment(device: str = "cpu") -> dict:
@@ -559,8 +572,8 @@ class _Making(_Results):
         if c.k * n_source_steps > d: raise ValueError(f"k={c.k} at {n_source_steps} source steps asks for more directions than the {d} weights: use a smaller k")
 
     def _last_loss(self, store, step) -> float:
-        like = self.samples.analysed.params
-        return float(self.samples.analysed({n: p.to(like[n]) for n, p in store.load(step).items()}).double().mean())
+        at, params = losses_at(self.samples.analysed, store.read(step))
+        return float(at(params).double().mean())
 
     def _check_function(self):
         "The same weights and tokens must have the loss that they had when the run began: else the model's configuration, or its code, has changed."
@@ -573,6 +586,7 @@ class _Making(_Results):
         self._check_function()
         c = self.task.config
         basis = hessian_subspace(self.hashed_store(), self.samples.hessian, self.steps()[0], c.k, c.tol, which=c.which, seed=c.seed,
+                                 matrix=getattr(c, "matrix", "hessian"),
                                  path=self.folder / "basis", shard=getattr(c, "shard", False), progress=progress)
         return {"directions": len(basis), "worst_residual": float(basis.table["residual"].max())}
 
@@ -580,7 +594,7 @@ class _Making(_Results):
         self._check_function()
         c, samples, shard = self.task.config, self.samples, getattr(self.task.config, "shard", False)
         project(self.hashed_store(), load_subspace(self.verified("subspace"), shard=shard), samples.analysed, self.steps()[1], curvature=samples.curvature,
-                tol=getattr(c, "path_tol", None), memory=getattr(c, "memory", "2GiB"), path=self.folder / "projection.zarr", shard=shard, progress=progress)
+                engine=getattr(c, "engine", "auto"), tol=getattr(c, "path_tol", None), memory=getattr(c, "memory", "2GiB"), path=self.folder / "projection.zarr", shard=shard, progress=progress)
         return {"tokens": len(samples.analysed)}
 
 # %% ../nbs/13_runs.ipynb #45a5b381
@@ -616,11 +630,11 @@ class _Estimating(_Analysing):
         source, steps = self.steps()
         K, memory, n_rules = c.k * len(source), getattr(c, "memory", "2GiB"), 2 + bool(samples.curvature) + bool(getattr(c, "path_tol", None))
         own = -(-K // processes) if getattr(c, "shard", False) else K
-        projecting = estimate_projection(self.store, samples.analysed, steps, own, samples.curvature, memory)
+        projecting = estimate_projection(self.store, samples.analysed, steps, own, samples.curvature, memory, getattr(c, "engine", "auto"))
         if getattr(c, "path_tol", None): projecting = dataclasses.replace(  # the points of the first two levels; the means along the path
             projecting, seconds=4 * projecting.seconds, disk=2 * projecting.disk, how=projecting.how + "; 3 points along each path assumed")
         if own == K: projecting = dataclasses.replace(projecting, seconds=projecting.seconds / processes)
-        basis = estimate_subspace(self.store, samples.hessian, source, c.k, c.tol, c.which, held=own)
+        basis = estimate_subspace(self.store, samples.hessian, source, c.k, c.tol, c.which, getattr(c, "matrix", "hessian"), held=own)
         return {"subspace": dataclasses.replace(basis, seconds=basis.seconds / processes), "project": dataclasses.replace(projecting, disk=projecting.disk * K // own),
                 **estimate_analysis(len(samples.analysed), len(steps), K, n_rules)}
 
@@ -841,7 +855,7 @@ def inspect_run(run: Run) -> dict:
 def _verify_sources(run) -> int:
     "Hold every checkpoint, and the tokens, against the hashes of the manifest; the number of checkpoints."
     store = run.hashed_store()
-    for step in store.hashes: store.load(step)
+    for step in store.hashes: store.read(step)
     run.samples  # raises ValueError for other ones
     return len(store.hashes)
 

@@ -273,13 +273,21 @@ class _Matrices:
         self.plan, self.device, dtype = None, *next((p.device, p.dtype) for p in losses.params.values())
         self.dtype = dtype if dtype.itemsize >= 4 else torch.float32  # in half precision there are no eigenvectors to speak of
 
+    def mean_loss(self, step) -> float:
+        "That of the sample at `step`."
+        found = self.store.read(step)
+        losses = self.losses if found.buffers is None else self.losses.at_buffers(found.buffers)
+        return float(losses({n: p.to(self.device, self.dtype) for n, p in found.params.items()}).double().mean())
+
     def __getitem__(self, i: int):
         return MeanOperator([self._one(step) for step in self.steps[max(0, i + 1 - self.window):i + 1]])
 
     def _one(self, step):
-        params = self.store.load(step, self.device, self.dtype)
-        if self.plan is not None: return self.plan.at(params)
-        operator = self.kind(self.losses, params, memory_bytes(self.memory) // self.window)  # a share for each checkpoint of the window
+        found = self.store.read(step)
+        params = {n: p.to(self.device, self.dtype) for n, p in found.params.items()}
+        if self.plan is not None: return self.plan.at(params, found.buffers)
+        losses = self.losses if found.buffers is None else self.losses.at_buffers(found.buffers)
+        operator = self.kind(losses, params, memory_bytes(self.memory) // self.window)  # a share for each checkpoint of the window
         self.plan = operator.plan()
         return operator
 
@@ -335,7 +343,7 @@ def hessian_subspace(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
     if shard and path is None: raise ValueError("shard=True, path=None: give a path, where the directions of all processes are put together")
     if shard and k * len(steps) < n_processes(): raise ValueError(f"shard=True: {k * len(steps)} directions cannot be shared out to {n_processes()} processes: start fewer")
     settings = {"weights": on_first(verify_checkpoints, store, sorted(steps), losses=losses), **settings,
-                "loss": from_first(float(losses(store.load(steps[0], matrices.device, matrices.dtype)).double().mean()))}
+                "loss": from_first(matrices.mean_loss(steps[0]))}
     found, d = on_first(_resume, path, settings), n_parameters(losses.params)
     if dtype is not None and dtype.itemsize < 4: raise ValueError(f"dtype={dtype}: directions in half precision are not orthonormal; keep them in float32 or float64")
     own = shares(k * len(steps), n_processes())[process_number()] if shard else range(k * len(steps))

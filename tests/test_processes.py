@@ -24,10 +24,10 @@ job, out, dies_in, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], 
 if dies_in: signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, so that the others come to say what they noticed
 
 class Dies(Checkpoints):
-    "Kills process 1 when it loads a step."
-    def load(self, step, *args, **kwargs):
+    "Kills process 1 when it reads a step."
+    def read(self, step):
         if armed and step == dies_at and process_number() == 1: os.kill(os.getpid(), signal.SIGKILL)
-        return super().load(step, *args, **kwargs)
+        return super().read(step)
 
 model, several, one = torch.load(job / "job.pt", weights_only=False)
 store, armed = Dies(job / "checkpoints"), dies_in == "basis"
