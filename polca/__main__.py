@@ -6,12 +6,42 @@
 __all__ = ['main']
 
 # %% ../nbs/15_main.ipynb #8aa79235
+import os
+import signal
+import sys
+import threading
+
+_starting = True  # until the options are read
+
+def _interrupted(number, frame):
+    """Ctrl-C: a KeyboardInterrupt where polca is at work, and the end of the process before that or while a library is imported.
+
+    An import that is cut short fails in any way, and a library in C++ may abort; what is complete on disk is complete whenever
+    a process ends. In a finalizer Python would swallow the exception: it is tried again a moment later.
+    """
+    importing = _starting
+    while frame is not None and not importing:
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        importing = file.startswith("<frozen importlib")
+        if name == "__del__" or file.endswith("weakref.py"):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            return
+        frame = frame.f_back
+    if not importing: raise KeyboardInterrupt
+    os.write(2, b"polca: interrupted; the same command goes on from here\n")
+    os._exit(130)
+
+def _is_program() -> bool:
+    "Whether this module is the command, and no notebook or import of another program."
+    return "__file__" in globals() and (__name__ == "__main__" or os.path.basename(sys.argv[0]) in ("polca", "polca.exe"))
+
+if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler: signal.signal(signal.SIGINT, _interrupted)
+
+# %% ../nbs/15_main.ipynb #90ef9b37
 import argparse
 import difflib
 import importlib.metadata
 import json
-import os
-import sys
 import warnings
 from contextlib import contextmanager, nullcontext
 
@@ -240,13 +270,24 @@ def _joined(several: bool):
     return joined()
 
 # %% ../nbs/15_main.ipynb #e6e34572
+def _print_anything() -> None:
+    "Letters that the encoding of a stream lacks are written as their numbers: no output fails on one."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
+
 def main(args: list[str] | None = None) -> int:
     "The command `polca`: returns the exit status."
+    global _starting
     args = sys.argv[1:] if args is None else args
-    try: options = _parser(args[0] if args else None).parse_args(args)  # for some commands this imports torch, which takes seconds
+    _print_anything()
+    try:
+        options = _parser(args[0] if args else None).parse_args(args)  # for some commands this imports torch, which takes seconds
+        _starting = False
+        return _answer(options)
     except KeyboardInterrupt:
         print("polca: interrupted", file=sys.stderr)
         return 130
-    return _answer(options)
+    finally:
+        if _is_program(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on the system ends the process
 
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # not in a notebook

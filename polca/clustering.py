@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTLIER', 'DROPPED', 'SCALES', 'CLUSTERINGS', 'filter_directions', 'filter_tokens', 'medoid', 'quartiles', 'Clusters',
-           'hdbscan', 'cluster_directions', 'opposing_clusters', 'opposing_control', 'describe_clusters',
+           'hdbscan', 'alike', 'cluster_directions', 'opposing_clusters', 'opposing_control', 'describe_clusters',
            'loss_quartiles', 'scale_curves', 'CoreKMeans', 'cluster_tokens', 'distinct_clusters', 'skill_scores',
            'agreement', 'linear_probe']
 
@@ -80,6 +80,26 @@ def hdbscan(min_cluster_size: int, min_samples: int, algorithm: str = "auto") ->
     return HDBSCAN(min_cluster_size=min_cluster_size, min_samples=min_samples, algorithm=algorithm, copy=True)
 
 # %% ../nbs/06_clustering.ipynb #5f697b30
+def _first_equal(X: np.ndarray) -> np.ndarray:
+    "For every row of `X` the number of the first row that equals it: (rows,)."
+    seen = {}
+    return np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(np.ascontiguousarray(X) + 0.0)], dtype=int)
+
+def alike(labels: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """`labels` of the rows of `X`, clusters from 0 and −1, with one label for all equal rows: that of most of them, and of several the smallest cluster number.
+
+    Clusterers decide between equal distances by the order of rows, and so can part equal rows. Clusters that this leaves empty are no more.
+    """
+    labels, first = np.array(labels), _first_equal(X)
+    for i in np.flatnonzero(np.bincount(first, minlength=len(first)) > 1):
+        rows = np.flatnonzero(first == i)
+        values, counts = np.unique(labels[rows], return_counts=True)
+        if len(values) == 1: continue
+        best = values[counts == counts.max()]
+        labels[rows] = best[best >= 0].min() if (best >= 0).any() else OUTLIER
+    left = np.unique(labels[labels >= 0])
+    return np.where(labels >= 0, np.searchsorted(left, labels), labels)
+
 def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_samples: int | None = None, *,
                        keep_directions: xr.DataArray | None = None, keep_tokens: xr.DataArray | None = None,
                        clusterer: ClusterMixin | None = None, progress: bool = False) -> Clusters:
@@ -110,7 +130,7 @@ def cluster_directions(curves: xr.DataArray, min_cluster_size: int = 150, min_sa
                                      f"or min_samples={min_samples}")
             continue
         values = curves.values[i, kept].astype(np.float64)
-        labels[i, kept] = found = clone(clusterer).fit_predict(values)
+        labels[i, kept] = found = alike(clone(clusterer).fit_predict(values), values)
         for cluster in range(found.max() + 1):
             members = kept[found == cluster]
             rows.append({"direction": int(direction), "cluster": cluster, "size": len(members),
@@ -232,7 +252,7 @@ def scale_curves(curves: xr.DataArray, scale: str = "step", joint: bool = False)
 
 # %% ../nbs/06_clustering.ipynb #fb29699d
 class CoreKMeans(ClusterMixin, BaseEstimator):
-    """k-means that keeps the core of every cluster: the share `core` of its members with the largest cosine to its centre; the others are outliers, −1.
+    """k-means that keeps the core of every cluster: the share `core` of its members with the largest cosine to its centre, and those that tie with the last of them; the others are outliers, −1.
 
     After `fit`: `labels_` (tokens,), `all_labels_` without outliers, `cluster_centers_`.
     """
@@ -241,15 +261,17 @@ class CoreKMeans(ClusterMixin, BaseEstimator):
 
     def fit(self, X, y=None):
         if not 0 < self.core <= 1: raise ValueError(f"core={self.core}: give the share of a cluster to keep, above 0 and at most 1")
-        model = KMeans(self.n_clusters, n_init=self.n_init, random_state=self.random_state).fit(X)
-        self.all_labels_, self.cluster_centers_ = model.labels_, model.cluster_centers_
+        X = np.asarray(X)
+        model, first = KMeans(self.n_clusters, n_init=self.n_init, random_state=self.random_state).fit(X), _first_equal(X)
+        self.all_labels_, self.cluster_centers_ = model.labels_[first], model.cluster_centers_  # equal rows are told apart by rounding alone
         own = self.cluster_centers_[self.all_labels_]
         cosine = (X * own).sum(1) / np.maximum(np.linalg.norm(X, axis=1) * np.linalg.norm(own, axis=1), 1e-30)
-        self.labels_ = self.all_labels_.copy()
+        self.labels_, cosine = self.all_labels_.copy(), cosine[first]
         for cluster in range(self.n_clusters):
             members = np.flatnonzero(self.all_labels_ == cluster)
-            by_distance = members[np.argsort(-cosine[members], kind="stable")]
-            self.labels_[by_distance[int(np.ceil(self.core * len(members))):]] = OUTLIER
+            if not len(members): continue
+            edge = np.sort(-cosine[members])[int(np.ceil(self.core * len(members))) - 1]
+            self.labels_[members[-cosine[members] > edge]] = OUTLIER  # equal ones stay, or go, together
         return self
 
 # %% ../nbs/06_clustering.ipynb #c2e736ae

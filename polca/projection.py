@@ -29,6 +29,7 @@ from .losses import Params, TokenLosses, check_params, fingerprint, flatten, n_p
 from .memory import part_of
 from .processes import barrier, from_first, gathered, n_processes, on_first, own_share, process_number, same_everywhere, shares, sum_over
 from .subspace import Subspace, check_subspace
+from .tables import checked_columns
 
 # %% ../nbs/04_projection.ipynb #782ba8e1
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,14 +85,19 @@ def _new_array(group, name, dims, shape, chunk, dtype, fill):
     group.create_array(name, shape=shape, chunks=chunk, dtype=dtype, fill_value=fill, compressors=_CODEC, attributes={"_ARRAY_DIMENSIONS": list(dims)})
 
 # %% ../nbs/04_projection.ipynb #1003a3b2
+def _columns(losses, basis) -> tuple[dict, dict]:
+    "The columns of the token table, and of the table of directions, as arrays. Raises ValueError, by name, for what cannot come along."
+    own = {*_DIMS, *_ORDER, "interval_end", "complete", "engine"}
+    tokens = checked_columns(losses.tokens, "the token table", {*own, *map(str, basis.table.columns)})
+    return tokens, checked_columns(basis.table, "the table of directions", own)
+
 def _create(path, losses, steps, basis, variables, settings):
     "An empty Zarr group with the coordinates; it appears at `path` whole or not at all."
     coords = {"step": steps, "interval": steps[:-1], "interval_end": ("interval", steps[1:]),
               "token": np.arange(len(losses)), "direction": np.arange(len(basis)),
               "end": ["start", "end"]}
-    coords |= {c: ("token", losses.tokens[c].to_numpy(str if losses.tokens[c].dtype.kind not in "iufb" else None))
-               for c in losses.tokens}
-    coords |= {c: ("direction", basis.table[c].to_numpy()) for c in basis.table}
+    for dim, columns in zip(("token", "direction"), _columns(losses, basis)):
+        coords |= {name: (dim, values) for name, values in columns.items()}
     part = path.with_name(f".{path.name}.part") if path else zarr.storage.MemoryStore()
     xr.Dataset(coords=coords).to_zarr(part, mode="w", zarr_format=2, consolidated=False, write_empty_chunks=True,
                                       encoding={n: {"compressors": [_CODEC]} for n in coords})
@@ -400,6 +406,7 @@ def _check_request(store, basis, losses, steps, curvature, nodes, tol, max_nodes
     if tol is not None and not tol > 0: raise ValueError(f"tol={tol!r}: give a positive number of nats")
     check_params(basis.shapes, losses.params, "the basis")
     check_subspace(basis, n_parameters(losses.params))
+    _columns(losses, basis)
 
 def _settings(basis, losses, steps, engine, curvature, nodes, tol, max_nodes) -> dict:
     "What a projection on disk must have in common with this one, to go on with it, beside the weights."

@@ -471,6 +471,7 @@ class _Reading:
     "What can be read of a run: its manifest, checkpoints, tokens, and what its complete stages have left."
     def __init__(self, folder: str | Path, task: Task):
         self.folder, self.task, self._samples, self._store, self._verified = Path(folder), task, None, None, set()
+        self._fresh = None  # the folders that were not there before, where this run was begun just now
 
     def __repr__(self): return f"Run({str(self.folder)!r}, {self.task.name})"
     @property
@@ -684,9 +685,15 @@ class _Ordered(_Estimating):
         "Make every stage up to `upto` that is not complete. Raises what its parts raise, BlockingIOError if another run is at work here."
         if upto not in STAGES: raise ValueError(f"there is no stage {upto!r}: use {', '.join(STAGES)}")
         say = say if say and process_number() == 0 else (lambda message: None)
+        if self._fresh is not None and not from_first(self.file.exists()): _claim(self, _plain(dataclasses.asdict(self.task.config)))
         self.check_settings()  # and a clear error for what is no run, before a lock is put there
-        with locked(self.folder):
-            while todo := on_first(self.todo, upto): self._make(todo[0], progress, say)
+        try:
+            with locked(self.folder):
+                while todo := on_first(self.todo, upto): self._make(todo[0], progress, say)
+        except BlockingIOError: raise  # of another process, whose folder it is
+        except BaseException:
+            if process_number() == 0 and self._fresh is not None and self.is_bare(): _discard(self)
+            raise
         return self
 
     def _make(self, stage, progress, say):
@@ -737,6 +744,7 @@ class Run(_Ordered):
         else, or a run with other settings.
         """
         run, wanted = cls(folder, task), _plain(dataclasses.asdict(task.config))
+        if not from_first(run.file.exists()): run._fresh = from_first([p for p in (run.folder, *run.folder.parents) if not p.exists()])
         if not from_first(run.file.exists()) or from_first(run.is_bare()): _claim(run, wanted)
         have = run.manifest
         known = _filled(have["config"], task.config)
@@ -788,6 +796,13 @@ def _change_settings(run, wanted):
     "Give `run` settings of its last stages, or that matter to no number: what was made with others is then to be made again."
     if "train" in run.manifest["stages"]: break_window(run.task.config, run.steps()[1])
     with locked(run.folder): on_first(write_manifest, run.file, {**run.manifest, "config": wanted})
+
+def _discard(run):
+    "Take away a run that was refused before it made anything, and the folders that were made for it."
+    for name in ("run.json", "run.lock"): (run.folder / name).unlink(missing_ok=True)
+    for folder in run._fresh:
+        if any(folder.iterdir()): break
+        folder.rmdir()
 
 def _claim(run, wanted):
     "Make the folder of `run` a run directory."
