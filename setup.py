@@ -23,6 +23,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={
         "spacy": cfg["spacy_requirements"].split(),
+        "peft": cfg["peft_requirements"].split(),
         "notebook": cfg["notebook_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),
         "wikipedia": cfg["wikipedia_requirements"].split(),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['atomic_path', 'write_json', 'read_checked', 'open_weights', 'check_finite', 'check_step', 'Checkpoint',
            'weights_hash', 'equal_params', 'check_tensors', 'recorded', 'Checkpoints', 'require_steps', 'check_losses',
-           'losses_at', 'verify_checkpoints', 'StateDicts', 'Pretrained', 'ask_hub', 'NoModelGiven', 'open_checkpoints',
-           'hub_checkpoints']
+           'losses_at', 'verify_checkpoints', 'StateDicts', 'Pretrained', 'ask_hub', 'cached_folder', 'NoModelGiven',
+           'open_checkpoints', 'hub_checkpoints']
 
 # %% ../nbs/01_checkpoints.ipynb #022ea9e6
 import hashlib
@@ -512,16 +512,19 @@ def _open_revision(opener, place, cache_dir, what) -> nn.Module:
         f"{what} is a local folder, which has no revisions: open it with Checkpoints.open, or give {{step: folder}}")
     if not is_hub_name(name): check_place(name, "the checkpoints")
     where = {"revision": revision, "cache_dir": cache_dir}
+    found, kept = None, cached_folder(name, **where)
     try:
-        try: model, told = _from_pretrained(opener, name, local_files_only=True, **where)
-        except OSError:
+        if kept:
+            read_config(kept)
+            try: found = _from_pretrained(opener, str(kept))
+            except OSError: pass  # some of its files are not there yet
+        if not found:
             ask_hub(name, revision)
-            model, told = _from_pretrained(opener, name, **where)
-        kept = _cached_folder(name, **where)
-        if kept: read_config(kept)
+            found, kept = _from_pretrained(opener, name, **where), cached_folder(name, **where)
     except Exception as e: raise ValueError(
         f"{what} cannot be opened ({_reason(e)}): check the name and the revision. What is in the hub's cache needs no "
         f"network{_advice()}") from e
+    model, told = found
     _check_loaded(model, told, _read_folder(kept, what, "meta") if kept else {}, what)
     return model.float().eval()
 
@@ -533,10 +536,10 @@ def ask_hub(name: str, revision: str = "main", timeout: float = 5.0) -> None:
         known = type(e).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError")
         raise ValueError(f"there is no folder {name} here, and the hub {'says: ' if known else 'cannot be asked: '}{_reason(e)}") from e
 
-def _cached_folder(name, revision, cache_dir) -> Path | None:
-    "Where the hub's library keeps a revision."
+def cached_folder(name: str, revision: str = "main", cache_dir: str | Path | None = None, file: str = "config.json") -> Path | None:
+    "The folder in which the hub's library keeps `file` of a revision; None where it has not fetched it. No network is asked."
     from huggingface_hub import try_to_load_from_cache
-    found = try_to_load_from_cache(name, "config.json", cache_dir=cache_dir, revision=revision)
+    found = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 
 def _advice() -> str:

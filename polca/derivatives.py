@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .losses import Params, TokenLosses, flatten, logits_of, unflatten
+from .losses import Params, TokenLosses, flatten, logits_of, parameters, unflatten, weight_names
 
 # %% ../nbs/01c_derivatives.ipynb #389128dc
 def central_difference(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, scale: float | None = None) -> tuple[Tensor, float]:
@@ -72,7 +73,7 @@ def check_products(matvec: Callable[[Tensor], Tensor], difference: Callable[[Ten
 def _refusal(what, at_fault) -> str:
     where = f"{at_fault} has a backward pass" if at_fault else "some operation of this model has a backward pass"
     return (f"{what}: {where} that cannot itself be differentiated, as fused kernels have. Replace it by plain operations, or use "
-            "differences: matrix='difference' and engine='difference' (--matrix difference --engine difference)")
+            "differences: matrix='difference' (--matrix difference)")
 
 # %% ../nbs/01c_derivatives.ipynb #63832b62
 def culprit(losses: TokenLosses, params: Params) -> str | None:
@@ -97,14 +98,19 @@ def _calls(losses, params) -> dict[nn.Module, tuple]:
 Call = tuple[Callable[[Tensor], Tensor], Tensor] | None  # a function of one tensor, and where to look at it
 
 def _of_module(module, args, kwargs, out) -> Call:
-    "The output of a module as a function of the first of its inputs that is a float."
+    "The output of a module as a function of the first of its inputs that is a float, and of its weights, in one vector of numbers of the same size."
     places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()]
     names = [n for n, a in kwargs.items() if isinstance(a, Tensor) and a.is_floating_point()]
     if not places and not names: return None
-    def call(x):
-        new = [x if places and i == places[0] else a for i, a in enumerate(args)]
-        return _first_tensor(module(*new, **(kwargs if places else {**kwargs, names[0]: x})))
-    return call, (args[places[0]] if places else kwargs[names[0]]).detach()
+    parts = {"": (args[places[0]] if places else kwargs[names[0]]).detach(), **parameters(module)}
+    sizes = {n: p.double().square().mean().sqrt().clamp_min(1e-6).to(p) for n, p in parts.items()}
+    def call(z):
+        new = {n: sizes[n] * p for n, p in unflatten(z, parts).items()}
+        x = new.pop("")
+        inputs = [x if places and i == places[0] else a for i, a in enumerate(args)]
+        weights = {name: new[n] for n, same in weight_names(module).items() for name in same}
+        return _first_tensor(functional_call(module, weights, tuple(inputs), kwargs if places else {**kwargs, names[0]: x}))
+    return call, flatten({n: (p / sizes[n]).to(parts[""]) for n, p in parts.items()})
 
 def _first_tensor(out) -> Tensor:
     if isinstance(out, Tensor): return out

@@ -355,10 +355,14 @@ def _sum_errors(losses: TokenLosses, i: int, params: Params, slices: Slices, P: 
     leaves = {n: params[n].detach().requires_grad_() for n in slices}
     loss = losses.batch(i, {**params, **leaves}, fused=True)
     grads = torch.autograd.grad((loss * s.to(loss)).sum(), tuple(leaves.values()), materialize_grads=True)
-    expected = torch.cat([sum(dots(slices[n][k].flatten(1), g.flatten().to(P)) for n, g in zip(leaves, grads)) for k in range(len(_counts(slices)))])
+    expected = torch.cat([sum(dots(_rows(slices[n][k]), g.flatten().to(P)) for n, g in zip(leaves, grads)) for k in range(len(_counts(slices)))])
     length = sum(g.double().square().sum() for g in grads).sqrt()
-    sizes = torch.cat([sum(slices[n][k].flatten(1).square().sum(1) for n in leaves) for k in range(len(_counts(slices)))]).sqrt()
+    sizes = torch.cat([sum(_rows(slices[n][k]).square().sum(1) for n in leaves) for k in range(len(_counts(slices)))]).sqrt()
     return (s.to(P) @ P - expected).abs(), P.norm(dim=0), sizes * length.to(P)
+
+def _rows(part: Tensor) -> Tensor:
+    "The directions' part of a parameter, which may have no dimensions, as one row each."
+    return part.reshape(len(part), -1)
 
 def _relative(difference, size) -> float:
     "The root mean square over directions of the error in units of ‖P[:, b]‖; infinite where it is not a number."
@@ -376,8 +380,9 @@ def _check_sum(losses, i, params, slices, P, engine):
     if half: error = max(error, _relative(difference.norm(), size.norm()))  # random directions have a P that is small beside that rounding
     if not error <= tolerance: raise _Unseen(
         f"engine={engine!r} does not see all of this model (a check sum is off by {error:.1e}): "
-        + ("it uses a weight outside the layer that owns it, or mixes the sequences of a batch. Use engine='forward'"
-           if engine == "reverse" else "an operation in it has no second derivative. Use engine='difference'"))
+        + ("it uses a weight outside the layer that owns it, or mixes the sequences of a batch. Use engine='forward', or "
+           "engine='difference' (--engine) if that does not see all of it either" if engine == "reverse" else
+           "an operation in it has no second derivative. Use engine='reverse', which needs none, or engine='difference' (--engine)"))
 
 # %% ../nbs/03a_engines.ipynb #a05ba60a
 def _plain(losses: TokenLosses, i: int, params: Params) -> Tensor:
@@ -540,7 +545,7 @@ class Projector(_Engines):
     """
     def __init__(self, losses: TokenLosses, params: Params, directions: Tensor | Sequence[Tensor], engine="auto", memory="2GiB"):
         blocks = _check_request(losses, params, directions, engine)
-        self._forward_instead = (losses, params, directions, "forward", memory) if engine == "auto" else None
+        self._instead = (losses, params, directions, memory) if engine == "auto" else None
         self.engine = choose_engine(losses, sum(map(len, blocks))) if engine == "auto" else engine
         parts = [unflatten(b, params) for b in blocks]
         self.report, self._slices, self._calls = {"engine": self.engine}, {n: [p[n] for p in parts] for n in params}, 0
@@ -560,11 +565,16 @@ class Projector(_Engines):
         if buffers is not None: self.losses = self.losses.at_buffers(buffers)
         try: return self._all(params)
         except _Unseen as e:
-            if self.engine != "reverse" or not self._forward_instead or self._calls: raise
-            warnings.warn(f"{e}: so does engine='auto', from here on", stacklevel=2)
-            self.__init__(*self._forward_instead)
+            other = "forward" if self.engine == "reverse" else "reverse"
+            if not self._instead or self._calls or self.engine == "difference" or not tells_sequences(self._instead[0]): raise
+            losses, own, directions, memory = self._instead
+            warnings.warn(f"{e}: engine='auto' takes {other} from here on", stacklevel=2)
+            self.__init__(losses, own, directions, other, memory)
             if buffers is not None: self.losses = self.losses.at_buffers(buffers)
-            return self._all(params)
+            try: return self._all(params)
+            except _Unseen as second: raise _Unseen(
+                "neither of the exact engines sees all of this model: an operation in it cannot be differentiated twice, and a weight is used "
+                "outside of the layer that owns it. Use engine='difference' (--engine difference)") from second
 
     def _all(self, params):
         run, out = getattr(self, f"_{self.engine}"), []

@@ -99,8 +99,10 @@ def _create(path, losses, steps, basis, variables, settings):
     for dim, columns in zip(("token", "direction"), _columns(losses, basis)):
         coords |= {name: (dim, values) for name, values in columns.items()}
     part = path.with_name(f".{path.name}.part") if path else zarr.storage.MemoryStore()
-    xr.Dataset(coords=coords).to_zarr(part, mode="w", zarr_format=2, consolidated=False, write_empty_chunks=True,
-                                      encoding={n: {"compressors": [_CODEC]} for n in coords})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", xr.SerializationWarning)  # of names with a blank, see _dataset
+        xr.Dataset(coords=coords).to_zarr(part, mode="w", zarr_format=2, consolidated=False, write_empty_chunks=True,
+                                          encoding={n: {"compressors": [_CODEC]} for n in coords})
     group, dtype = zarr.open_group(part, mode="r+"), str(basis.directions.dtype).removeprefix("torch.")
     for name, (dims, shape, chunk) in variables.items(): _new_array(group, name, dims, shape, chunk, dtype, np.nan)
     _new_array(group, "complete", ["step"], (len(steps),), (1,), bool, False)
@@ -357,6 +359,7 @@ _ORDER = ("loss", "gradient", "movement", "outside", "curvature", "token_curvatu
 def _dataset(group) -> xr.Dataset:
     "The Dataset in `group`, read as it is used."
     data = xr.open_zarr(group.store, consolidated=False, chunks=None, drop_variables=["complete", "engine"])
+    data = data.set_coords([n for n in data.data_vars if n not in _ORDER])  # columns with a blank in the name are not marked on disk
     engines = {str(s): str(e) for s, e in zip(data["step"].values, group["engine"][:]) if e} if "engine" in group else {}
     attrs = {k: v for k, v in data.attrs.items() if k != "check_sum"} | {"engines": {**data.attrs.get("engines", {}), **engines}}
     coords = sorted(data.coords, key=lambda n: (_DIMS.index(data[n].dims[0]), n not in _DIMS, n))  # Zarr lists its arrays in any order

@@ -39,9 +39,10 @@ def loaded_copy(losses: TokenLosses, params: Params, buffers: Params | None = No
     except Exception as e: raise ValueError(  # a model's own code may raise anything
         f"the model cannot be copied ({str(e).partition(chr(10))[0]}), so that its losses cannot be held against those of "
         f"its own weights: does it keep tensors that were computed with a gradient ({', '.join(unregistered(losses.model)[:3]) or 'none found'})?") from e
-    names, saved = weight_names(model), buffer_names(model)
+    names, saved = weight_names(losses.model), buffer_names(losses.model)  # a copy has no ties through memory any more
     with torch.no_grad():
-        for name, value in params.items(): model.get_parameter(names[name][0]).copy_(value)
+        for name, value in params.items():
+            for each in names[name]: model.get_parameter(each).copy_(value)
         for name, value in (buffers or {}).items(): model.get_buffer(saved[name]).copy_(value)
     model.train()
     model.eval()

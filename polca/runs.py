@@ -38,8 +38,8 @@ import zarr
 from filelock import FileLock, Timeout
 
 from .breakthroughs import breakthroughs, plateau, window_fits
-from .checkpoints import (Checkpoint, Checkpoints, NoModelGiven, Pretrained, atomic_path, losses_at, read_checked, require_steps,
-                               verify_checkpoints, write_json)
+from .checkpoints import (Checkpoint, Checkpoints, NoModelGiven, Pretrained, ask_hub, atomic_path, cached_folder, losses_at,
+                               read_checked, require_steps, verify_checkpoints, write_json)
 from .clustering import Clusters, cluster_directions, cluster_tokens, distinct_clusters, filter_directions, filter_tokens, scale_curves
 from .curvature import MATRICES
 from .decomposition import allocate, explained, rules, trajectories
@@ -207,11 +207,12 @@ def open_tokenizer(name: str):
     from transformers import AutoTokenizer
     check_place(name, "the tokenizer")
     how = "save it there with tokenizer.save_pretrained, or give another folder, or a name on the hub, with --tokenizer"
-    folder = Path(name) if _is_folder(name) else None
+    folder = Path(name) if _is_folder(name) else cached_folder(name, file="tokenizer_config.json")
+    if folder is None: ask_hub(name)
     bare = folder and not any(any(folder.glob(f)) for f in _VOCABULARIES)
     if bare and not (folder / "tokenizer_config.json").exists(): raise ValueError(  # of which transformers would make a tokenizer of nothing
         f"{name} has no tokenizer ({', '.join(_VOCABULARIES[:3])}, …): {how}")
-    try: found = AutoTokenizer.from_pretrained(name, local_files_only=folder is not None, trust_remote_code=False)
+    try: found = AutoTokenizer.from_pretrained(folder or name, local_files_only=folder is not None, trust_remote_code=False)
     except Exception as e: raise ValueError(
         f"{name} has no tokenizer that can be opened ({str(e).strip().partition(chr(10))[0]}): {how}") from e
     if bare and found.vocab_files_names: raise ValueError(  # those of bytes need no file

@@ -61,7 +61,7 @@ def test_constraints_name_every_requirement_once_and_exactly():
 
 
 def test_the_packages_that_the_code_imports_are_declared():
-    declared = {name_of(r).replace("-", "_") for key in ("requirements", "spacy_requirements", "wikipedia_requirements", "notebook_requirements") for r in settings()[key].split()} | {"sklearn", "IPython", "traitlets"}  # the last two come with ipywidgets
+    declared = {name_of(r).replace("-", "_") for key in ("requirements", "spacy_requirements", "peft_requirements", "wikipedia_requirements", "notebook_requirements") for r in settings()[key].split()} | {"sklearn", "IPython", "traitlets"}  # the last two come with ipywidgets
     for module in MODULES:
         for node in ast.walk(ast.parse((ROOT / "polca" / f"{module}.py").read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
