@@ -9,7 +9,6 @@ __all__ = ['main']
 import os
 import signal
 import sys
-import threading
 
 _starting = True  # until the options are read
 
@@ -24,7 +23,8 @@ def _interrupted(number, frame):
         file, name = frame.f_code.co_filename, frame.f_code.co_name
         importing = file.startswith("<frozen importlib")
         if name == "__del__" or file.endswith("weakref.py"):
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            from threading import Timer
+            Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
             return
         frame = frame.f_back
     if not importing: raise KeyboardInterrupt

@@ -29,8 +29,9 @@ from torch.torch_version import TorchVersion
 
 from .folders import (WEIGHT_FILES, check_place, check_pointer, choose_steps, has_weights, is_adapter, is_hub_name,
                            other_kind, read_config, step_of)
-from .losses import Params, TokenLosses, buffer_names, buffers, check_params, parameters, plain_names, weight_names
-from .reference import check_reference, loaded_copy
+from .losses import (Params, TokenLosses, buffer_names, buffers, check_params, parameters, plain_names, unwrapped,
+                          weight_names)
+from .reference import check_reference, loaded, loaded_copy
 
 # %% ../nbs/01_checkpoints.ipynb #5d096bf6
 def _umask() -> int:
@@ -173,6 +174,15 @@ def _read_own(file: Path) -> Checkpoint:
 # %% ../nbs/01_checkpoints.ipynb #78676795
 _NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.safetensors")
 
+def _described_model(folder: Path, found: Checkpoint) -> nn.Module | None:
+    "The model of transformers that the config.json in `folder` describes, with the weights and buffers of `found`; None if transformers has no such class."
+    import transformers  # here, so that importing polca does not wait for it
+    names = read_config(folder).get("architectures") or [""]
+    if (kind := getattr(transformers, names[0], None)) is None: return None
+    config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    with torch.random.fork_rng(devices=[]), _silent_transformers(): model = kind._from_config(config, attn_implementation="eager").float().eval()
+    return loaded(model, found.params, found.buffers)
+
 class Checkpoints:
     """A directory of checkpoints, one safetensors file per training step.
 
@@ -209,7 +219,19 @@ class Checkpoints:
         if found.buffers is not None: header["buffers"] = json.dumps(list(found.buffers))
         tensors = {n: p.cpu().contiguous() for n, p in {**found.params, **(found.buffers or {})}.items()}
         with atomic_path(file) as part: save_file(tensors, part, metadata=header)
+        if isinstance(model, nn.Module): self.save_config(model)
         return file
+
+    def save_config(self, model: nn.Module) -> None:
+        "Keep the configuration of a model of transformers beside its checkpoints, once: without it, weights could be taken for those of another function."
+        model, file = unwrapped(model), self.path / "config.json"
+        if not type(model).__module__.startswith("transformers.") or not hasattr(model, "config") or file.exists(): return
+        write_json(file, json.loads(model.config.to_json_string(use_diff=False)) | {"architectures": [type(model).__name__]})
+
+    def reference(self, found: Checkpoint) -> nn.Module | None:
+        "The model with the weights of a checkpoint, as its own library makes it; None where nothing but the weights is known."
+        if found.model is not None or not (self.path / "config.json").exists(): return found.model
+        return _described_model(self.path, found)
 
     def read(self, step: int) -> Checkpoint:
         "The checkpoint of `step`. Raises ValueError if there is no such step, its file is damaged, or not finite."
@@ -269,13 +291,13 @@ def losses_at(losses: TokenLosses, found: Checkpoint) -> tuple[TokenLosses, Para
     params = {n: p.to(like[n]) for n, p in found.params.items()}
     return losses if found.buffers is None else losses.at_buffers(found.buffers), params
 
-def _check_function(losses, found, what, thorough):
+def _check_function(store, losses, found, what, thorough):
     "Raise ValueError unless the losses at a checkpoint are finite, and those of its own model: of all tokens, or of the first batch."
     at, params = losses_at(losses, found)
     check_losses(at, params, what)
     if found.model is None and not thorough: return
-    first = next(iter(params.values()))
-    model = loaded_copy(losses, params, found.buffers) if found.model is None else found.model.to(first.device, first.dtype)
+    first, model = next(iter(params.values())), store.reference(found)
+    model = loaded_copy(losses, params, found.buffers) if model is None else model.to(first.device, first.dtype)
     check_reference(at, params, model, what, None if thorough else [0])
 
 class _SeenBuffers:
@@ -328,7 +350,7 @@ def verify_checkpoints(store: Checkpoints, steps: Iterable[int] | None = None, l
             f"the checkpoints of steps {twin} and {step} in {store.path} are equal: one of them is a copy, or training "
             "stood still (as in the first step of a warm-up, whose learning rate is 0). Leave one of the two out (with "
             f"--skip-steps {step})")
-        if losses: _check_function(losses, found, what, step in (steps[0], steps[-1]))
+        if losses: _check_function(store, losses, found, what, step in (steps[0], steps[-1]))
         seen.add(step, found.buffers)
         hashes[own] = step
         norms[step] = sum(float(p.double().square().sum()) for p in found.params.values()) ** 0.5

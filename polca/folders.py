@@ -153,26 +153,23 @@ def is_adapter(folder: Path) -> bool:
     "Whether a folder holds an adapter of PEFT, and no weights of a model."
     return (folder / "adapter_config.json").exists() and not has_weights(folder)
 
-_ZERO = "python {folder}/zero_to_fp32.py {folder} {folder} (DeepSpeed left this script there)"
-_KINDS = {  # file in it -> what the folder is, and the command
+_MAKE = "make plain weights of them first, with "
+_ZERO = _MAKE + "python {folder}/zero_to_fp32.py {folder} {folder} (DeepSpeed left this script there)"
+_OPEN = _MAKE + "AutoModelForCausalLM.from_pretrained('{folder}', %s).save_pretrained('{folder}')"
+_KINDS = {  # file in it -> what the folder holds, and what to do
     "**/*zero_pp_rank_*": ("weights in shards of DeepSpeed ZeRO", _ZERO),
     "zero_to_fp32.py": ("weights in shards of DeepSpeed ZeRO", _ZERO),
-    "**/*.distcp": ("weights in shards of torch.distributed (FSDP)", "accelerate merge-weights {shards} {folder}"),
-    "**/mp_rank_*": ("weights in shards of Megatron or DeepSpeed",
-                     "the conversion script of the library that trained it, to the format of transformers"),
-    "*.gguf": ("weights in the format GGUF, of llama.cpp",
-               "AutoModelForCausalLM.from_pretrained('{folder}', gguf_file='{name}').save_pretrained('{folder}')"),
-    "flax_model.msgpack": ("weights of Flax", "AutoModelForCausalLM.from_pretrained('{folder}', from_flax=True)"
-                           ".save_pretrained('{folder}'), with transformers below 5"),
-    "tf_model.h5": ("weights of TensorFlow", "AutoModelForCausalLM.from_pretrained('{folder}', from_tf=True)"
-                    ".save_pretrained('{folder}'), with transformers below 5"),
-    "optimizer.pt": ("the state of an optimiser without the weights", "save_only_model=False and save_strategy='steps' "
-                     "in the training; these weights cannot be had any more")}
+    "**/*.distcp": ("weights in shards of torch.distributed (FSDP)", _MAKE + "accelerate merge-weights {shards} {folder}"),
+    "**/mp_rank_*": ("weights in shards of Megatron or DeepSpeed", _MAKE + "the conversion script of the library that trained "
+                     "it, to the format of transformers"),
+    "*.gguf": ("weights in the format GGUF, of llama.cpp", _OPEN % "gguf_file='{name}'"),
+    "flax_model.msgpack": ("weights of Flax", _OPEN % "from_flax=True" + ", with transformers below 5"),
+    "tf_model.h5": ("weights of TensorFlow", _OPEN % "from_tf=True" + ", with transformers below 5"),
+    "optimizer.pt": ("the state of an optimiser, and no weights", "copy model.safetensors of that step back, or leave the folder out")}
 
 def other_kind(folder: Path) -> str | None:
-    "What a folder without plain weights is, and the command that makes some; None if it is not known."
-    for pattern, (kind, command) in _KINDS.items():
+    "What a folder without plain weights holds, and the command that mends it; None if that is not known."
+    for pattern, (kind, remedy) in _KINDS.items():
         if found := next(iter(sorted(folder.glob(pattern))), None):
-            how = command.format(folder=folder, shards=found.parent, name=found.name)
-            return f"{folder} holds {kind}: make plain weights of them first, with {how}"
+            return f"{folder} holds {kind}: {remedy.format(folder=folder, shards=found.parent, name=found.name)}"
     return None

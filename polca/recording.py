@@ -83,6 +83,7 @@ class Recorder:
                 f"{file} has other weights or buffers than the model at step {step}: it is of another training, or this one does "
                 f"not give the same weights again. Record into another folder, or delete {self.store.path}")
         if not self._checked: self._check_space({**found.params, **(found.buffers or {})})
+        if isinstance(model, nn.Module): self.store.save_config(model)
         return self.store.save(step, found)
 
     def bytes(self, params: Params) -> int:

@@ -324,6 +324,8 @@ class HashedCheckpoints(Checkpoints):
 
     def save(self, step: int, model): raise ValueError(f"{self.path} is read only here")
 
+    def reference(self, found: Checkpoint): return self.store.reference(found)
+
     def read(self, step: int) -> Checkpoint:
         found = self.store.read(step)
         own = found.hash()

@@ -21,11 +21,12 @@ def column_values(values: pd.Series, what: str) -> np.ndarray:
     if isinstance(values.dtype, pd.CategoricalDtype): values = values.astype(values.cat.categories.dtype)
     missing = np.flatnonzero(values.isna().to_numpy())
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf" and values.dtype.itemsize <= 8: return values.to_numpy()
+    truth, number = pd.api.types.is_bool_dtype(values.dtype), pd.api.types.is_numeric_dtype(values.dtype)
     if len(missing): raise ValueError(
-        f"{what} has no value for {len(missing)} tokens (the first is {missing[0]}): fill it, as with "
-        f"tokens.fillna({{{str(values.name)!r}: ''}}), or leave the column out")
-    if pd.api.types.is_bool_dtype(values.dtype): return values.to_numpy(bool)
-    if pd.api.types.is_integer_dtype(values.dtype) or pd.api.types.is_float_dtype(values.dtype): return values.to_numpy(values.dtype.numpy_dtype)
+        f"{what} has no value for {len(missing)} of {len(values)} tokens (the first is {missing[0]}): fill it, as with "
+        f"tokens.fillna({{{str(values.name)!r}: {False if truth else 0 if number else ''!r}}}), or leave the column out")
+    if truth: return values.to_numpy(bool)
+    if number and hasattr(values.dtype, "numpy_dtype"): return values.to_numpy(values.dtype.numpy_dtype)
     odd = next((v for v in values if not isinstance(v, str)), None)
     if odd is not None: raise ValueError(
         f"{what} has values that are neither numbers nor texts (the first is of type {type(odd).__name__}): turn it into texts, with "

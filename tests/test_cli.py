@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -152,12 +153,38 @@ def test_inspect_reads_the_checkpoints_too(finished, tmp_path):
     assert done.returncode == 2 and file.name in done.stderr
 
 
-def test_ctrl_c_before_anything_has_begun():
-    process = subprocess.Popen([POLCA, "analyze", "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    time.sleep(1.0)  # while it imports torch
+SWEEP = [0.1 * i for i in range(1, 41)] if os.environ.get("POLCA_ALL_FAULTS") else [0.15, 0.4, 0.7, 1.0, 1.3, 1.7, 2.2, 3.0]
+
+
+def interrupted(delay, *args):
+    """What a command comes to that is interrupted `delay` seconds after its start; None where Python itself had not come to polca's first line."""
+    process = subprocess.Popen([POLCA, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    time.sleep(delay)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode in (0, 130) and "Traceback" not in errors
+    out, errors = process.communicate(timeout=120)
+    if "Traceback" in errors and "polca/__main__.py" not in errors and delay < 0.5: return None
+    return process.returncode, out, errors
+
+
+@pytest.mark.parametrize("load", [0, 3], ids=["idle", "beside load"])
+def test_ctrl_c_at_any_moment_of_the_start(finished, load, tmp_path):
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(load)]
+    try:
+        for i, delay in enumerate(SWEEP):
+            command = (("analyze", "--help"), ("status", finished[0]), ("run", finished[0], "--until", "project"), ("inspect", finished[0]))[i % 4]
+            found = interrupted(delay, *command)
+            if found is None: continue
+            code, _, errors = found
+            assert code in (0, 130, -signal.SIGINT) and "Traceback" not in errors and len(errors.strip().splitlines()) <= 1, (command, delay, found)
+    finally:
+        for process in busy: process.kill()
+
+
+@pytest.mark.parametrize("encoding, command", [("ascii", ("analyze", "--help")), ("cp1252", ("run", "RUN"))])
+def test_no_output_fails_on_an_encoding(finished, encoding, command):
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = polca(*(finished[0] if word == "RUN" else word for word in command), env=env, errors="replace")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_no_letters_of_wikipedia():

@@ -529,6 +529,7 @@ REFUSED = {
     "another rope_theta, transformers 4, first": (another_rope(4, 100), "rope_theta=100.0, not 10000.0"),
     "another rope_theta, transformers 4, second": (another_rope(4, 200), "step 200", "rope_theta=100.0, not 10000.0"),
     "another rope_theta, transformers 5, last": (another_rope(5, 300), "step 300", "rope_theta=100.0, not 10000.0"),
+    "another rope_theta than recorded": (lambda tmp: verified(*recorded(tmp, llama(1, rope_theta=100.0), also=lambda m: llama(1))[:2]), "rope_theta=100.0, not 10000.0"),
     "another activation": (lambda tmp: verified(Checkpoints.open(folders(tmp)), llama(hidden_act="gelu")), "hidden_act='silu', not 'gelu'"),
     "other experts chosen": (lambda tmp: verified(Checkpoints.open(folders(tmp, mixtral)), llama(0, (tf.MixtralConfig, tf.MixtralForCausalLM), num_local_experts=3, num_experts_per_tok=1)), "num_experts_per_tok=2, not 1"),
     "a head tied by a list": (lambda tmp: verified(*recorded(tmp, own(kind=TiedByList))[:2]), "neither weights nor buffers (shared)"),
