@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .losses import Params, TokenLosses, flatten, logits_of, parameters, unflatten, weight_names
 
 # %% ../nbs/01c_derivatives.ipynb #389128dc
-def central_difference(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, scale: float | None = None) -> tuple[Tensor, float]:
+def central_difference(
+    f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, scale: float | None = None
+) -> tuple[Tensor, float]:
     """(f(x + hv) − f(x − hv)) / 2h for the best of several steps h, and its error, as a length.
 
     scale   the largest h, a quarter of which is tried next, and so on; default the length of `x` over that of `v`
@@ -28,7 +30,10 @@ def central_difference(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, scal
         h = scale * 4.0**-m
         new = (f(x + h * v).double() - f(x - h * v).double()) / (2 * h)
         error = float("inf") if last is None else float((new - last).norm())
-        if error < found[1]: found = new, error
+        if error < found[1]:
+            found = new, error
+        elif error > 4 * found[1] and found[1] < 0.01 * float(new.norm()):
+            break  # rounding grows from here on
         last = new
     return (last, float("inf")) if found[0] is None else found
 
@@ -40,10 +45,16 @@ def gradient_at(losses: TokenLosses, like: Params, weights: Tensor) -> Tensor:
     mean = torch.cat([losses.batch(i, leaves, fused=True) for i in range(len(losses.batches))]).mean()
     return flatten(dict(zip(leaves, torch.autograd.grad(mean, tuple(leaves.values()), materialize_grads=True))))
 
+
 @torch.enable_grad()
-def check_products(matvec: Callable[[Tensor], Tensor], difference: Callable[[Tensor], tuple[Tensor, float]], losses: TokenLosses,
-                   params: Params, name: str) -> None:
-    """Raise ValueError unless `matvec`, products with the matrix called `name`, is symmetric and agrees with `difference`.
+def check_products(
+    matvec: Callable[[Tensor], Tensor],
+    difference: Callable[[Tensor], tuple[Tensor, float]],
+    losses: TokenLosses,
+    params: Params,
+    name: str,
+) -> None:
+    """Raise ValueError unless `matvec`, products with the matrix `name`, is symmetric and agrees with `difference`.
 
     difference   v -> the same product from first derivatives alone, and its error
     losses       a small sample, whose matrix it is, at `params`
@@ -57,95 +68,142 @@ def check_products(matvec: Callable[[Tensor], Tensor], difference: Callable[[Ten
     chance = chance / chance.double().norm().to(chance)
     u = along if along.any() else chance
     Hu, Hv = matvec(u), matvec(chance)
-    if not (torch.isfinite(Hu).all() and torch.isfinite(Hv).all()): return  # told where it is multiplied
+    if not (torch.isfinite(Hu).all() and torch.isfinite(Hv).all()):
+        return  # told where it is multiplied
     a, b = float(chance.double() @ Hu.double()), float(u.double() @ Hv.double())
     room = 1e-3 * float(Hu.double().norm() + Hv.double().norm()) / len(theta) ** 0.5
-    if abs(a - b) > 0.01 * max(abs(a), abs(b)) + room: raise ValueError(_refusal(
-        f"the products with the {name} are not symmetric (uᵀHv = {b:.4g}, vᵀHu = {a:.4g})", culprit(losses, params)))
+    if abs(a - b) > 0.01 * max(abs(a), abs(b)) + room:
+        raise ValueError(
+            _refusal(
+                f"the products with the {name} are not symmetric (uᵀHv = {b:.4g}, vᵀHu = {a:.4g})",
+                culprit(losses, params),
+            )
+        )
     expected, error = difference(u)
     off = float((Hu.double() - expected).norm())
-    if not off > 0.05 * float(expected.norm()) + 5 * error + 1e-3 * room: return
+    if not off > 0.05 * float(expected.norm()) + 5 * error + 1e-3 * room:
+        return
     at_fault = culprit(losses, params)
-    if at_fault is None and has_kinks(losses, params): return  # a difference sees kinks, a derivative does not
-    raise ValueError(_refusal(f"a product with the {name} has length {float(Hu.double().norm()):.4g}, by differences of gradients it is "
-                              f"{float(expected.norm()):.4g}, and they are {off:.2g} apart", at_fault))
+    if at_fault is None and has_kinks(losses, params):
+        return  # a difference sees kinks, a derivative does not
+    raise ValueError(
+        _refusal(
+            f"a product with the {name} has length {float(Hu.double().norm()):.4g}, by differences of gradients it is "
+            f"{float(expected.norm()):.4g}, and they are {off:.2g} apart",
+            at_fault,
+        )
+    )
+
 
 def _refusal(what, at_fault) -> str:
     where = f"{at_fault} has a backward pass" if at_fault else "some operation of this model has a backward pass"
-    return (f"{what}: {where} that cannot itself be differentiated, as fused kernels have. Replace it by plain operations, or use "
-            "differences: matrix='difference' (--matrix difference)")
+    return (
+        f"{what}: {where} that cannot itself be differentiated, as fused kernels have. Replace it by plain operations, or "
+        "use differences: matrix='difference' (--matrix difference)"
+    )
 
 # %% ../nbs/01c_derivatives.ipynb #63832b62
 def culprit(losses: TokenLosses, params: Params) -> str | None:
     "The smallest part of the model whose second derivative is wrong, in words; None if none is found."
     calls = _calls(losses, params)
     for path, module in sorted(losses.model.named_modules(), key=lambda item: sum(1 for _ in item[1].modules())):
-        if module in calls and _is_wrong(_of_module(module, *calls[module])): return f"{path or 'the model'} ({type(module).__name__})"
+        if module in calls and _is_wrong(_of_module(module, *calls[module])):
+            return f"{path or 'the model'} ({type(module).__name__})"
     made = calls.get(losses.model, (None, None, None))[2]
     return "the loss" if made is not None and _is_wrong(_of_loss(losses, made)) else None
+
 
 def _calls(losses, params) -> dict[nn.Module, tuple]:
     "{module: positional and keyword arguments of its first call, and what it returned}."
     calls = {}
-    def note(module, args, kwargs, out): calls.setdefault(module, (args, kwargs, out))
+
+    def note(module, args, kwargs, out):
+        calls.setdefault(module, (args, kwargs, out))
+
     hooks = [m.register_forward_hook(note, with_kwargs=True) for m in losses.model.modules()]
     try:
-        with torch.no_grad(): losses.batch(0, params)
+        with torch.no_grad():
+            losses.batch(0, params)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return calls
+
 
 Call = tuple[Callable[[Tensor], Tensor], Tensor] | None  # a function of one tensor, and where to look at it
 
+
 def _of_module(module, args, kwargs, out) -> Call:
-    "The output of a module as a function of the first of its inputs that is a float, and of its weights, in one vector of numbers of the same size."
+    "The output of a module as a function of its first input that is a float, and its weights, in one vector of like numbers."
     places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()]
     names = [n for n, a in kwargs.items() if isinstance(a, Tensor) and a.is_floating_point()]
-    if not places and not names: return None
+    if not places and not names:
+        return None
     parts = {"": (args[places[0]] if places else kwargs[names[0]]).detach(), **parameters(module)}
     sizes = {n: p.double().square().mean().sqrt().clamp_min(1e-6).to(p) for n, p in parts.items()}
+
     def call(z):
         new = {n: sizes[n] * p for n, p in unflatten(z, parts).items()}
         x = new.pop("")
         inputs = [x if places and i == places[0] else a for i, a in enumerate(args)]
         weights = {name: new[n] for n, same in weight_names(module).items() for name in same}
-        return _first_tensor(functional_call(module, weights, tuple(inputs), kwargs if places else {**kwargs, names[0]: x}))
+        return _first_tensor(
+            functional_call(module, weights, tuple(inputs), kwargs if places else {**kwargs, names[0]: x})
+        )
+
     return call, flatten({n: (p / sizes[n]).to(parts[""]) for n, p in parts.items()})
 
+
 def _first_tensor(out) -> Tensor:
-    if isinstance(out, Tensor): return out
+    if isinstance(out, Tensor):
+        return out
     parts = out.values() if isinstance(out, dict) else out
     return next(part for part in parts if isinstance(part, Tensor) and part.is_floating_point())
 
+
 def _of_loss(losses, made) -> Call:
     "The losses as a function of the model's output."
+
     class Returns(nn.Module):
         "A model that returns what it was given."
+
         config = getattr(losses.model, "config", None)
+
         def __init__(self, x):
             super().__init__()
             self.x = x
-        def forward(self, *args, **kwargs): return self.x
-    try: return (lambda x: losses.loss(Returns(x).eval(), losses.batches[0])), logits_of(made).detach()
-    except ValueError: return None  # no logits: a loss of the user's own
+
+        def forward(self, *args, **kwargs):
+            return self.x
+
+    try:
+        return (lambda x: losses.loss(Returns(x).eval(), losses.batches[0])), logits_of(made).detach()
+    except ValueError:
+        return None  # no logits: a loss of the user's own
+
 
 def _is_wrong(call: Call) -> bool:
-    "Whether the second derivative of a function, of its output weighted at random, is not that of a difference. False where that cannot be told."
-    if call is None: return False
+    "Whether a function's second derivative, of its output weighted at random, is not a difference's; False where untold."
+    if call is None:
+        return False
     f, x = call
     chance = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=chance).to(x)
+
     def slope(y, create_graph=False):
         with torch.enable_grad():
             y = y if create_graph else y.detach().requires_grad_()
             out = f(y)
             weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
             return torch.autograd.grad((out * weights).sum(), y, create_graph=create_graph)[0]
+
     try:
         expected, error = central_difference(slope, x, v, scale=float(x.double().square().mean().sqrt()) or 1.0)
         y = x.clone().requires_grad_()
         first = slope(y, create_graph=True)
-        found = torch.zeros_like(x) if not first.requires_grad else torch.autograd.grad(first, y, v, allow_unused=True)[0]
+        found = (
+            torch.zeros_like(x) if not first.requires_grad else torch.autograd.grad(first, y, v, allow_unused=True)[0]
+        )
     except Exception as e:  # a module's own code may raise anything when it is called alone
         return "differentiate twice" in str(e)
     found = torch.zeros_like(x) if found is None else found
@@ -153,17 +211,44 @@ def _is_wrong(call: Call) -> bool:
     return off > 0.1 * float(expected.norm()) + 10 * error
 
 # %% ../nbs/01c_derivatives.ipynb #6efb26f2
-_KINKS = {"relu", "relu_", "threshold", "leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "prelu", "clamp", "clamp_min",
-          "clamp_max", "abs", "topk", "sort", "amax", "max", "min", "round", "floor", "sign", "maximum", "minimum"}
+_KINKS = {
+    "relu",
+    "relu_",
+    "threshold",
+    "leaky_relu",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "prelu",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "abs",
+    "topk",
+    "sort",
+    "amax",
+    "max",
+    "min",
+    "round",
+    "floor",
+    "sign",
+    "maximum",
+    "minimum",
+}
+
 
 class _SeesKinks(TorchDispatchMode):
     "In its `with` block: whether an operation with kinks or jumps is computed."
+
     found = False
+
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         self.found |= operation.overloadpacket.__name__ in _KINKS
         return operation(*args, **(kwargs or {}))
 
+
 def has_kinks(losses: TokenLosses, params: Params) -> bool:
     "Whether the model computes with operations that have kinks or jumps, such as ReLU or the choice of an expert."
-    with torch.no_grad(), _SeesKinks() as seen: losses.batch(0, params)
+    with torch.no_grad(), _SeesKinks() as seen:
+        losses.batch(0, params)
     return seen.found

@@ -14,144 +14,205 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # %% ../nbs/00c_folders.ipynb #9d0f2c5e
-_STEP = re.compile(r"(?:(?<=[^a-z])|^)(?:global[-_]?step|steps?|checkpoint|ckpt|iter(?:ation)?s?|updates?)[-_=]?"
-                   r"(\d+)([km]?)(?![a-z0-9])", re.IGNORECASE)
+_STEP = re.compile(
+    r"(?:(?<=[^a-z])|^)(?:global[-_]?step|steps?|checkpoint|ckpt|iter(?:ation)?s?|updates?)[-_=]?"
+    r"(\d+)([km]?)(?![a-z0-9])",
+    re.IGNORECASE,
+)
 _LAST = re.compile(r"(\d+)()$")
-_BESIDE = re.compile(r"((?:(?<=[^a-z])|^)(?:tokens?|epochs?|samples?|[a-z_]*loss)[-_=]?)\d+(?:\.\d+)?[kmbt]?",
-                     re.IGNORECASE)
+_BESIDE = re.compile(
+    r"((?:(?<=[^a-z])|^)(?:tokens?|epochs?|samples?|[a-z_]*loss)[-_=]?)\d+(?:\.\d+)?[kmbt]?", re.IGNORECASE
+)
+
 
 def step_of(name: str) -> int | None:
     "The step that the name of a checkpoint tells, None if it tells none: 1000 of `stage1-step1000-tokens4B`."
     found = _STEP.search(name) or _LAST.search(name)
     return int(found[1]) * {"": 1, "k": 10**3, "m": 10**6}[found[2].lower()] if found else None
 
+
 def series_of(name: str) -> str:
     "The name of a checkpoint with # for its step, and for numbers that go with it: `stage1-step#-tokens#`."
     found = _STEP.search(name) or _LAST.search(name)
-    if not found: return name
-    return _BESIDE.sub(r"\1#", f"{name[:found.start(1)]}#{name[found.end(2):]}")
+    if not found:
+        return name
+    return _BESIDE.sub(r"\1#", f"{name[: found.start(1)]}#{name[found.end(2) :]}")
 
 # %% ../nbs/00c_folders.ipynb #07b4ecab
 _USUAL = ("checkpoint-#", "step#", "step-#", "step_#", "global_step#")
+
 
 def choose_steps(names: Iterable[str], what: str, series: str | None = None) -> dict[int, str]:
     """{step: name} of the checkpoints of one training among `names`.
 
     series   a part of the name that only the wanted ones have, such as "seed1"; needed where there are several series
 
-    Warns of those that are left out. Raises ValueError, naming `what`, for names without a step, several series of which
-    none is chosen, a `series` that fits none or several of them, and two names of one step.
+    Warns of those that are left out. Raises ValueError, naming `what`, for names without a step, several series of
+    which none is chosen, a `series` that fits none or several of them, and two names of one step.
     """
     groups = {}
     for name in names:
-        if step_of(name) is None: raise ValueError(
-            f"{name!r} of {what} tells no step: leave it out, or give {{step: name}}")
+        if step_of(name) is None:
+            raise ValueError(f"{name!r} of {what} tells no step: leave it out, or give {{step: name}}")
         groups.setdefault(series_of(name), []).append(name)
     chosen = _choose_series(groups, what, series)
     left_out = [name for key, some in groups.items() if key != chosen for name in some]
-    if left_out and series is None: warnings.warn(
-        f"{_few(left_out, 5)} of {what} are not named as {groups[chosen][0]}: left out", stacklevel=3)
+    if left_out and series is None:
+        warnings.warn(f"{_few(left_out, 5)} of {what} are not named as {groups[chosen][0]}: left out", stacklevel=3)
     found = {}
     for name in groups.get(chosen, ()):
-        if (twin := found.setdefault(step_of(name), name)) != name: raise ValueError(
-            f"{twin} and {name} of {what} are both step {step_of(name)}: leave one out, or give {{step: name}}")
+        if (twin := found.setdefault(step_of(name), name)) != name:
+            raise ValueError(
+                f"{twin} and {name} of {what} are both step {step_of(name)}: leave one out, or give {{step: name}}"
+            )
     return found
 
+
 def _choose_series(groups, what, series):
-    if series is not None: keys = [key for key in groups if _has_part(key, series)]
-    elif len(groups) > 1: keys = [key for key in groups if key in _USUAL]
-    else: keys = list(groups)
-    if len(keys) == 1 or not groups: return keys[0] if keys else None
+    if series is not None:
+        keys = [key for key in groups if _has_part(key, series)]
+    elif len(groups) > 1:
+        keys = [key for key in groups if key in _USUAL]
+    else:
+        keys = list(groups)
+    if len(keys) == 1 or not groups:
+        return keys[0] if keys else None
     several = ", ".join(some[0] for some in [*groups.values()][:6])
-    if series is None: raise ValueError(
-        f"{what} holds several series of checkpoints ({several}), and any may be meant: choose one by a part of its name "
-        "that the others lack, with --series (in Python series=), as in --series seed1")
-    raise ValueError(f"--series {series} fits {len(keys) or 'none'} of the series of {what} ({several}): give a part "
-                     "of the name, between dashes, that one of them alone has")
+    if series is None:
+        raise ValueError(
+            f"{what} holds several series of checkpoints ({several}), and any may be meant: choose one by a part of its "
+            "name that the others lack, with --series (in Python series=), as in --series seed1"
+        )
+    raise ValueError(
+        f"--series {series} fits {len(keys) or 'none'} of the series of {what} ({several}): give a part "
+        "of the name, between dashes, that one of them alone has"
+    )
+
 
 def _has_part(key, series) -> bool:
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(series)}(?![A-Za-z0-9])", key) is not None
 
-def _few(names, n=3) -> str: return ", ".join(names[:n]) + (" …" if len(names) > n else "")
+
+def _few(names, n=3) -> str:
+    return ", ".join(names[:n]) + (" …" if len(names) > n else "")
 
 # %% ../nbs/00c_folders.ipynb #a8f51a32
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
 
 def is_hub_name(place: str) -> bool:
     "Whether a name on the hub may be written as `place` is."
     return _HUB_NAME.fullmatch(place) is not None and len(place) <= 96
 
+
 def is_path(place: str) -> bool:
     "Whether `place` can only be meant as a path: there is one, it is written as one, or its first folder is there."
     path = Path(place)
-    if path.exists() or path.is_absolute(): return True
-    if not is_hub_name(place): return True
+    if path.exists() or path.is_absolute():
+        return True
+    if not is_hub_name(place):
+        return True
     return "/" in place and path.parent.exists() or place.count(".") > 0 and "/" not in place
+
 
 def check_place(place: str, what: str) -> None:
     "Raise ValueError, naming `what`, for a path that is not there or is no folder; a name on the hub passes."
-    if not is_path(place) or Path(place).is_dir(): return
-    if Path(place).exists(): raise ValueError(f"{place} is a file: give {what}, which is a folder, or a name on the hub")
+    if not is_path(place) or Path(place).is_dir():
+        return
+    if Path(place).exists():
+        raise ValueError(f"{place} is a file: give {what}, which is a folder, or a name on the hub")
     above = next(p for p in [*Path(place).absolute().parents] if p.exists())
     there = sorted(p.name for p in above.iterdir() if p.is_dir() and not p.name.startswith("."))
-    raise ValueError(f"there is no folder {place} for {what} (in {above} there is {_few(there, 5) or 'no folder'}): "
-                     "check the path")
+    raise ValueError(
+        f"there is no folder {place} for {what} (in {above} there is {_few(there, 5) or 'no folder'}): check the path"
+    )
 
 # %% ../nbs/00c_folders.ipynb #1057abd2
 _POINTER = b"version https://git-lfs"
 
+
 def is_pointer(file: Path) -> bool:
     "Whether `file` is a pointer of Git LFS to contents that were not fetched."
-    with open(file, "rb") as f: return f.read(len(_POINTER)) == _POINTER
+    with open(file, "rb") as f:
+        return f.read(len(_POINTER)) == _POINTER
+
 
 def check_pointer(file: Path) -> None:
     "Raise ValueError if `file` is a pointer of Git LFS."
-    if is_pointer(file): raise ValueError(
-        f"{file} is a pointer of Git LFS, its contents were not fetched: run git lfs install && git -C {file.parent} lfs pull")
+    if is_pointer(file):
+        raise ValueError(
+            f"{file} is a pointer of Git LFS, its contents were not fetched: run git lfs install && "
+            f"git -C {file.parent} lfs pull"
+        )
+
 
 def read_config(folder: Path) -> dict:
     "The `config.json` of a folder. Raises ValueError, with the remedy, for one that transformers cannot take as it is."
     file = Path(folder) / "config.json"
-    if not file.exists(): raise ValueError(
-        f"{folder} has no config.json that would tell what model it is: copy that of the model there")
+    if not file.exists():
+        raise ValueError(f"{folder} has no config.json that would tell what model it is: copy that of the model there")
     check_pointer(file)
     text = file.read_bytes()
-    if text.startswith(b"\xef\xbb\xbf"): raise ValueError(
-        f"{file} begins with a byte order mark, which JSON may not have: remove it, with sed -i '1s/^\\xEF\\xBB\\xBF//' {file}")
-    if not text.strip(): raise ValueError(f"{file} is damaged (it is empty): copy it again, from another checkpoint of the same model")
-    try: found = json.loads(text)
-    except ValueError as e: raise ValueError(
-        f"{file} is damaged (no JSON: {e}): copy it again, from another checkpoint of the same model") from e
-    if not isinstance(found, dict): raise ValueError(
-        f"{file} is damaged (it holds a {type(found).__name__}, no settings): copy it again, from another checkpoint of the same model")
+    if text.startswith(b"\xef\xbb\xbf"):
+        raise ValueError(
+            f"{file} begins with a byte order mark, which JSON may not have: remove it, with "
+            f"sed -i '1s/^\\xEF\\xBB\\xBF//' {file}"
+        )
+    if not text.strip():
+        raise ValueError(f"{file} is damaged (it is empty): copy it again, from another checkpoint of the same model")
+    try:
+        found = json.loads(text)
+    except ValueError as e:
+        raise ValueError(
+            f"{file} is damaged (no JSON: {e}): copy it again, from another checkpoint of the same model"
+        ) from e
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} is damaged (it holds a {type(found).__name__}, no settings): copy it again, from another checkpoint "
+            "of the same model"
+        )
     _check_settings(found, file)
     return found
 
+
 def _check_settings(config, file):
-    if "auto_map" in config and "model_type" not in _known_models(config): raise ValueError(
-        f"{file} asks for code of its own (auto_map), which polca does not run: where you trust it, open the model in "
-        "Python, and give it to TokenLosses and Pretrained({step: folder}, model)")
-    if isinstance(config.get("quantization_config"), dict): raise ValueError(
-        f"{file} says that the weights are quantised ({config['quantization_config'].get('quant_method', 'method unknown')}), and "
-        "quantised weights have no gradient: analyse the checkpoint before its quantisation, or dequantise it in Python "
-        f"with AutoModelForCausalLM.from_pretrained('{file.parent}').dequantize().save_pretrained(…)")
+    if "auto_map" in config and "model_type" not in _known_models(config):
+        raise ValueError(
+            f"{file} asks for code of its own (auto_map), which polca does not run: where you trust it, open the model "
+            "in Python, and give it to TokenLosses and Pretrained({step: folder}, model)"
+        )
+    if isinstance(quantised := config.get("quantization_config"), dict):
+        raise ValueError(
+            f"{file} says that the weights are quantised ({quantised.get('quant_method', 'method unknown')}), and "
+            "quantised weights have no gradient: analyse the checkpoint before its quantisation, or dequantise it in "
+            f"Python with AutoModelForCausalLM.from_pretrained('{file.parent}').dequantize().save_pretrained(…)"
+        )
+
 
 def _known_models(config) -> dict:
     "`config` if transformers itself has its model, and needs no code of the folder."
     from transformers import CONFIG_MAPPING  # here, so that importing polca does not wait for transformers
+
     return config if config.get("model_type") in CONFIG_MAPPING else {}
 
 # %% ../nbs/00c_folders.ipynb #004de04e
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                "pytorch_model.bin.index.json")  # in the order of transformers
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # in the order of transformers
+
 
 def has_weights(folder: Path) -> bool:
     "Whether a folder has plain weights."
     return any((folder / name).exists() for name in WEIGHT_FILES)
 
+
 def is_adapter(folder: Path) -> bool:
     "Whether a folder holds an adapter of PEFT, and no weights of a model."
     return (folder / "adapter_config.json").exists() and not has_weights(folder)
+
 
 _MAKE = "make plain weights of them first, with "
 _ZERO = _MAKE + "python {folder}/zero_to_fp32.py {folder} {folder} (DeepSpeed left this script there)"
@@ -159,13 +220,23 @@ _OPEN = _MAKE + "AutoModelForCausalLM.from_pretrained('{folder}', %s).save_pretr
 _KINDS = {  # file in it -> what the folder holds, and what to do
     "**/*zero_pp_rank_*": ("weights in shards of DeepSpeed ZeRO", _ZERO),
     "zero_to_fp32.py": ("weights in shards of DeepSpeed ZeRO", _ZERO),
-    "**/*.distcp": ("weights in shards of torch.distributed (FSDP)", _MAKE + "accelerate merge-weights {shards} {folder}"),
-    "**/mp_rank_*": ("weights in shards of Megatron or DeepSpeed", _MAKE + "the conversion script of the library that trained "
-                     "it, to the format of transformers"),
+    "**/*.distcp": (
+        "weights in shards of torch.distributed (FSDP)",
+        _MAKE + "accelerate merge-weights {shards} {folder}",
+    ),
+    "**/mp_rank_*": (
+        "weights in shards of Megatron or DeepSpeed",
+        _MAKE + "the conversion script of the library that trained it, to the format of transformers",
+    ),
     "*.gguf": ("weights in the format GGUF, of llama.cpp", _OPEN % "gguf_file='{name}'"),
     "flax_model.msgpack": ("weights of Flax", _OPEN % "from_flax=True" + ", with transformers below 5"),
     "tf_model.h5": ("weights of TensorFlow", _OPEN % "from_tf=True" + ", with transformers below 5"),
-    "optimizer.pt": ("the state of an optimiser, and no weights", "copy model.safetensors of that step back, or leave the folder out")}
+    "optimizer.pt": (
+        "the state of an optimiser, and no weights",
+        "copy model.safetensors of that step back, or leave the folder out",
+    ),
+}
+
 
 def other_kind(folder: Path) -> str | None:
     "What a folder without plain weights holds, and the command that mends it; None if that is not known."

@@ -468,6 +468,9 @@ def project(store: Checkpoints, basis: Subspace, losses: TokenLosses, steps: Seq
     path        where to keep the Dataset; an interrupted call goes on from there, by any number of processes. Default: in memory
     shard       in a block of `polca.processes.joined`: share out the directions, for a basis that is too large for the device of one process
 
+    Buffers that a model saves, and changes in training, are those of each checkpoint; between two, along a path, they are interpolated. What they
+    do to the loss is on no direction: it is in what the account leaves over.
+
     In a block of `joined`, which takes a `path`, each process goes through a contiguous block of the checkpoints, with all directions on its device;
     checkpoints that are left over, fewer than there are processes, are gone through together, each process with a share of the tokens. With `shard`,
     each has a part of the directions, of a basis that was shared out (`load_subspace(path, shard=True)`) or not, and all go through all checkpoints

@@ -21,19 +21,28 @@ def _plain_tensors(module: nn.Module) -> list[str]:
     "The attributes of one module that are tensors, and neither weights nor buffers."
     return [name for name, value in vars(module).items() if isinstance(value, Tensor)]
 
+
 def unregistered(model: nn.Module) -> list[str]:
-    "What a model holds of tensors that are neither weights nor buffers, by name: attributes, and entries of lists and dicts."
+    "Tensors of a model that are neither weights nor buffers, by name: attributes, and entries of lists and dicts."
     found = []
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if name.startswith("_") and name in _OF_TORCH: continue
-            inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-            if any(isinstance(v, Tensor) for v in inside): found.append(f"{path}.{name}" if path else name)
+            if name.startswith("_") and name in _OF_TORCH:
+                continue
+            inside = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            )
+            if any(isinstance(v, Tensor) for v in inside):
+                found.append(f"{path}.{name}" if path else name)
     return found
+
 
 _OF_TORCH = frozenset(vars(nn.Module()))  # where a module keeps what is registered
 
-def loaded(model: nn.Module, params: Params, buffers: Params | None = None, names: dict[str, list[str]] | None = None) -> nn.Module:
+
+def loaded(
+    model: nn.Module, params: Params, buffers: Params | None = None, names: dict[str, list[str]] | None = None
+) -> nn.Module:
     """`model`, with `params` and `buffers` written into it.
 
     names   all names of each weight in the model (`polca.losses.weight_names`); default its own
@@ -41,24 +50,36 @@ def loaded(model: nn.Module, params: Params, buffers: Params | None = None, name
     Raises ValueError for other names or shapes.
     """
     names, saved = names or weight_names(model), buffer_names(model)
-    check_params({n: p.shape for n, p in params.items()}, {n: model.get_parameter(same[0]) for n, same in names.items()}, "what is loaded")
+    check_params(
+        {n: p.shape for n, p in params.items()},
+        {n: model.get_parameter(same[0]) for n, same in names.items()},
+        "what is loaded",
+    )
     with torch.no_grad():
         for name, value in params.items():
-            for each in names[name]: model.get_parameter(each).copy_(value)
-        for name, value in (buffers or {}).items(): model.get_buffer(saved[name]).copy_(value)
+            for each in names[name]:
+                model.get_parameter(each).copy_(value)
+        for name, value in (buffers or {}).items():
+            model.get_buffer(saved[name]).copy_(value)
     return model
 
+
 def loaded_copy(losses: TokenLosses, params: Params, buffers: Params | None = None) -> nn.Module:
-    "A copy of the model of `losses` with `params`, and `buffers` where given, in place of its own, and nothing kept of those."
-    try: model = copy.deepcopy(losses.model)
-    except Exception as e: raise ValueError(  # a model's own code may raise anything
-        f"the model cannot be copied ({str(e).partition(chr(10))[0]}), so that its losses cannot be held against those of "
-        f"its own weights: does it keep tensors that were computed with a gradient ({', '.join(unregistered(losses.model)[:3]) or 'none found'})?") from e
+    "A copy of the model of `losses` with `params`, and `buffers` where given, and nothing kept of its own."
+    try:
+        model = copy.deepcopy(losses.model)
+    except Exception as e:
+        raise ValueError(  # a model's own code may raise anything
+            f"the model cannot be copied ({str(e).partition(chr(10))[0]}), so that its losses cannot be held against those "
+            "of its own weights: does it keep tensors that were computed with a gradient "
+            f"({', '.join(unregistered(losses.model)[:3]) or 'none found'})?"
+        ) from e
     loaded(model, params, buffers, weight_names(losses.model))  # a copy has no ties through memory any more
     model.train()
     model.eval()
     _drop_kept(model, lambda: module_losses(losses, model, [0]))
     return model
+
 
 def _drop_kept(model, forward):
     "Take away tensors that the model makes anew."
@@ -66,11 +87,16 @@ def _drop_kept(model, forward):
         for name in _plain_tensors(module):
             kept = vars(module).pop(name)
             for missing in ((), (None,)):  # gone, as for cached_property; or None, as for what is made when it is
-                if missing: vars(module)[name] = None
-                try: forward()
-                except Exception: continue  # a model's own code may raise anything
-                if isinstance(vars(module).get(name), Tensor): break
-            else: vars(module)[name] = kept
+                if missing:
+                    vars(module)[name] = None
+                try:
+                    forward()
+                except Exception:
+                    continue  # a model's own code may raise anything
+                if isinstance(vars(module).get(name), Tensor):
+                    break
+            else:
+                vars(module)[name] = kept
 
 # %% ../nbs/00d_reference.ipynb #64ddcce3
 def module_losses(losses: TokenLosses, model: nn.Module, batches: Iterable[int] | None = None) -> Tensor:
@@ -81,7 +107,9 @@ def module_losses(losses: TokenLosses, model: nn.Module, batches: Iterable[int] 
         return torch.cat([call(unwrapped(model), losses.batches[i]) for i in chosen])
 
 # %% ../nbs/00d_reference.ipynb #00b37eea
-def check_reference(losses: TokenLosses, params: Params, model: nn.Module, what: str, batches: Iterable[int] | None = None) -> None:
+def check_reference(
+    losses: TokenLosses, params: Params, model: nn.Module, what: str, batches: Iterable[int] | None = None
+) -> None:
     """Raise ValueError, naming `what`, unless the losses at `params` are those of `model`, which has these weights.
 
     losses    with the buffers of the checkpoint (`at_buffers`)
@@ -90,40 +118,64 @@ def check_reference(losses: TokenLosses, params: Params, model: nn.Module, what:
     Losses agree within 1e-4 nats, relative to those above one; within 0.03 for models in half precision.
     """
     chosen = list(range(len(losses.batches)) if batches is None else batches)
-    with torch.no_grad(): ours = torch.cat([losses.batch(i, params) for i in chosen]).double()
+    with torch.no_grad():
+        ours = torch.cat([losses.batch(i, params) for i in chosen]).double()
     theirs = module_losses(losses, model, chosen).double().to(ours.device)
-    if ours.shape != theirs.shape: raise ValueError(f"{what} gives {len(theirs)} losses where its model gives {len(ours)}: {_reason(losses, model)}")
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"{what} gives {len(theirs)} losses where its model gives {len(ours)}: {_reason(losses, model)}"
+        )
     half = min(p.element_size() for p in params.values()) < 4
     off = (ours - theirs).abs() / theirs.abs().clamp_min(1.0)
-    if not bool((off > (0.03 if half else 1e-4)).any()): return  # what is not finite is told elsewhere
+    if not bool((off > (0.03 if half else 1e-4)).any()):
+        return  # what is not finite is told elsewhere
     worst = int(off.argmax())
-    raise ValueError(f"{what} has a mean loss of {theirs.mean():.5g} on these tokens by itself, and {ours.mean():.5g} as "
-                     f"polca evaluates it (token {worst}: {theirs[worst]:.5g} and {ours[worst]:.5g}): {_reason(losses, model)}")
+    raise ValueError(
+        f"{what} has a mean loss of {theirs.mean():.5g} on these tokens by itself, and {ours.mean():.5g} as "
+        f"polca evaluates it (token {worst}: {theirs[worst]:.5g} and {ours[worst]:.5g}): {_reason(losses, model)}"
+    )
+
 
 def _reason(losses, model) -> str:
     "What may make two evaluations differ, most certain first."
-    if differ := different_settings(losses.model, model): return (
-        f"its configuration is another than that of the model given ({'; '.join(differ[:3])}). Give the model that these are checkpoints of")
-    if names := unregistered(losses.model): return (
-        f"the model computes with tensors that are neither weights nor buffers ({', '.join(names[:3])}). Use the registered "
-        "weight itself in its forward, or compute there what is derived from it")
-    return ("the model computes with something besides its weights and buffers, or its code is another. Use the code that it was "
-            "trained with, and registered weights alone")
+    if differ := different_settings(losses.model, model):
+        return (
+            f"its configuration is another than that of the model given ({'; '.join(differ[:3])}). Give the model that "
+            "these are checkpoints of"
+        )
+    if names := unregistered(losses.model):
+        return (
+            f"the model computes with tensors that are neither weights nor buffers ({', '.join(names[:3])}). Use the "
+            "registered weight itself in its forward, or compute there what is derived from it"
+        )
+    return (
+        "the model computes with something besides its weights and buffers, or its code is another. Use the code that "
+        "it was trained with, and registered weights alone"
+    )
 
 # %% ../nbs/00d_reference.ipynb #b67f1e0f
 def different_settings(model: nn.Module, other: nn.Module) -> list[str]:
     "The settings in which the configurations of two models of transformers differ, as texts; none where one has none."
-    ours, theirs = ({**c.to_dict()} if hasattr(c := getattr(m, "config", None), "to_dict") else None for m in (model, other))
-    if ours is None or theirs is None or model is other: return []
+    ours, theirs = (
+        {**c.to_dict()} if hasattr(c := getattr(m, "config", None), "to_dict") else None for m in (model, other)
+    )
+    if ours is None or theirs is None or model is other:
+        return []
     flat_ours, flat_theirs = dict(_settings(ours)), dict(_settings(theirs))
     names = [n for n in {**flat_theirs, **flat_ours} if not n.rpartition(".")[2].startswith("_")]
     names.sort(key=lambda n: _SELDOM.search(n) is not None)  # these come last
-    return [f"{n}={flat_theirs.get(n)!r}, not {flat_ours.get(n)!r}" for n in names if flat_ours.get(n) != flat_theirs.get(n)]
+    return [
+        f"{n}={flat_theirs.get(n)!r}, not {flat_ours.get(n)!r}" for n in names if flat_ours.get(n) != flat_theirs.get(n)
+    ]
+
 
 _SELDOM = re.compile("init|label|problem_type|token_id|version|architectures|dtype|aux_loss|use_cache|dropout|output_")
+
 
 def _settings(config, path="") -> Iterator[tuple[str, object]]:
     "The settings of a configuration, those inside of others under names with dots."
     for name, value in config.items():
-        if isinstance(value, dict) and value: yield from _settings(value, f"{path}{name}.")
-        else: yield f"{path}{name}", value
+        if isinstance(value, dict) and value:
+            yield from _settings(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value

@@ -15,25 +15,37 @@ import pandas as pd
 def column_values(values: pd.Series, what: str) -> np.ndarray:
     """A column as an array of numbers, truth values or texts that equals it value by value.
 
-    Raises ValueError, naming `what`, for anything else, and for texts, whole numbers and truth values that are missing; a
-    float may be NaN.
+    Raises ValueError, naming `what`, for anything else, and for texts, whole numbers and truth values that are
+    missing; a float may be NaN.
     """
-    if isinstance(values.dtype, pd.CategoricalDtype): values = values.astype(values.cat.categories.dtype)
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(values.cat.categories.dtype)
     missing = np.flatnonzero(values.isna().to_numpy())
-    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf" and values.dtype.itemsize <= 8: return values.to_numpy()
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf" and values.dtype.itemsize <= 8:
+        return values.to_numpy()
     truth, number = pd.api.types.is_bool_dtype(values.dtype), pd.api.types.is_numeric_dtype(values.dtype)
-    if len(missing): raise ValueError(
-        f"{what} has no value for {len(missing)} of {len(values)} tokens (the first is {missing[0]}): fill it, as with "
-        f"tokens.fillna({{{str(values.name)!r}: {False if truth else 0 if number else ''!r}}}), or leave the column out")
-    if truth: return values.to_numpy(bool)
-    if number and hasattr(values.dtype, "numpy_dtype"): return values.to_numpy(values.dtype.numpy_dtype)
+    if len(missing):
+        fill = False if truth else 0 if number else ""
+        raise ValueError(
+            f"{what} has no value for {len(missing)} of {len(values)} tokens (the first is {missing[0]}): fill it, as "
+            f"with tokens.fillna({{{str(values.name)!r}: {fill!r}}}), or leave the column out"
+        )
+    if truth:
+        return values.to_numpy(bool)
+    if number and hasattr(values.dtype, "numpy_dtype"):
+        return values.to_numpy(values.dtype.numpy_dtype)
     odd = next((v for v in values if not isinstance(v, str)), None)
-    if odd is not None: raise ValueError(
-        f"{what} has values that are neither numbers nor texts (the first is of type {type(odd).__name__}): turn it into texts, with "
-        "tokens[column].astype(str), or leave it out")
+    if odd is not None:
+        raise ValueError(
+            f"{what} has values that are neither numbers nor texts (the first is of type {type(odd).__name__}): turn it "
+            "into texts, with tokens[column].astype(str), or leave it out"
+        )
     found = np.array(list(values), dtype=str)
-    if cut := next((v for v, kept in zip(values, found) if v != kept), None): raise ValueError(
-        f"{what} has a text that ends in a zero character ({cut!r}), which NumPy cuts off: replace it, or leave the column out")
+    if cut := next((v for v, kept in zip(values, found) if v != kept), None):
+        raise ValueError(
+            f"{what} has a text that ends in a zero character ({cut!r}), which NumPy cuts off: replace it, or leave the "
+            "column out"
+        )
     return found
 
 # %% ../nbs/00e_tables.ipynb #3f8ea504
@@ -42,16 +54,22 @@ def checked_columns(table: pd.DataFrame, what: str, taken: Iterable[str]) -> dic
 
     taken   names that are polca's own
 
-    Raises ValueError, naming column and remedy, for one whose name is taken, twice there, no text, empty, or no name of a file, and as
-    `column_values` does.
+    Raises ValueError, naming column and remedy, for one whose name is taken, twice there, no text, empty, or no name of
+    a file, and as `column_values` does.
     """
-    if not isinstance(table, pd.DataFrame): raise ValueError(f"{what} is a {type(table).__name__}: give a pandas DataFrame")
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"{what} is a {type(table).__name__}: give a pandas DataFrame")
     names, taken = list(table.columns), set(taken)
     for i, name in enumerate(names):
         column = f"column {name!r} of {what}"
-        if not isinstance(name, str): raise ValueError(f"{column} is called by a {type(name).__name__}: rename it to a text")
-        if not name.strip() or "/" in name or name.startswith(".") or name.isdigit(): raise ValueError(
-            f"{column} cannot be the name of an array on disk: rename it to one with letters, without slashes")
-        if name in taken: raise ValueError(f"{column} has a name that polca uses itself: rename it, to {name}_ for example")
-        if name in names[:i]: raise ValueError(f"{column} is there twice: rename one of them, or leave it out")
+        if not isinstance(name, str):
+            raise ValueError(f"{column} is called by a {type(name).__name__}: rename it to a text")
+        if not name.strip() or "/" in name or name.startswith(".") or name.isdigit():
+            raise ValueError(
+                f"{column} cannot be the name of an array on disk: rename it to one with letters, without slashes"
+            )
+        if name in taken:
+            raise ValueError(f"{column} has a name that polca uses itself: rename it, to {name}_ for example")
+        if name in names[:i]:
+            raise ValueError(f"{column} is there twice: rename one of them, or leave it out")
     return {name: column_values(table[name], f"column {name!r} of {what}") for name in names}
