@@ -275,6 +275,11 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
 
+def _leave(code: int) -> None:
+    "End the process at once: threads of libraries that were cut short would have their say, and take seconds for it."
+    for stream in (sys.stdout, sys.stderr): stream.flush()
+    os._exit(code)
+
 def main(args: list[str] | None = None) -> int:
     "The command `polca`: returns the exit status."
     global _starting
@@ -283,7 +288,9 @@ def main(args: list[str] | None = None) -> int:
     try:
         options = _parser(args[0] if args else None).parse_args(args)  # for some commands this imports torch, which takes seconds
         _starting = False
-        return _answer(options)
+        code = _answer(options)
+        if code == 130 and _is_program(): _leave(code)
+        return code
     except KeyboardInterrupt:
         print("polca: interrupted", file=sys.stderr)
         return 130

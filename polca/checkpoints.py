@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from .folders import (WEIGHT_FILES, check_place, check_pointer, choose_steps, has_weights, is_adapter, is_hub_name,
-                           other_kind, read_config, step_of)
+                           neighbours, other_kind, read_config, step_of)
 from .losses import (Params, TokenLosses, buffer_names, buffers, check_params, parameters, plain_names, unwrapped,
                           weight_names)
 from .reference import check_reference, loaded, loaded_copy
@@ -76,7 +76,7 @@ def open_weights(path: str | Path) -> Iterator:
     except FileNotFoundError as e:
         raise ValueError(f"{path} does not exist: record it again, or leave it out") from e
     except (SafetensorError, EOFError, OSError) as e:
-        raise ValueError(f"{path} is damaged or cut short ({e}): delete it and record it again, or leave it out") from e
+        raise ValueError(f"{path} is damaged or cut short ({e}): delete it and record it again, or leave it out (--skip-steps)") from e
 
 def _listed(f, path) -> tuple[list[str], list[str] | None]:
     "The names of weights and buffers in the order of the header; files of others have none, earlier ones no buffers."
@@ -180,8 +180,9 @@ def _described_model(folder: Path, found: Checkpoint) -> nn.Module | None:
     names = read_config(folder).get("architectures") or [""]
     if (kind := getattr(transformers, names[0], None)) is None: return None
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    with torch.random.fork_rng(devices=[]), _silent_transformers(): model = kind._from_config(config, attn_implementation="eager").float().eval()
-    return loaded(model, found.params, found.buffers)
+    with torch.random.fork_rng(devices=[]), _silent_transformers(): model = kind._from_config(config).float().eval()
+    try: return loaded(model, found.params, found.buffers)
+    except ValueError: return None  # changed since it was made of its configuration: other layers, another tie
 
 class Checkpoints:
     """A directory of checkpoints, one safetensors file per training step.
@@ -217,7 +218,8 @@ class Checkpoints:
         check_finite(found.params, what)
         header = {"step": str(int(step)), "order": json.dumps(list(found.params)), "hash": found.hash()}
         if found.buffers is not None: header["buffers"] = json.dumps(list(found.buffers))
-        tensors = {n: p.cpu().contiguous() for n, p in {**found.params, **(found.buffers or {})}.items()}
+        tensors = {n: p.cpu().contiguous() for n, p in found.params.items()}
+        tensors |= {n: b.cpu().contiguous().clone() for n, b in (found.buffers or {}).items()}  # layers may share one
         with atomic_path(file) as part: save_file(tensors, part, metadata=header)
         if isinstance(model, nn.Module): self.save_config(model)
         return file
@@ -388,7 +390,7 @@ def _is_legacy(name: str, p: Tensor) -> bool:
     "Whether this is a constant that older versions of transformers saved: by its form, as a weight may have the name."
     if re.search(r"(^|\.)(attn|attention)\.bias$", name):  # the causal mask
         square = p.ndim == 4 and p.shape[:2] == (1, 1) and p.shape[2] == p.shape[3]
-        return square and (p.is_meta or torch.equal(p.bool(), torch.ones_like(p, dtype=torch.bool).tril()))
+        return square and (p.is_meta or bool(p.bool().tril().eq(p.bool()).all() and p.bool().diagonal(dim1=2, dim2=3).all()))  # whole, or banded
     if re.search(r"(^|\.)(attn|attention)\.masked_bias$", name): return p.numel() == 1
     if re.search(r"(^|\.)rotary_emb\.inv_freq$", name): return p.ndim == 1 and (p.is_meta or bool((p > 0).all()))
     if re.search(r"(^|\.)position_ids$", name): return p.ndim == 2 and len(p) == 1 and not p.is_floating_point()
@@ -442,7 +444,10 @@ def _silent_transformers() -> Iterator[None]:
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try: yield
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what will change in libraries is no matter of the user's
+            yield
     finally:
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
@@ -498,36 +503,43 @@ class Pretrained(Checkpoints):
         place = self.places[step]
         return f"revision {place[1]} of {place[0]}" if isinstance(place, tuple) else str(place)
 
-    def open_model(self, step: int) -> nn.Module:
-        "The model at `step`, as `from_pretrained` opens it, in float32 and eval mode. An adapter is merged into its base model."
+    def open_model(self, step: int, what: str | None = None, attention: str | None = None) -> nn.Module:
+        """The model at `step`, as `from_pretrained` opens it, in float32 and eval mode. An adapter is merged into its base model.
+
+        what        to call it in messages; default "the checkpoint of step …"
+        attention   its implementation, as transformers calls it; default that of its library
+        """
         from transformers import AutoModelForCausalLM  # here, so that importing polca does not wait for transformers
-        place, what = self.places[step], f"the checkpoint of step {step}, {self.where(step)},"
+        place, what = self.places[step], what or f"the checkpoint of step {step}, {self.where(step)},"
         opener = type(self.model) if isinstance(self.model, nn.Module) else self.model or AutoModelForCausalLM
-        if isinstance(place, tuple): return _open_revision(opener, place, self.cache_dir, what)
+        if isinstance(place, tuple): return _open_revision(opener, place, self.cache_dir, what, attention)
         if not Path(place).is_dir(): raise ValueError(f"{what} is no folder: check the path")
-        if is_adapter(Path(place)): return _open_adapter(opener, Path(place), self.cache_dir, what)
-        return _open_folder(opener, Path(place), what)
+        if is_adapter(Path(place)): return _open_adapter(opener, Path(place), self.cache_dir, what, attention)
+        return _open_folder(opener, Path(place), what, attention)
 
 def _in_float32(found: Checkpoint) -> Checkpoint:
     return Checkpoint({n: p.float() for n, p in found.params.items()}, found.buffers)
 
 # %% ../nbs/01_checkpoints.ipynb #bdcb38e6
-def _open_folder(opener, folder: Path, what: str) -> nn.Module:
+def _open_folder(opener, folder: Path, what: str, attention: str | None = None) -> nn.Module:
     "The model in a folder, in float32 and eval mode."
     given = _read_folder(folder, what, "meta")  # what is wrong with the files is said better here
     try: read_config(folder)
     except ValueError as e: raise ValueError(f"{what} cannot be opened: {e}") from e
     plain = plain_names(given)
-    wrapped = any(n != name for n, name in plain.items())
+    wrapped = next((n for n, name in plain.items() if n != name), None)
+    if wrapped: warnings.warn(
+        f"the names of the weights in {folder.parent} are those of a wrapped model ({wrapped}, …), which from_pretrained does not know: "
+        f"polca reads them without it ({plain[wrapped]}, …)", stacklevel=4)
     try:
-        if not wrapped: model, told = _from_pretrained(opener, str(folder))
-        else: model, told = _from_weights(opener, folder, {plain[n]: p for n, p in _read_folder(folder, what).items()})
+        if not wrapped: model, told = _from_pretrained(opener, str(folder), attention)
+        else: model, told = _from_weights(opener, folder, {plain[n]: p for n, p in _read_folder(folder, what).items()}, attention)
     except Exception as e: raise ValueError(  # transformers raises whatever comes of a damaged configuration
         f"{what} cannot be opened ({_reason(e)}): check its files{_advice()}") from e
     _check_loaded(model, told, {plain[n]: p for n, p in given.items()}, what)
     return model.float().eval()
 
-def _open_revision(opener, place, cache_dir, what) -> nn.Module:
+def _open_revision(opener, place, cache_dir, what, attention: str | None = None) -> nn.Module:
     "The model of a revision on the hub, in float32 and eval mode. The cache is tried first: what is in it waits for no network."
     name, revision = place
     if Path(name).is_dir(): raise ValueError(
@@ -538,11 +550,11 @@ def _open_revision(opener, place, cache_dir, what) -> nn.Module:
     try:
         if kept:
             read_config(kept)
-            try: found = _from_pretrained(opener, str(kept))
+            try: found = _from_pretrained(opener, str(kept), attention)
             except OSError: pass  # some of its files are not there yet
         if not found:
             ask_hub(name, revision)
-            found, kept = _from_pretrained(opener, name, **where), cached_folder(name, **where)
+            found, kept = _from_pretrained(opener, name, attention, **where), cached_folder(name, **where)
     except Exception as e: raise ValueError(
         f"{what} cannot be opened ({_reason(e)}): check the name and the revision. What is in the hub's cache needs no "
         f"network{_advice()}") from e
@@ -550,13 +562,14 @@ def _open_revision(opener, place, cache_dir, what) -> nn.Module:
     _check_loaded(model, told, _read_folder(kept, what, "meta") if kept else {}, what)
     return model.float().eval()
 
-def ask_hub(name: str, revision: str = "main", timeout: float = 5.0) -> None:
-    "Raise ValueError unless the hub knows `name` and `revision`: one quick question, as the downloads of its library try for long."
+def ask_hub(name: str, revision: str = "main", what: str = "", timeout: float = 5.0) -> None:
+    "Raise ValueError, naming `what`, unless the hub knows `name` and `revision`: one quick question, as the downloads of its library try for long."
     from huggingface_hub import HfApi  # here, so that importing polca does not wait for it
     try: HfApi().model_info(name, revision=revision, timeout=timeout)
     except Exception as e:  # of any kind: no network, a proxy, another answer
         known = type(e).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError")
-        raise ValueError(f"there is no folder {name} here, and the hub {'says: ' if known else 'cannot be asked: '}{_reason(e)}") from e
+        raise ValueError(f"there is no folder {name} here{what and f' for {what}'} ({neighbours(name)}), and the hub "
+                         f"{'says' if known else 'cannot be asked'}: {_reason(e)}") from e
 
 def cached_folder(name: str, revision: str = "main", cache_dir: str | Path | None = None, file: str = "config.json") -> Path | None:
     "The folder in which the hub's library keeps `file` of a revision; None where it has not fetched it. No network is asked."
@@ -568,24 +581,32 @@ def _advice() -> str:
     return f"; with this torch only safetensors files are opened: {_NEWER_TORCH}" if _old_torch() else ""
 
 # %% ../nbs/01_checkpoints.ipynb #05d493c4
-def _from_pretrained(opener, name, **where):
+def _from_pretrained(opener, name, attention=None, **where):
     "The model, and what was told of its loading."
     with _silent_transformers(): return opener.from_pretrained(
         name, output_loading_info=True, torch_dtype=torch.float32,  # not that of the configuration
         ignore_mismatched_sizes=True,  # which are an error here, told by name
-        use_safetensors=True if _old_torch() else None, trust_remote_code=False, attn_implementation="eager",  # no code and no kernel of theirs
+        use_safetensors=True if _old_torch() else None, trust_remote_code=False, attn_implementation=attention,  # no code of theirs
         **({"local_files_only": True} if not where else where))
 
-def _from_weights(opener, folder, weights):
+def _from_weights(opener, folder, weights, attention=None):
     "The same from weights whose names are not those of the file."
     from transformers import AutoConfig
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if hasattr(opener, "_model_mapping"): opener = opener._model_mapping[type(config)]  # an Auto class takes no weights
     with _silent_transformers(): return opener.from_pretrained(
         None, config=config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True,
-        torch_dtype=torch.float32, attn_implementation="eager")
+        torch_dtype=torch.float32, attn_implementation=attention)
 
-def _open_adapter(opener, folder: Path, cache_dir, what: str) -> nn.Module:
+def _check_adapter(adapted, folder: Path) -> None:
+    "Raise ValueError for an adapter whose file lacks some of its weights, which PEFT would leave as they are at the start."
+    from peft import get_peft_model_state_dict
+    file = next((folder / n for n in ("adapter_model.safetensors", "adapter_model.bin") if (folder / n).exists()), None)
+    if file is None: raise ValueError(f"{folder} has no adapter_model.safetensors")
+    lacking = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - set(_read_file(file))
+    if lacking: raise ValueError(f"{file.name} lacks {', '.join(sorted(lacking)[:3])}")
+
+def _open_adapter(opener, folder: Path, cache_dir, what: str, attention: str | None = None) -> nn.Module:
     "The base model of an adapter of PEFT with the adapter merged into its weights, in float32 and eval mode."
     try: from peft import PeftModel
     except ImportError as e: raise ValueError(
@@ -597,10 +618,12 @@ def _open_adapter(opener, folder: Path, cache_dir, what: str) -> nn.Module:
         f"{folder / 'adapter_config.json'} names no base model: write its folder there, as base_model_name_or_path")
     try: check_place(base, f"the base model of the adapter {folder}")
     except ValueError as e: raise ValueError(f"{e}, in base_model_name_or_path of {folder / 'adapter_config.json'}") from e
-    if Path(base).is_dir(): model = _open_folder(opener, Path(base), f"the base model of {what}")
-    else: model = _open_revision(opener, (base, "main"), cache_dir, f"the base model of {what}")
+    if Path(base).is_dir(): model = _open_folder(opener, Path(base), f"the base model of {what}", attention)
+    else: model = _open_revision(opener, (base, "main"), cache_dir, f"the base model of {what}", attention)
     try:
-        with _silent_transformers(): merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        with _silent_transformers(): adapted = PeftModel.from_pretrained(model, str(folder))
+        _check_adapter(adapted, folder)
+        with _silent_transformers(): merged = adapted.merge_and_unload()
     except Exception as e: raise ValueError(  # PEFT raises whatever comes of damaged files, and for adapters that are no change of weights
         f"{what} is an adapter of PEFT that cannot be merged into {base} ({_reason(e)}): check its files, or merge it yourself "
         "and save the model") from e
@@ -698,8 +721,11 @@ def _inside(weights: Params, model: nn.Module, what: str) -> Params:
     if not found: raise ValueError(
         f"{what} has weights {', '.join([*weights][:3])}, …, and none of its parts has those of the model, {', '.join([*expected][:3])}, …: "
         "give the model that was trained")
-    prefix = found[0]
-    return {n.removeprefix(prefix): p for n, p in weights.items() if n.startswith(prefix)}
+    parts = [{n.removeprefix(prefix): p for n, p in weights.items() if n.startswith(prefix)} for prefix in found]
+    if any(not all(torch.equal(part[n], parts[0][n]) for n in part if n in names) for part in parts[1:]): raise ValueError(
+        f"{what} has several networks like the model, {', '.join(found[:3])}, with other weights: choose one, and give them as "
+        "StateDicts({step: state dict}, model)")
+    return parts[0]
 
 # %% ../nbs/01_checkpoints.ipynb #16cebf44
 class NoModelGiven(ValueError): "Checkpoints do not tell what model they are of."
@@ -734,12 +760,21 @@ def open_checkpoints(path: str | Path, model: nn.Module | type | None = None, se
 
 def _why_none(path: Path, subfolders: Sequence[Path]) -> str:
     "What a folder without checkpoints holds instead."
-    if has_weights(path) or is_adapter(path): return (
-        f"{path} is a single checkpoint: give the folder that holds it and the others, such as {path.absolute().parent}")
+    if has_weights(path) or is_adapter(path):
+        above = path.absolute().parent
+        others = _holds_checkpoints(above, path.absolute())
+        return (f"{path} is a single checkpoint: give the folder that holds it and the others, " + (f"such as {above}" if others else
+                "whose names tell their steps, as checkpoint-500 does (the folder of a model goes to --model)"))
+    inside = next((p for p in sorted(path.iterdir()) if p.is_dir() and (Checkpoints(p).steps or _holds_checkpoints(p))), None)
+    if inside: return f"{path} holds no checkpoints itself, they are in {inside}: give that folder"
     for place in (*subfolders, path):
         if kind := other_kind(place): return kind
     return (f"{path} holds no checkpoints: neither files step-00000000.safetensors, …, nor folders such as checkpoint-500 with "
             f"weights in them{_what_is_there(path)}")
+
+def _holds_checkpoints(path: Path, but: Path | None = None) -> bool:
+    "Whether a folder has subfolders with weights whose names tell a step, beside one."
+    return any(p.is_dir() and p != but and step_of(p.name) is not None and (has_weights(p) or is_adapter(p)) for p in path.iterdir())
 
 def _what_is_there(path: Path) -> str:
     names = [p.name + ("/" if p.is_dir() else "") for p in sorted(path.iterdir()) if not p.name.startswith(".")]

@@ -149,7 +149,7 @@ class _TokenMean:
 
     def _cut(self, params, budget, memory):
         "Cut batches to fit, and keep the graphs of as many as there is room for."
-        self.losses, needs = split_batches(losses, params, self._attempt, budget // 2, memory)
+        self.losses, needs = split_batches(self._given, params, self._attempt, budget // 2, memory)
         room = budget if sum(needs) <= budget else budget - max(needs)
         self._keep = [bool(kept) for kept in np.cumsum(needs) <= room]
         self._set(params)
@@ -194,7 +194,10 @@ class _TokenMean:
     def _check_derivatives(self, params):
         "Raise ValueError where the products are not symmetric, or not those of first derivatives, on one sequence."
         small = self._of(_small_sample(self.losses), params, keep=True)
-        check_products(small._unchecked, small._by_differences, small.losses, params, f"{self.name} matrix")
+        def wide():
+            double = self._of(small.losses, {n: p.double() for n, p in params.items()}, keep=True)
+            return double._unchecked, double._by_differences
+        check_products(small._unchecked, small._by_differences, small.losses, params, f"{self.name} matrix", wide)
 
     def _leaves(self) -> tuple[Tensor, ...]: return tuple(self.params.values())
 
@@ -279,8 +282,8 @@ class HessianOperator(_TokenMean):
 
     def _multiply(self, grads, tangents): return self._gradients(grads, tangents)
 
-    def _by_differences(self, v): return central_difference(
-        lambda w: gradient_at(self.losses, self.params, w), flatten(self.params).detach(), v)
+    def _by_differences(self, v, scale=None): return central_difference(
+        lambda w: gradient_at(self.losses, self.params, w), flatten(self.params).detach(), v, scale)
 
 class GradientOperator(_TokenMean):
     "The second moment of the tokens' gradients, mean over x of ∇L(x)∇L(x)ᵀ, used as `HessianOperator`."
@@ -291,9 +294,9 @@ class GradientOperator(_TokenMean):
         u = torch.ones_like(loss, requires_grad=True)
         return loss, u, self._gradients(loss, u, create_graph=True)
 
-    def _by_differences(self, v):
+    def _by_differences(self, v, scale=None):
         theta = flatten(self.params).detach()
-        slopes, error = central_difference(lambda w: self.losses(unflatten(w, self.params)), theta, v)
+        slopes, error = central_difference(lambda w: self.losses(unflatten(w, self.params)), theta, v, scale)
         weights = list(slopes.split(self.losses.sizes))
         total = sum(self.losses.batch(i, self.params) @ w.to(v) for i, w in enumerate(weights)) / len(self.losses)
         product = flatten(dict(zip(self.params, torch.autograd.grad(total, self._leaves(), materialize_grads=True)))).double()
@@ -339,13 +342,13 @@ class GaussNewtonOperator(_TokenMean):
         return call, slope, u, self._gradients(call.logits, u, create_graph=True)
 
     @torch.enable_grad()
-    def _by_differences(self, v):
+    def _by_differences(self, v, scale=None):
         "JᵀH_L J v for the first batch: the movement of the logits, and the bend of the loss along it, by differences."
         theta, (call, slope, *_) = flatten(self.params).detach(), self._graph(0)
         def logits(w):
             with _Outputs(self.losses.model) as there: self.losses.batch(0, unflatten(w, self.params))
             return there.logits.detach()
-        moved, error = central_difference(logits, theta, v)
+        moved, error = central_difference(logits, theta, v, scale)
         def pulled(z):
             with _Outputs(self.losses.model, z) as there: mean = self.losses.batch(0, self.params).sum() / len(self.losses)
             return torch.autograd.grad(mean, there.leaf)[0]
@@ -382,6 +385,13 @@ class DifferenceOperator(_TokenMean):
     name = "difference"
 
     def _check_derivatives(self, params): pass  # it takes no second ones
+
+    def _fits(self, params, budget) -> bool:
+        self._set(params)
+        try:
+            with SavedMemory(budget): gradient_at(self.losses, params, flatten(params).detach())
+        except MemoryBudgetError: return False
+        return True
 
     @torch.enable_grad()
     def _set(self, params):

@@ -284,8 +284,6 @@ def _contract(module: nn.Module, at: _Deltas, slices: dict[str, list[Tensor | No
     "Σ over the parameters of `module` of ⟨b, gradient⟩ for every token, (tokens, K); None among the `slices`, of `counts` directions, are zeros."
     def times(gradient, parts): return torch.cat([gradient.flatten(1) @ b.flatten(1).T for b in parts], dim=1)
     out = at.delta.new_zeros(len(at.delta), sum(counts))
-    if isinstance(module, nn.Embedding) and module.padding_idx is not None:  # a row that gets no gradient
-        at.delta = at.delta.masked_fill((at.inputs(slice(None)) == module.padding_idx)[..., None], 0)
     for name, parts in slices.items():
         b = [w for w in parts if w is not None]
         if not b: continue

@@ -45,7 +45,7 @@ from .curvature import MATRICES
 from .decomposition import allocate, explained, rules, trajectories
 from .engines import ENGINES
 from .estimates import Estimate, estimate_analysis, estimate_projection, estimate_reading, estimate_subspace, estimates_table, peak_memory, seconds_text
-from .folders import check_place, has_weights, is_adapter, read_config
+from .folders import check_place, has_weights, is_adapter, neighbours, read_config
 from .labels import check_tagger, label_clusters, open_tagger, projection_tokens, token_tags
 from .losses import Params, TokenLosses, fingerprint, n_parameters
 from .memory import memory_bytes, size_text
@@ -184,9 +184,11 @@ def open_language_model(name: str):
     Raises ValueError if there is none.
     """
     check_place(name, "the model")
-    if not _is_folder(name): return Pretrained({0: (name, "main")}, label=name).open_model(0)
+    if not _is_folder(name):
+        if cached_folder(name) is None: ask_hub(name, what="the model")
+        return Pretrained({0: (name, "main")}, label=name).open_model(0, f"the model {name}", "eager")
     folder = Path(name)
-    if has_weights(folder) or is_adapter(folder): return Pretrained({0: folder}, label=name).open_model(0)
+    if has_weights(folder) or is_adapter(folder): return Pretrained({0: folder}, label=name).open_model(0, f"the model {name}", "eager")
     read_config(folder)
     return model_of_config(folder)
 
@@ -208,13 +210,14 @@ def open_tokenizer(name: str):
     check_place(name, "the tokenizer")
     how = "save it there with tokenizer.save_pretrained, or give another folder, or a name on the hub, with --tokenizer"
     folder = Path(name) if _is_folder(name) else cached_folder(name, file="tokenizer_config.json")
-    if folder is None: ask_hub(name)
+    if folder is None: ask_hub(name, what="the tokenizer")
     bare = folder and not any(any(folder.glob(f)) for f in _VOCABULARIES)
     if bare and not (folder / "tokenizer_config.json").exists(): raise ValueError(  # of which transformers would make a tokenizer of nothing
         f"{name} has no tokenizer ({', '.join(_VOCABULARIES[:3])}, …): {how}")
     try: found = AutoTokenizer.from_pretrained(folder or name, local_files_only=folder is not None, trust_remote_code=False)
-    except Exception as e: raise ValueError(
-        f"{name} has no tokenizer that can be opened ({str(e).strip().partition(chr(10))[0]}): {how}") from e
+    except Exception as e:
+        why = str(e).strip().partition("\n")[0].rstrip(": ")
+        raise ValueError(f"{name} has no tokenizer that can be opened ({why}): {how}") from e
     if bare and found.vocab_files_names: raise ValueError(  # those of bytes need no file
         f"{name} has tokenizer_config.json, and no vocabulary ({', '.join(found.vocab_files_names.values())}): {how}")
     return found
@@ -257,9 +260,11 @@ class TextTask(Task):
         if revisions and _is_folder(place): raise ValueError(f"revisions={' '.join(revisions[:3])} are of a suite on the hub, and {place} is a folder: leave them out")
         check_place(place, "the checkpoints")
         if revisions: return Checkpoints.from_hub(place, list(revisions), series=self.config.series)
-        if not _is_folder(place): raise ValueError(f"{place} is no folder: give one with checkpoints, or for a suite on the hub its revisions, too")
+        if not _is_folder(place): raise ValueError(f"{place} is no folder ({neighbours(place)}): give one with checkpoints, or for a suite on the hub its revisions, too")
         try: return Checkpoints.open(place, series=self.config.series)  # without the model, which takes its time
-        except NoModelGiven: return Checkpoints.open(place, self.model, self.config.series)
+        except NoModelGiven: store = Checkpoints.open(place, self.model, self.config.series)
+        warnings.warn(f"there is no config.json beside the weights in {place}: that of {self.config.model} is taken for theirs, which cannot be checked", stacklevel=2)
+        return store
 
     def steps(self, store: Checkpoints) -> tuple[list[int], list[int]]:
         if absent := sorted({*self.config.skip_steps} - {*store.steps}): raise ValueError(f"skip_steps: there is no checkpoint of step {', '.join(map(str, absent[:5]))} in {store.path}")

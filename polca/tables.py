@@ -18,11 +18,14 @@ def column_values(values: pd.Series, what: str) -> np.ndarray:
     Raises ValueError, naming `what`, for anything else, and for texts, whole numbers and truth values that are
     missing; a float may be NaN.
     """
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
     missing = np.flatnonzero(values.isna().to_numpy())
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        kind = values.cat.categories.dtype
+        values = values.astype(object if len(missing) else kind)
+    if values.dtype == object and not len(missing) and pd.api.types.infer_dtype(values) in ("boolean", "integer", "floating"):
+        values = pd.Series(np.array(list(values)), name=values.name)
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf" and values.dtype.itemsize <= 8:
-        return values.to_numpy()
+        return values.to_numpy().astype(values.dtype.newbyteorder("="))
     truth, number = pd.api.types.is_bool_dtype(values.dtype), pd.api.types.is_numeric_dtype(values.dtype)
     if len(missing):
         fill = False if truth else 0 if number else ""
@@ -64,9 +67,9 @@ def checked_columns(table: pd.DataFrame, what: str, taken: Iterable[str]) -> dic
         column = f"column {name!r} of {what}"
         if not isinstance(name, str):
             raise ValueError(f"{column} is called by a {type(name).__name__}: rename it to a text")
-        if not name.strip() or "/" in name or name.startswith(".") or name.isdigit():
+        if not name.strip() or not name.isprintable() or set(name) & set("/\\") or name[0] == "." or name.isdigit() or len(name) > 100:
             raise ValueError(
-                f"{column} cannot be the name of an array on disk: rename it to one with letters, without slashes"
+                f"{column} cannot be the name of an array on disk: rename it to a short one with letters, without slashes"
             )
         if name in taken:
             raise ValueError(f"{column} has a name that polca uses itself: rename it, to {name}_ for example")

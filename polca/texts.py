@@ -132,9 +132,10 @@ def check_coverage(lost: Counter, n_letters: int, unknown: int, n_ids: int) -> N
     if n_lost > 0.05 * n_letters: raise ValueError(
         f"{told}: the tokenizer drops them. Give the one that the model was trained with, with --tokenizer, or other texts")
     if n_lost > 0.001 * n_letters: warnings.warn(f"{told}: the tokenizer drops them, and they are not analysed", stacklevel=3)
-    told = f"{unknown / max(1, n_ids):.0%} of the tokens of these texts are the one for what the tokenizer does not know"
+    told = f"{unknown / max(1, n_ids):.0%} of the tokens of these texts are unknown to the tokenizer"
     if unknown > 0.5 * n_ids: raise ValueError(
-        f"{told}: it is not that of the model, or lacks its vocabulary. Give another one, with --tokenizer, or other texts")
+        f"{told}: the texts are in another language or alphabet, or it is not the tokenizer that the model was trained with. Give "
+        "other texts, or another one with --tokenizer")
     if unknown > 0.05 * n_ids: warnings.warn(told, stacklevel=3)
 
 # %% ../nbs/11a_texts.ipynb #52baedf2

@@ -3,6 +3,7 @@
 The rule behind every line: a loss that polca reports at a step is the one that the checkpoint's own folder gives, loaded by its own library, or the analysis is
 refused by name before anything long starts. `RIGHT` holds what comes out right, `REFUSED` what is refused, and by which words.
 """
+import collections
 import json
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from torch import nn
 from polca.checkpoints import Checkpoints, losses_at, verify_checkpoints
 from polca.curvature import DifferenceOperator, HessianOperator, lanczos
 from polca.engines import project_tokens
-from polca.losses import TokenLosses, flatten, n_parameters, parameters, unflatten
+from polca.memory import split_batches
+from polca.losses import TokenLosses, buffers, flatten, n_parameters, parameters, unflatten
 from polca.projection import open_projection, project
 from polca.recording import Recorder
 from polca.runs import Run, TextConfig, TextTask, open_tokenizer
@@ -97,7 +99,7 @@ def moved(model, step):
     "The same model later in its training, in place."
     noise = torch.Generator().manual_seed(step)
     with torch.no_grad():
-        for p in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]: p += 0.1 * torch.randn(p.shape, generator=noise)
+        for p in [*model.parameters(), *(b for b in buffers(model).values() if b.is_floating_point())]: p += 0.1 * torch.randn(p.shape, generator=noise)
     return model
 
 
@@ -153,7 +155,9 @@ def plain_loss_of(model):
     with torch.no_grad(): return nn.functional.cross_entropy(torch.cat([first(model(b["input_ids"]))[:, :-1] for b in BATCHES]).flatten(0, 1), IDS[:, 1:].flatten(), reduction="none")
 
 
-def first(out): return out[0] if isinstance(out, (tuple, list)) else out["logits"] if isinstance(out, dict) else out
+def first(out):
+    if hasattr(out, "logits"): return out.logits
+    return out[0] if isinstance(out, (tuple, list)) else out["logits"] if isinstance(out, dict) else out
 
 
 def recorded(tmp, model, wrap=lambda m: m, also=None):
@@ -195,6 +199,49 @@ class Lazy(Own):
         return self.embedding(input_ids) @ self.merged.T
 
 
+class KeptInADict(Own):
+    def __init__(self, *more):
+        super().__init__(*more)
+        self.cache = {}
+    def forward(self, input_ids):
+        if "merged" not in self.cache: self.cache["merged"] = 2 * self.head.weight.detach()
+        return self.embedding(input_ids) @ self.cache["merged"].T
+
+
+class KeptInABuffer(Own):
+    def __init__(self, *more):
+        super().__init__(*more)
+        self.register_buffer("merged", None, persistent=False)
+    def forward(self, input_ids):
+        if self.merged is None: self.merged = 2 * self.head.weight.detach()
+        return self.embedding(input_ids) @ self.merged.T
+
+
+class TwoNames(Own):
+    "A module that has two names, and is used twice."
+    def __init__(self, *more):
+        super().__init__(*more)
+        self.middle = nn.Linear(8, 8)
+        self.same, self.again = self.middle, nn.ModuleList([self.embedding])
+    def forward(self, input_ids): return self.head(self.same(self.middle(self.again[0](input_ids)).tanh()))
+
+
+class SharedBuffers(Own):
+    "Two layers save one mask."
+    def __init__(self, *more):
+        super().__init__(*more)
+        mask = torch.linspace(0.5, 1.5, 8)
+        for layer in (self.embedding, self.head): layer.register_buffer("mask", mask)
+    def forward(self, input_ids): return self.head(self.embedding(input_ids) * self.embedding.mask * self.head.mask)
+
+
+Named = collections.namedtuple("Named", "hidden logits")
+
+
+class NamedTuple(Own):
+    def forward(self, input_ids): return Named(self.embedding(input_ids), super().forward(input_ids))
+
+
 class Tuple(Own):
     def forward(self, input_ids): return super().forward(input_ids), None
 
@@ -221,6 +268,21 @@ def old_masks(tmp):
     def change(folder, step): weights_of(folder, lambda w: w | {f"transformer.h.{i}.attn.{n}": p for i in range(2) for n, p in (
         ("bias", torch.ones(1, 1, 32, 32, dtype=torch.bool).tril()), ("masked_bias", torch.tensor(-1e4)))})
     return analysed(folders(tmp, gpt2, change=change))
+
+
+def banded_masks(tmp):
+    "The masks of GPT-Neo, whose attention is global and local in turn."
+    def neo(step): return llama(step, (lambda **s: tf.GPTNeoConfig(vocab_size=20, hidden_size=16, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=2, window_size=4, max_position_embeddings=32), tf.GPTNeoForCausalLM))
+    whole = torch.ones(1, 1, 32, 32, dtype=torch.bool).tril()
+    def change(folder, step): weights_of(folder, lambda w: w | {f"transformer.h.{i}.attn.attention.bias": mask for i, mask in enumerate((whole, whole ^ whole.tril(-4)))})
+    return analysed(folders(tmp, neo, change=change))
+
+
+def fewer_layers(tmp):
+    "A model of transformers that is no longer what its configuration says."
+    model = llama(1)
+    model.model.layers = model.model.layers[:1]
+    return recorded(tmp, model.eval())
 
 
 def peft_adapters(tmp):
@@ -294,7 +356,12 @@ RIGHT = {
     "a router's bias that moves in training": moving_router,
     "batch norms, recorded": recorded_buffers,
     "causal masks of older versions": old_masks,
+    "masks of GPT-Neo, in turn": banded_masks,
+    "fewer layers than its configuration says": fewer_layers,
+    "layers that share a buffer": lambda tmp: recorded(tmp, own(kind=SharedBuffers)),
     # names and ties
+    "a module with two names": lambda tmp: recorded(tmp, own(kind=TwoNames)),
+    "tied embeddings with a padding row": lambda tmp: analysed(folders(tmp, lambda step: llama(step, tie_word_embeddings=True))),
     "a tie through .data": lambda tmp: recorded(tmp, own(kind=TiedByData)),
     "names behind _orig_mod.": lambda tmp: recorded_names(tmp, "_orig_mod."),
     "names behind module.": lambda tmp: recorded_names(tmp, "module."),
@@ -313,6 +380,7 @@ RIGHT = {
     # shapes and outputs
     "a parameter without dimensions": lambda tmp: recorded(tmp, own(kind=Scaled)),
     "a model that returns a tuple": lambda tmp: recorded(tmp, own(kind=Tuple)),
+    "a model that returns a named tuple": lambda tmp: recorded(tmp, own(kind=NamedTuple)),
     "a model that returns a list": lambda tmp: recorded(tmp, own(kind=List)),
     "a model that returns a dictionary": lambda tmp: recorded(tmp, own(kind=Dict)),
     "kinks": lambda tmp: recorded(tmp, own(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))),
@@ -375,6 +443,31 @@ def another_rope(style, step):
 def broken(change, make=llama):
     "Folders of which the second is changed, opened by themselves."
     return lambda tmp: opened(folders(tmp, make, change=lambda folder, step: change(folder) if step == STEPS[1] else None))
+
+
+def eager_falcon(tmp):
+    "transformers adds Falcon's ALiBi twice in its plain attention, and once in the one that it uses."
+    def falcon(step): return llama(step, (tf.FalconConfig, tf.FalconForCausalLM), alibi=True, new_decoder_architecture=False)
+    store = Checkpoints.open(folders(tmp, falcon))
+    return verified(store, store.open_model(100, attention="eager"))
+
+
+def two_networks(tmp):
+    "A network and its moving average, in Lightning's layout."
+    for step in STEPS:
+        both = {f"{part}.{n}": p for part, seed in (("ema_model", step + 1), ("model", step)) for n, p in moved(own(), seed).state_dict().items()}
+        torch.save({"state_dict": both, "global_step": step}, tmp / f"step={step}.ckpt")
+    return opened(tmp, own())
+
+
+def adapter_cut(tmp):
+    peft = pytest.importorskip("peft")
+    llama(7).save_pretrained(tmp / "base")
+    for step in STEPS:
+        peft.get_peft_model(tf.AutoModelForCausalLM.from_pretrained(tmp / "base"), peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp / "a" / f"step{step}")
+        file = tmp / "a" / f"step{step}" / "adapter_model.safetensors"
+        save_file(dict(list(load_file(file).items())[1:]), file)
+    return opened(tmp / "a")
 
 
 def no_weights(*files, weights=False):
@@ -444,6 +537,10 @@ class Scale(nn.Module):
         super().__init__()
         self.weight, self.scale = nn.Parameter(torch.linspace(1, 2, 8)), nn.Parameter(torch.tensor(2.0))
     def forward(self, x): return FusedScale.apply(x, self.weight) * self.scale
+
+
+class FusedWithin(Own):
+    def forward(self, input_ids): return self.head(FusedSquare.apply(2 * self.embedding(input_ids).relu() + 0.1))
 
 
 def fused(function=FusedSquare): return own(nn.Linear(8, 8), Square(function), nn.Linear(8, 8))
@@ -535,6 +632,10 @@ REFUSED = {
     "a head tied by a list": (lambda tmp: verified(*recorded(tmp, own(kind=TiedByList))[:2]), "neither weights nor buffers (shared)"),
     "a matrix derived in eval mode": (lambda tmp: verified(*recorded(tmp, own(kind=Derived), also=lambda m: own(kind=Derived))[:2]), "neither weights nor buffers (merged)"),
     "a matrix derived when needed": (lambda tmp: verified(*recorded(tmp, own(kind=Lazy))[:2]), "neither weights nor buffers (merged)"),
+    "a matrix kept in a dictionary": (lambda tmp: verified(*recorded(tmp, own(kind=KeptInADict))[:2]), "neither weights nor buffers (cache)"),
+    "a matrix kept in a buffer that is not saved": (lambda tmp: verified(*recorded(tmp, own(kind=KeptInABuffer))[:2]), "neither weights nor buffers (merged)"),
+    "attention that plain operations compute otherwise": (lambda tmp: eager_falcon(tmp), "its plain attention"),
+    "two networks in one checkpoint": (two_networks, "several networks like the model", "StateDicts"),
     "a weight called attn.bias": (real_bias, "more.0.attn.bias"),
     "buffers that move, left out once": (buffers_left_out, "does not keep those of step 200", "store.save"),
     # derivatives
@@ -544,6 +645,7 @@ REFUSED = {
     "a detached square, forward": (on(fused(DetachedSquare), lambda store, losses: project_tokens(losses, losses.params, some_direction(losses), "forward")), "engine='reverse', which needs none"),
     "a fused scale, reverse": (on(own(Scale()), lambda store, losses: project_tokens(losses, losses.params, some_direction(losses), "reverse")), "engine='difference'"),
     "a fused scale, auto": (on(own(Scale()), lambda store, losses: project_tokens(losses, losses.params, some_direction(losses))), "--engine difference"),
+    "a fused square in the whole, beside a kink": (on(own(kind=FusedWithin), lambda store, losses: hessian_subspace(store, losses, [300], progress=False)), "some operation of this model"),
     # tables
     "a text that is missing": (table(tag=["NOUN", None, "NEGATION"]), "column 'tag'", "fillna"),
     "a column of lists": (table(parts=[[1], [2]]), "column 'parts'", "list"),
@@ -551,8 +653,8 @@ REFUSED = {
     "a name twice": (tabled(lambda n: pd.DataFrame(np.zeros((n, 2)), columns=["a", "a"])), "there twice"),
     "a name that is a number": (tabled(lambda n: pd.DataFrame({0: range(n)})), "called by a int"),
     "an empty name": (table(**{"": [1]}), "column ''"),
-    **{f"a column called {name}": (table(**{name: [1.0]}), f"column '{name}'", "rename it") for name in
-       ("step", "loss", "gradient", "interval", "complete", "direction", "end", "token", "movement", "source_step", "0", "a/b")},
+    **{f"a column called {name}": (table(**{name: [1.0]}), f"column {name!r}", "rename it") for name in
+       ("step", "loss", "gradient", "interval", "complete", "direction", "end", "token", "movement", "source_step", "0", "a/b", "a\\b", "x" * 300)},
     # folders
     "ZeRO shards": (no_weights("global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_to_fp32.py", "config.json"), "DeepSpeed ZeRO", "zero_to_fp32.py"),
     "FSDP shards": (no_weights("pytorch_model_fsdp_0/__0_0.distcp", "config.json"), "torch.distributed", "accelerate merge-weights"),
@@ -572,6 +674,7 @@ REFUSED = {
     "quantised weights": (broken(lambda f: config_of(f, quantization_config={"quant_method": "gptq", "bits": 4})), "quantised (gptq)", "dequantize"),
     "integer weights": (broken(lambda f: weights_of(f, lambda w: w | {"model.norm.weight": torch.ones(16, dtype=torch.int8)})), "floating point"),
     "an adapter without its base": (lambda tmp: opened(adapter_alone(tmp)), "base_model_name_or_path", "check the path"),
+    "an adapter that lacks a weight": (adapter_cut, "lacks base_model"),
     "several series": (lambda tmp: opened(folders(folders(tmp, names="step{}-seed1"), names="step{}-seed2")), "--series seed1"),
     "a tokenizer without its vocabulary (GPT-2)": (config_alone("GPT2Tokenizer"), "no vocabulary (vocab.json"),
     "a tokenizer without its vocabulary (T5)": (config_alone("T5Tokenizer"), "no vocabulary (spiece.model"),
@@ -587,12 +690,17 @@ REFUSED = {
     "text in a batch": (losses_of(text=["a", "b", "c"]), "`text`, which is a list", "leave the column out"),
     "an empty batch": (lambda tmp: lambda: TokenLosses(own(), [*BATCHES, {"input_ids": IDS[:0], "labels": IDS[:0]}]), "batch 2 is empty"),
     "labels that are floats": (losses_of(labels=IDS.float()), "labels of batch 0", "integers"),
+    "labels of -1": (losses_of(labels=IDS - IDS.max()), "labels of batch 0 have -", "mark with -100"),
+    "labels outside of the vocabulary": (losses_of(labels=IDS + 10), "not in the model's vocabulary"),
+    "ids outside of the vocabulary": (losses_of(input_ids=IDS + 10), "not in the model's vocabulary"),
+    "a model without values": (losses_of(own().to("meta")), "device meta", "from_pretrained"),
+    "a model without parameters": (losses_of(nn.Identity().eval()), "no parameters"),
     # places
     "a mistyped model": (path(model="{tmp}/modle"), "no folder", "modle for the model", "check the path"),
     "a mistyped relative path": (path(model="./modle"), "./modle for the model", "check the path"),
     "mistyped checkpoints": (path(checkpoints="{tmp}/chekpoints"), "for the checkpoints", "check the path"),
     "a mistyped tokenizer": (path(tokenizer="{tmp}/tokeniser"), "for the tokenizer", "check the path"),
-    "a name that may be on the hub": (path(model="somebody/modle"), "no folder somebody/modle here, and the hub cannot be asked")}
+    "a name that may be on the hub": (path(model="somebody/modle"), "no folder somebody/modle here for the model", "the hub cannot be asked")}
 
 
 def adapter_alone(tmp):
@@ -640,8 +748,22 @@ def test_differences_in_place_of_a_kernel_that_cannot_be_differentiated_twice(tm
     torch.testing.assert_close(reverse, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_the_hessian_within_little_memory():
+    "Graphs that do not fit are made again for each product; differences, which keep none, come to the same, padding row and all."
+    ids = IDS.repeat(4, 1)
+    losses = TokenLosses(llama(1, tie_word_embeddings=True), [{"input_ids": ids, "labels": ids}])
+    assert (IDS == losses.model.config.pad_token_id).any()
+    v = torch.randn(n_parameters(losses.params), generator=torch.Generator().manual_seed(0))
+    whole = HessianOperator(losses, losses.params)
+    needs = split_batches(losses, losses.params, whole._attempt, 2**30, "")[1]
+    tight = HessianOperator(losses, losses.params, memory=int(0.3 * sum(needs)))
+    assert not all(tight._keep) and len(tight.losses.batches) > 1
+    torch.testing.assert_close(tight @ v, whole @ v, rtol=1e-4, atol=1e-5)
+    assert (DifferenceOperator(losses, losses.params) @ v - whole @ v).norm() < 0.01 * (whole @ v).norm()
+
+
 def test_models_with_kinks_are_differentiated(tmp_path):
-    for model in (llama(1, (tf.OPTConfig, tf.OPTForCausalLM), ffn_dim=24, word_embed_proj_dim=16), mixtral(1), own(nn.Linear(8, 8), nn.ReLU())):
+    for model in (llama(1, (tf.OPTConfig, tf.OPTForCausalLM), ffn_dim=24, word_embed_proj_dim=16), mixtral(1), own(nn.Linear(8, 8), nn.ReLU()), llama(1, tie_word_embeddings=True)):
         losses = TokenLosses(model, BATCHES)
         HessianOperator(losses, losses.params)
 
