@@ -1,4 +1,5 @@
 """The command line as a user meets it: a run, its directory, interruptions, bad input."""
+
 import contextlib
 import io
 import json
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import polca, start_polca
 
 from polca.__main__ import main
 
@@ -18,14 +20,19 @@ POLCA = Path(sys.executable).with_name("polca")
 VARIES = ("seconds", "peak_memory_gib", "resumed", "check_sum")
 
 
-def polca(*args, **kwargs):
+def program(*args, **kwargs):
+    "The command as a user starts it, with all imports."
     return subprocess.run([POLCA, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
 
 
 def polca_here(*args):
-    """The same in this process, which need not import torch again; an exception that the command does not answer ends the test."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main([*map(str, args)])
+    """The same in this process, which need not import torch again; an exception that the command does not answer ends
+    the test.
+    """
+    out = io.StringIO()
+    err = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*map(str, args)])
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
@@ -48,8 +55,10 @@ def test_a_run_prints_its_table_and_where_to_look(finished):
     assert "Fisher" in done.stdout and "0.973 / 0.736 / 0.838" in done.stdout
     assert "training" in done.stderr and "projection" in done.stderr  # progress bars
     last = done.stdout.split("Every number: ")[1].split()
-    assert last[0] == f"{out / 'results.json'};" and (out / "report.html").read_text().lower().startswith("<!doctype html")
-    figures = last[last.index("Figures:") + 1:]
+    assert last[0] == f"{out / 'results.json'};" and (out / "report.html").read_text().lower().startswith(
+        "<!doctype html"
+    )
+    figures = last[last.index("Figures:") + 1 :]
     assert all(Path(f).read_bytes().startswith(b"\x89PNG") for f in figures) and len(figures) == 9
 
 
@@ -65,20 +74,23 @@ def test_another_seed_is_another_run(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     other = tmp_path / "runs" / "arithmetic-tiny-seed1"
     assert json.loads((other / "run.json").read_text())["config"]["seed"] == 1
-    assert json.loads((other / "decomposition.json").read_text()) != json.loads((finished[0] / "decomposition.json").read_text())
+    assert json.loads((other / "decomposition.json").read_text()) != json.loads(
+        (finished[0] / "decomposition.json").read_text()
+    )
 
 
 def test_killed_at_any_stage_it_goes_on_to_the_same_numbers(finished, tmp_path):
     # the stages of a run itself are in test_faults.py
-    out, marks = tmp_path / "killed", ("checkpoints/step-00000100.safetensors", "projection_lca.zarr/outside/3.0.0", "kinds.zarr")
+    out = tmp_path / "killed"
+    marks = ("checkpoints/step-00000100.safetensors", "projection_lca.zarr/outside/3.0.0", "kinds.zarr")
     for mark in marks:
-        process = subprocess.Popen([POLCA, "run", "arithmetic", "--preset", "tiny", "--out", str(out)],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process, _ = start_polca("run", "arithmetic", "--preset", "tiny", "--out", out)
         until = time.monotonic() + 120
-        while not (out / mark).exists() and process.poll() is None and time.monotonic() < until: time.sleep(0.002)
-        assert process.poll() is None, f"the run ended before {mark} appeared"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        while not (out / mark).exists() and process.is_alive() and time.monotonic() < until:
+            time.sleep(0.002)
+        assert process.is_alive(), f"the run ended before {mark} appeared"
+        process.kill()
+        process.join()
     assert not (out / "results.json").exists()
     assert polca("run", "arithmetic", "--preset", "tiny", "--out", out).returncode == 0
     assert numbers(out) == numbers(finished[0])
@@ -86,11 +98,16 @@ def test_killed_at_any_stage_it_goes_on_to_the_same_numbers(finished, tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     # a process that was itself started in the background passes on an ignored Ctrl-C: here it must count
-    process = subprocess.Popen([POLCA, "run", "arithmetic", "--preset", "tiny", "--out", str(tmp_path / "run")],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [POLCA, "run", "arithmetic", "--preset", "tiny", "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoints").exists() and process.poll() is None and time.monotonic() < until: time.sleep(0.01)
+    while not (tmp_path / "run" / "checkpoints").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in errors and "Traceback" not in errors
@@ -98,7 +115,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    done = polca("run", "arithmetic", "--preset", "tiny", "--out", tmp_path)  # as a user meets it: no traceback
+    done = program("run", "arithmetic", "--preset", "tiny", "--out", tmp_path)  # as a user meets it: no traceback
     assert done.returncode == 2 and "--out" in done.stderr and "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -107,7 +124,9 @@ def test_a_run_of_another_configuration_is_left_alone(finished):
     out, _ = finished
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     for changed in (("--seed", "7"), ("--preset", "small")):
-        done = polca_here("run", "arithmetic", *(("--preset", "tiny") if "--preset" not in changed else ()), "--out", out, *changed)
+        done = polca_here(
+            "run", "arithmetic", *(("--preset", "tiny") if "--preset" not in changed else ()), "--out", out, *changed
+        )
         assert done.returncode == 2 and "another configuration" in done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*")}
 
@@ -118,7 +137,12 @@ def test_a_damaged_file_is_named_and_nothing_is_lost(finished, tmp_path):
     for file in ("basis/directions-00000080.safetensors", "checkpoints/step-00000020.safetensors"):
         (out / file).write_bytes((out / file).read_bytes()[:-100])
         done = polca_here("run", "arithmetic", "--preset", "tiny", "--out", out)
-        assert done.returncode == 2 and Path(file).name in done.stderr and "damaged or cut short" in done.stderr and "delete it" in done.stderr
+        assert (
+            done.returncode == 2
+            and Path(file).name in done.stderr
+            and "damaged or cut short" in done.stderr
+            and "delete it" in done.stderr
+        )
         (out / file).unlink()  # the remedy that the message names
         (out / "results.json").unlink(missing_ok=True)  # else nothing would read the checkpoints
     assert polca_here("run", out).returncode == 0
@@ -126,21 +150,35 @@ def test_a_damaged_file_is_named_and_nothing_is_lost(finished, tmp_path):
 
 
 def test_wrong_words_show_the_usage():
-    done = polca("run", "arithmetic", "--preset", "huge")
+    done = program("run", "arithmetic", "--preset", "huge")
     assert done.returncode == 2 and "invalid choice" in done.stderr
-    assert polca("--version").stdout.startswith("polca ")
-    assert "--preset" in polca("run", "--help").stdout and "torch" not in polca("--help").stdout
+    assert program("--version").stdout.startswith("polca ")
+    assert "--preset" in program("run", "--help").stdout and "torch" not in program("--help").stdout
 
 
 def test_status_and_inspect_answer_machines_and_people(finished, tmp_path):
     out, _ = finished
-    status = json.loads(polca("status", out, "--json").stdout)
-    assert status["complete"] and [row["stage"] for row in status["stages"]] == ["train", "subspace", "project", "decompose", "cluster", "report"]
+    status = json.loads(program("status", out, "--json").stdout)
+    assert status["complete"] and [row["stage"] for row in status["stages"]] == [
+        "train",
+        "subspace",
+        "project",
+        "decompose",
+        "cluster",
+        "report",
+    ]
     found = json.loads(polca_here("inspect", out, "--json").stdout)
-    assert found["tokens"] == 200 and found["decomposition"]["trapezoid"]["net"] == numbers(out)["explained"]["trapezoid"]["net"]
+    assert (
+        found["tokens"] == 200
+        and found["decomposition"]["trapezoid"]["net"] == numbers(out)["explained"]["trapezoid"]["net"]
+    )
     assert "mean loss" in polca_here("inspect", out).stdout
     missing = polca_here("status", tmp_path, "--json")
-    assert missing.returncode == 2 and "no run of polca" in json.loads(missing.stdout)["error"] and "no run of polca" in missing.stderr
+    assert (
+        missing.returncode == 2
+        and "no run of polca" in json.loads(missing.stdout)["error"]
+        and "no run of polca" in missing.stderr
+    )
 
 
 def test_inspect_reads_the_checkpoints_too(finished, tmp_path):
@@ -153,16 +191,27 @@ def test_inspect_reads_the_checkpoints_too(finished, tmp_path):
     assert done.returncode == 2 and file.name in done.stderr
 
 
-SWEEP = [0.1 * i for i in range(1, 41)] if os.environ.get("POLCA_ALL_FAULTS") else [0.15, 0.4, 0.7, 1.0, 1.3, 1.7, 2.2, 3.0]
+SWEEP = (
+    [0.1 * i for i in range(1, 41)] if os.environ.get("POLCA_ALL_FAULTS") else [0.15, 0.4, 0.7, 1.0, 1.3, 1.7, 2.2, 3.0]
+)
 
 
 def interrupted(delay, *args):
-    """What a command comes to that is interrupted `delay` seconds after its start; None where Python itself had not come to polca's first line."""
-    process = subprocess.Popen([POLCA, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    """What a command comes to that is interrupted `delay` seconds after its start; None where Python itself had not
+    come to polca's first line.
+    """
+    process = subprocess.Popen(
+        [POLCA, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=120)
-    if "Traceback" in errors and "polca/__main__.py" not in errors and delay < 0.5: return None
+    if "Traceback" in errors and "polca/__main__.py" not in errors and delay < 0.5:
+        return None
     return process.returncode, out, errors
 
 
@@ -171,19 +220,28 @@ def test_ctrl_c_at_any_moment_of_the_start(finished, load, tmp_path):
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(load)]
     try:
         for i, delay in enumerate(SWEEP):
-            command = (("analyze", "--help"), ("status", finished[0]), ("run", finished[0], "--until", "project"), ("inspect", finished[0]))[i % 4]
+            command = (
+                ("analyze", "--help"),
+                ("status", finished[0]),
+                ("run", finished[0], "--until", "project"),
+                ("inspect", finished[0]),
+            )[i % 4]
             found = interrupted(delay, *command)
-            if found is None: continue
+            if found is None:
+                continue
             code, _, errors = found
-            assert code in (0, 130, -signal.SIGINT) and "Traceback" not in errors and len(errors.strip().splitlines()) <= 1, (command, delay, found)
+            assert (
+                code in (0, 130, -signal.SIGINT) and "Traceback" not in errors and len(errors.strip().splitlines()) <= 1
+            ), (command, delay, found)
     finally:
-        for process in busy: process.kill()
+        for process in busy:
+            process.kill()
 
 
 @pytest.mark.parametrize("encoding, command", [("ascii", ("analyze", "--help")), ("cp1252", ("run", "RUN"))])
 def test_no_output_fails_on_an_encoding(finished, encoding, command):
     env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
-    done = polca(*(finished[0] if word == "RUN" else word for word in command), env=env, errors="replace")
+    done = program(*(finished[0] if word == "RUN" else word for word in command), env=env, errors="replace")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
@@ -196,15 +254,34 @@ def test_a_stage_at_a_time(finished, tmp_path):
     out = tmp_path / "run"
     assert polca_here("run", "arithmetic", "--preset", "tiny", "--out", out, "--until", "train").returncode == 0
     done = polca_here("decompose", out, "--json")
-    assert done.returncode == 0 and [row["complete"] for row in json.loads(done.stdout)["stages"]] == [True] * 4 + [False] * 2
+    assert (
+        done.returncode == 0
+        and [row["complete"] for row in json.loads(done.stdout)["stages"]] == [True] * 4 + [False] * 2
+    )
     assert polca_here("run", out, "--until", "cluster").returncode == 0
     tables = [json.loads((o / "clusters" / "tables.json").read_text()) for o in (out, finished[0])]
     assert tables[0] == tables[1]
 
 
 def test_two_processes_come_to_the_same_numbers(finished, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "polca", "run", "arithmetic", "--preset", "tiny",
-               "--out", str(tmp_path / "run"), "--until", "decompose"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "polca",
+        "run",
+        "arithmetic",
+        "--preset",
+        "tiny",
+        "--out",
+        str(tmp_path / "run"),
+        "--until",
+        "decompose",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.count("[2/6] subspace") == 1, done.stderr
     one, two = (json.loads((out / "decomposition.json").read_text()) for out in (finished[0], tmp_path / "run"))

@@ -4,6 +4,7 @@
 
 needs Chromium, which is installed from Debian's packages where that is possible, and `pip install -e ".[dev]"`. With POLCA_SCREENSHOTS=1 the pictures in tests/screenshots are taken anew.
 """
+
 import os
 import re
 from dataclasses import replace
@@ -14,42 +15,56 @@ import pytest
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: `pip install playwright`").expect
 
-from polca.arithmetic import preset
-from polca.arithmetic_run import ArithmeticTask
-from polca.runs import Run
+from polca.runs.run import Run
+from polca.tasks.arithmetic import addition_preset
+from polca.tasks.arithmetic_run import ArithmeticTask
 
 PICTURES = Path(__file__).parent / "screenshots"
 STEPS = "Chosen: steps"
 
 
 def make(folder, until, **settings):
-    return Run.create(folder, ArithmeticTask(replace(preset("tiny"), min_cluster_size=8, min_samples_divisor=50, **settings))).make(until, progress=False, say=None)
+    return Run.create(
+        folder, ArithmeticTask(replace(addition_preset("tiny"), min_cluster_size=8, min_samples_divisor=50, **settings))
+    ).make(until, progress=False, say=None)
 
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
-    """A folder with a complete run, another one on the same tokens, one that is unfinished, and a notebook that opens the first."""
+    """A folder with a complete run, another one on the same tokens, one that is unfinished, and a notebook that opens
+    the first.
+    """
     folder = tmp_path_factory.mktemp("notebooks")
     make(folder / "run", "report")
     make(folder / "other", "cluster", which="magnitude", k=2)
     make(folder / "unfinished", "subspace")
-    b.write_notebook(folder / "broken.ipynb", "from polca.explorer import explore\nimport ipywidgets as w\nw.VBox([explore(f) for f in ('unfinished', 'nowhere')])")
-    return b.write_notebook(folder / "explore.ipynb", "from polca.explorer import explore\nexplorer = explore('run', direction=0, joint=None)\nexplorer")
+    b.write_notebook(
+        folder / "broken.ipynb",
+        "from polca.explorer.widgets import explore\nimport ipywidgets as w\nw.VBox([explore(f) for f in "
+        "('unfinished', 'nowhere')])",
+    )
+    return b.write_notebook(
+        folder / "explore.ipynb",
+        "from polca.explorer.widgets import explore\nexplorer = explore('run', direction=0, joint=None)\nexplorer",
+    )
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with b.open_browser() as opened: yield opened
+    with b.open_browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
 def lab(notebook, tmp_path_factory):
-    with b.jupyter_lab(notebook.parent, tmp_path_factory.mktemp("lab")) as server: yield server
+    with b.jupyter_lab(notebook.parent, tmp_path_factory.mktemp("lab")) as server:
+        yield server
 
 
 @pytest.fixture
 def page(browser):
-    with b.open_page(browser) as opened: yield opened
+    with b.open_page(browser) as opened:
+        yield opened
 
 
 def pane(page, label):
@@ -140,7 +155,9 @@ def look_at_tokens(page):
 
 
 def picture(page, folder, name, width):
-    path = b.screenshot(page, (PICTURES if os.environ.get("POLCA_SCREENSHOTS") else folder) / f"{name}-{width}.png", width)
+    path = b.screenshot(
+        page, (PICTURES if os.environ.get("POLCA_SCREENSHOTS") else folder) / f"{name}-{width}.png", width
+    )
     assert path.stat().st_size <= 150_000
 
 
@@ -150,7 +167,8 @@ def test_in_jupyterlab(page, lab, notebook, tmp_path, theme):
     assert b.theme(page) == theme
     choose_and_brush(page)
     cluster_again(page)
-    for width in (1280, 900): picture(page, tmp_path, f"explorer-{theme}", width)
+    for width in (1280, 900):
+        picture(page, tmp_path, f"explorer-{theme}", width)
     if theme == "light":
         look_at_tokens(page)
         b.write(page, "save as", "saved.html")

@@ -1,19 +1,12 @@
 """The language experiment as a user meets it, and Wikipedia as `datasets` reads it from a folder laid out as on the hub."""
+
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from commands import polca
 
-from polca.language import embedded_texts, preset, wikipedia_texts
-
-POLCA = Path(sys.executable).with_name("polca")
-
-
-def polca(*args, **kwargs):
-    return subprocess.run([POLCA, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
+from polca.tasks.language import embedded_texts, language_preset, wikipedia_texts
 
 
 def test_a_run_on_the_text_that_is_everywhere(tmp_path):
@@ -21,21 +14,33 @@ def test_a_run_on_the_text_that_is_everywhere(tmp_path):
     done = polca("run", "language", "--preset", "tiny", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "documentation that comes with Python" in done.stdout and "neither --texts nor --wikipedia" in done.stdout
-    assert all(f"[{i}/6]" in done.stdout for i in range(1, 7)) and "English text, preset tiny" in (out / "report.html").read_text()
+    assert (
+        all(f"[{i}/6]" in done.stdout for i in range(1, 7))
+        and "English text, preset tiny" in (out / "report.html").read_text()
+    )
     manifest = json.loads((out / "run.json").read_text())
     found = json.loads(polca("inspect", out, "--json").stdout)
-    assert found["tokens"] == preset("tiny").analysed_tokens and found["mean_loss"][-1] < found["mean_loss"][0] - 1
+    assert (
+        found["tokens"] == language_preset("tiny").analysed_tokens
+        and found["mean_loss"][-1] < found["mean_loss"][0] - 1
+    )
     shutil.rmtree(out / "basis")  # stages that were lost are made again, to the same numbers, from the directory alone
     shutil.rmtree(out / "projection.zarr")
     assert polca("run", out).returncode == 0
     again = json.loads((out / "run.json").read_text())
-    assert {s: r["output"] for s, r in again["stages"].items() if s != "report"} == {s: r["output"] for s, r in manifest["stages"].items() if s != "report"}
+    assert {s: r["output"] for s, r in again["stages"].items() if s != "report"} == {
+        s: r["output"] for s, r in manifest["stages"].items() if s != "report"
+    }
 
 
 def test_text_that_is_too_short_or_cannot_be_read_is_refused_before_anything_long(tmp_path):
     (tmp_path / "short.txt").write_text("A short text. " * 50)
     (tmp_path / "latin.txt").write_bytes("née".encode("latin1"))
-    for name, message in {"short.txt": "give more text", "latin.txt": "not UTF-8 at byte 1", "gone.txt": "does not exist"}.items():
+    for name, message in {
+        "short.txt": "give more text",
+        "latin.txt": "not UTF-8 at byte 1",
+        "gone.txt": "does not exist",
+    }.items():
         done = polca("run", "language", "--preset", "tiny", "--texts", tmp_path / name, "--out", tmp_path / "run")
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "run").exists()  # a refused start leaves nothing behind
@@ -43,15 +48,24 @@ def test_text_that_is_too_short_or_cannot_be_read_is_refused_before_anything_lon
 
 # Wikipedia: the package datasets on a local folder
 
+
 @pytest.fixture
 def dump(tmp_path):
     "Embedded text as a dataset laid out as wikimedia/wikipedia is."
     import pandas as pd
-    rows = [{"id": str(i), "url": f"https://example.org/{i}", "title": name, "text": text} for i, (name, text) in enumerate(embedded_texts().items())]
+
+    rows = [
+        {"id": str(i), "url": f"https://example.org/{i}", "title": name, "text": text}
+        for i, (name, text) in enumerate(embedded_texts().items())
+    ]
     folder = tmp_path / "wikipedia" / "20231101.en"
     folder.mkdir(parents=True)
-    for part in (0, 1): pd.DataFrame(rows[part::2]).to_parquet(folder / f"train-0000{part}-of-00002.parquet")
-    (folder.parent / "README.md").write_text("---\nconfigs:\n- config_name: 20231101.en\n  data_files:\n  - split: train\n    path: 20231101.en/train-*\n---\n")
+    for part in (0, 1):
+        pd.DataFrame(rows[part::2]).to_parquet(folder / f"train-0000{part}-of-00002.parquet")
+    (folder.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: 20231101.en\n  data_files:\n  - split: train\n    path: "
+        "20231101.en/train-*\n---\n"
+    )
     return str(folder.parent), {f"{row['title']} ({row['id']})": row["text"] for row in rows}
 
 
@@ -65,9 +79,12 @@ def test_wikipedia_is_read_as_far_as_asked_for_in_an_order_of_the_seed(dump, tmp
         assert list(first) == list(wikipedia_texts(200_000, dataset=folder, streaming=streaming, buffer=50))
         assert list(first) != list(wikipedia_texts(200_000, dataset=folder, streaming=streaming, buffer=50, seed=1))
     assert wikipedia_texts(sum(map(len, whole.values())), dataset=folder) == whole
-    with pytest.raises(ValueError, match="letters, not 1,000,000,000: ask for fewer"): wikipedia_texts(10**9, dataset=folder)
+    with pytest.raises(ValueError, match="letters, not 1,000,000,000: ask for fewer"):
+        wikipedia_texts(10**9, dataset=folder)
 
 
 def test_a_hub_that_cannot_be_reached_and_a_dump_that_is_not_there(dump):
-    with pytest.raises(ValueError, match="cannot be read.*--texts FILES"): wikipedia_texts(100)  # tests run offline
-    with pytest.raises(ValueError, match="20220301.en, cannot be read.*--texts FILES"): wikipedia_texts(100, "20220301", dataset=dump[0])
+    with pytest.raises(ValueError, match="cannot be read.*--texts FILES"):
+        wikipedia_texts(100)  # tests run offline
+    with pytest.raises(ValueError, match="20220301.en, cannot be read.*--texts FILES"):
+        wikipedia_texts(100, "20220301", dataset=dump[0])

@@ -1,6 +1,8 @@
-"""The package as pip sees it: what importing needs, what is declared, what is documented."""
+"""The package as pip sees it: what importing needs, what is declared, what is documented, which room imports which."""
+
 import ast
 import configparser
+import json
 import re
 import subprocess
 import sys
@@ -9,13 +11,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted(p.stem for p in (ROOT / "polca").glob("*.py") if not p.stem.startswith("_"))
+FILES = {
+    ".".join(p.relative_to(ROOT / "polca").with_suffix("").parts): p
+    for p in sorted((ROOT / "polca").rglob("*.py"))
+    if not p.stem.startswith("_")
+}
+FLOORS = {  # what the modules of a room may import, besides each other
+    "core": set(),
+    "analysis": set(),
+    "compute": {"core"},
+    "show": {"analysis"},
+    "runs": {"core", "analysis", "compute", "show"},
+    "explorer": {"core", "analysis", "compute", "show", "runs"},
+    "tasks": {"core", "analysis", "compute", "show", "runs"},
+}
+WIDGETS = "explorer.widgets"  # the one module that needs the notebook's packages
 
 BLOCKED = """
 import sys
+BLOCKED = "nbdev fastcore execnb ipywidgets anywidget traitlets jupyterlab IPython ipykernel".split()
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"nbdev", "fastcore", "execnb", "ipywidgets", "anywidget", "traitlets", "jupyterlab", "IPython", "ipykernel"}:
+        if name.split(".")[0] in BLOCKED:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 sys.meta_path.insert(0, Blocker())
 """
@@ -31,63 +48,140 @@ def name_of(requirement):
     return re.match(r"[A-Za-z0-9_.-]+", requirement)[0].lower()
 
 
-def test_the_package_has_its_modules():
-    assert {"losses", "checkpoints", "curvature", "subspace", "projection", "decomposition", "clustering", "breakthroughs",
-            "plots", "arithmetic", "runs", "report", "processes", "views", "pages", "explorer"} <= set(MODULES)
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def polca_imports(module):
+    "The modules of polca that a module imports, wherever in it the import stands."
+    package = ["polca", *module.split(".")[:-1]]
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = package[: len(package) + 1 - node.level]
+            yield ".".join([*above, *(node.module or "").split(".")][1:])
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polca."):
+            yield node.module.removeprefix("polca.")
+
+
+def test_every_room_is_there_and_its_notebooks_are_numbered():
+    assert {module.split(".")[0] for module in FILES} == set(FLOORS)
+    for module in FILES:
+        room, name = module.split(".")
+        assert len(list((ROOT / "nbs" / room).glob(f"[0-9][0-9]_{name}.ipynb"))) == 1, module
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_only_from_the_floors_below(module):
+    room = module.split(".")[0]
+    for other in polca_imports(module):
+        assert other.split(".")[0] in FLOORS[room] | {room}, f"{module} imports {other}"
+
+
+def test_within_a_room_a_module_imports_only_lower_numbers():
+    number = {
+        module: int(next((ROOT / "nbs" / module.split(".")[0]).glob(f"??_{module.split('.')[1]}.ipynb")).name[:2])
+        for module in FILES
+    }
+    upward = [
+        (module, other)
+        for module in FILES
+        for other in polca_imports(module)
+        if other in number and other.split(".")[0] == module.split(".")[0] and number[other] >= number[module]
+    ]
+    # `Checkpoints.open` is a door to what is made of Checkpoints, and imports it when it is called
+    assert set(upward) <= {("core.checkpoints", "core.pretrained")}, upward
+
+
+def test_the_public_names_are_each_from_one_room_and_take_no_time():
+    code = """
+import time
+began = time.perf_counter()
+import polca
+took = time.perf_counter() - began
+import sys
+assert not {"torch", "numpy", "transformers"} & set(sys.modules), "import polca loads a library"
+assert 20 <= len(polca.__all__) <= 30 and set(polca.__all__) < set(dir(polca))
+import polca.explorer, polca.runs, polca.show  # a room must not hide a public name
+for name in polca.__all__:
+    assert callable(getattr(polca, name)), name
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_public_name_is_there_twice():
+    seen = {}
+    for module, file in FILES.items():
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert node.name not in seen, f"{node.name} in {seen[node.name]} and in {module}"
+                seen[node.name] = module
 
 
 def test_importing_needs_no_notebook_packages():
-    code = f"{BLOCKED}\nimport importlib\nfor m in {['polca', *(f'polca.{m}' for m in MODULES if m != 'explorer')]}: importlib.import_module(m)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    modules = ["polca", *(f"polca.{module}" for module in FILES if module != WIDGETS)]
+    done = python(f"{BLOCKED}\nimport importlib\nfor m in {modules}: importlib.import_module(m)")
     assert done.returncode == 0, done.stderr
 
 
 def test_the_explorer_alone_needs_widgets_and_says_so():
-    done = subprocess.run([sys.executable, "-c", f"{BLOCKED}\nimport polca.explorer"], capture_output=True, text=True)
-    assert done.returncode == 1 and "pip install 'polca[notebook]'" in done.stderr and "polca report RUN" in done.stderr
+    done = python(f"{BLOCKED}\nimport polca.{WIDGETS}")
+    assert done.returncode == 1 and "pip install 'polca[notebook]'" in done.stderr
+    assert "polca report RUN" in done.stderr
 
 
 def test_importing_the_command_line_loads_no_transformers_and_draws_nothing():
-    code = "import sys, polca.runs, polca.__main__; print([m for m in ('transformers', 'matplotlib.pyplot', 'IPython') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    unwanted = ("transformers", "matplotlib.pyplot", "IPython")
+    done = python(f"import sys, polca.runs.run, polca.__main__; print([m for m in {unwanted} if m in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_constraints_name_every_requirement_once_and_exactly():
-    lines = [l for l in (ROOT / "constraints.txt").read_text().splitlines() if l and not l.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", l) for l in lines)
-    names = [name_of(l) for l in lines]
-    declared = {name_of(r) for key in ("requirements", "notebook_requirements", "dev_requirements") for r in settings()[key].split()}
+    text = (ROOT / "constraints.txt").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    names = [name_of(line) for line in lines]
+    keys = ("requirements", "notebook_requirements", "dev_requirements")
+    declared = {name_of(r) for key in keys for r in settings()[key].split()}
     assert len(names) == len(set(names)) and declared <= set(names)
 
 
 def test_the_packages_that_the_code_imports_are_declared():
-    declared = {name_of(r).replace("-", "_") for key in ("requirements", "spacy_requirements", "peft_requirements", "wikipedia_requirements", "notebook_requirements") for r in settings()[key].split()} | {"sklearn", "IPython", "traitlets"}  # the last two come with ipywidgets
-    for module in MODULES:
-        for node in ast.walk(ast.parse((ROOT / "polca" / f"{module}.py").read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+    keys = ["requirements", *(f"{extra}_requirements" for extra in ("spacy", "peft", "wikipedia", "notebook"))]
+    declared = {name_of(r).replace("-", "_") for key in keys for r in settings()[key].split()}
+    declared |= {"sklearn", "IPython", "traitlets"}  # the last two come with ipywidgets
+    for module, file in FILES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
             for name in names:
-                top = name.split(".")[0]
-                assert top in declared | {"polca"} | sys.stdlib_module_names, f"{module} imports {name}"
+                known = declared | {"polca"} | sys.stdlib_module_names
+                assert name.split(".")[0] in known, f"{module} imports {name}"
 
 
-def test_a_module_imports_only_lower_numbers():
-    numbers = {p.stem.split("_", 1)[1]: p.stem.split("_")[0] for p in (ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb")}
-    for module in MODULES:
-        for node in ast.walk(ast.parse((ROOT / "polca" / f"{module}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module: assert numbers[node.module] < numbers[module], (module, node.module)
-
-
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", FILES)
 def test_public_names_have_docstrings(module):
-    tree = ast.parse((ROOT / "polca" / f"{module}.py").read_text())
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.name != "decode":
+    for node in ast.parse(FILES[module].read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"polca.{module}.{node.name}"
 
 
+def test_export_cells_are_short():
+    long = []
+    for file in (ROOT / "nbs").rglob("*.ipynb"):
+        for cell in json.loads(file.read_text())["cells"]:
+            lines = "".join(cell["source"]).split("\n")
+            if cell["cell_type"] == "code" and lines[0].startswith("#| export") and len(lines) > 40:
+                long.append(f"{file.stem}: {len(lines)} lines, {lines[1]}")
+    assert not long, "\n".join(long)
+
+
 def test_readme_has_the_two_lines():
-    lines = [l for l in (ROOT / "README.md").read_text().splitlines() if l.startswith("python3 -m venv")]
-    assert len(lines) == 2
-    assert lines[0].endswith("&& polca run arithmetic") and lines[1].endswith("&& nbdev_test && pytest -n 2 --dist loadfile")
-    assert all("-c constraints.txt" in l for l in lines)
+    text = (ROOT / "README.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("python3 -m venv")]
+    assert len(lines) == 2 and all("-c constraints.txt" in line for line in lines)
+    assert lines[0].endswith("&& polca run arithmetic")
+    assert lines[1].endswith("&& nbdev_test && pytest -n 2 --dist loadfile")

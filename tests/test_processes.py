@@ -1,24 +1,25 @@
 """Several processes that compute one basis and one projection: against one process, and when one of them is killed."""
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from polca.checkpoints import Checkpoints
-from polca.losses import TokenLosses
-from polca.processes import torchrun
-from polca.projection import open_projection, project
-from polca.subspace import hessian_subspace, load_subspace
+from polca.compute.projection import open_projection, project
+from polca.compute.subspace import hessian_subspace, load_subspace
+from polca.core.checkpoints import Checkpoints
+from polca.core.losses import TokenLosses
+from polca.core.processes import torchrun
 
 STEPS = [0, 10, 20, 30, 40, 50, 60]
 SCRIPT = """
 import os, signal, sys, torch
 from pathlib import Path
-from polca.checkpoints import Checkpoints
-from polca.losses import TokenLosses
-from polca.processes import joined, n_processes, process_number
-from polca.projection import project
-from polca.subspace import hessian_subspace, load_subspace
+from polca.core.checkpoints import Checkpoints
+from polca.core.losses import TokenLosses
+from polca.core.processes import joined, n_processes, process_number
+from polca.compute.projection import project
+from polca.compute.subspace import hessian_subspace, load_subspace
 
 job, out, dies_in, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 if dies_in: signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, so that the others come to say what they noticed
@@ -52,14 +53,16 @@ assert not [t for t in threads if "gloo" in t], threads  # threads of a group th
 
 def analyse(store, model, several, one, out, basis=None):
     "What the script does, by one process."
-    sample, single = TokenLosses(model, several), TokenLosses(model, [one])
+    sample = TokenLosses(model, several)
+    single = TokenLosses(model, [one])
     hessian_subspace(store, single, [60], k=3, tol=1e-8, path=out / "single", progress=False)
     found = hessian_subspace(store, sample, [20, 0, 60], k=2, window=2, tol=1e-8, path=out / "basis", progress=False)
     hessian_subspace(store, sample, [60], matrix="gauss-newton", tol=1e-8, path=out / "gauss-newton", progress=False)
     project(store, basis or found, sample, curvature=single, tol=1e-6, path=out / "projection.zarr", progress=False)
     for how in () if basis else ({"tol": 1e-6}, {"engine": "difference"}, {"curvature": "token"}):
         project(store, found, sample, [0, 10, 20], path=out / f"{list(how)[0]}.zarr", progress=False, **how)
-    if not basis: project(store, found, sample, [0, 10], curvature="token", path=out / "together.zarr", progress=False)
+    if not basis:
+        project(store, found, sample, [0, 10], curvature="token", path=out / "together.zarr", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +70,20 @@ def job(tmp_path_factory):
     "A small model with checkpoints and data, and what one process finds in them."
     folder = tmp_path_factory.mktemp("job")
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 9)).double().eval()
+    model = (
+        torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 9))
+        .double()
+        .eval()
+    )
     ids = torch.randint(0, 9, (11, 6))
-    several = [{"input": ids[s], "labels": ids[s].masked_fill(torch.rand(ids[s].shape) < 0.2, -100)} for s in (slice(0, 2), slice(2, 7), slice(7, 8), slice(8, 11))]
-    store, start = Checkpoints(folder / "checkpoints"), {n: p.detach().clone() for n, p in model.named_parameters()}
-    for step in STEPS: store.save(step, {n: p * (1 + step / 100) + 0.001 * step for n, p in start.items()})
+    several = [
+        {"input": ids[s], "labels": ids[s].masked_fill(torch.rand(ids[s].shape) < 0.2, -100)}
+        for s in (slice(0, 2), slice(2, 7), slice(7, 8), slice(8, 11))
+    ]
+    store = Checkpoints(folder / "checkpoints")
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for step in STEPS:
+        store.save(step, {n: p * (1 + step / 100) + 0.001 * step for n, p in start.items()})
     one = {"input": ids, "labels": ids}
     torch.save((model, several, one), folder / "job.pt")
     analyse(store, model, several, one, folder / "one")
@@ -79,13 +91,25 @@ def job(tmp_path_factory):
 
 
 def assert_the_same(out, expected):
-    for name, like in (("single", "single"), ("basis", "basis"), ("gauss-newton", "gauss-newton"), *([("sharded", "basis")] if (out / "sharded").exists() else [])):
-        found, wanted = load_subspace(out / name), load_subspace(expected / like)
+    for name, like in (
+        ("single", "single"),
+        ("basis", "basis"),
+        ("gauss-newton", "gauss-newton"),
+        *([("sharded", "basis")] if (out / "sharded").exists() else []),
+    ):
+        found = load_subspace(out / name)
+        wanted = load_subspace(expected / like)
         np.testing.assert_allclose(found.table.eigenvalue, wanted.table.eigenvalue, rtol=1e-6)
-        torch.testing.assert_close((found.directions * wanted.directions).sum(1), torch.ones(len(wanted)).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            (found.directions * wanted.directions).sum(1), torch.ones(len(wanted)).double(), rtol=0, atol=1e-6
+        )
     for file in out.glob("*.zarr"):
-        found, wanted = (open_projection(folder / file.name, verify=True).drop_vars("difference_error", errors="ignore") for folder in (out, expected))
-        rtol = 1e-4 if file.name == "engine.zarr" else 1e-9  # central differences take their step from the first few directions
+        found, wanted = (
+            open_projection(folder / file.name, verify=True).drop_vars("difference_error", errors="ignore")
+            for folder in (out, expected)
+        )
+        # central differences take their step from the first few directions
+        rtol = 1e-4 if file.name == "engine.zarr" else 1e-9
         xr.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol / 1000)
 
 
