@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .clustering import Clusters
+from .clustering import Clusters, curves_along
 
 # %% ../../nbs/analysis/50_breakthroughs.ipynb #5d6eaedb
 def second_difference(curves: np.ndarray, steps: np.ndarray, window: float) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +108,10 @@ def breakthroughs(
     """
     rng = np.random.default_rng(seed)
     rows = []
-    for direction, table in clusters.table.groupby("direction"):
-        labels = clusters.labels.sel(direction=direction).values
-        values = curves.sel(direction=direction).transpose("token", "step").values
+    tables = []
+    for which, table, labels in clusters.groups():
+        tables.append(table)
+        values = curves_along(curves, which)
         at = break_steps(values, curves["step"].values, window, bend)
         sharp = sharpness(values, curves["step"].values, at, window)
         edges = break_range(curves["step"].values, window)
@@ -146,4 +147,5 @@ def breakthroughs(
             "sharpness_control",
         ],
     )
-    return pd.concat([clusters.table.sort_values("direction", kind="stable").reset_index(drop=True), new], axis=1)
+    table = pd.concat(tables, ignore_index=True) if tables else clusters.table.reset_index(drop=True)
+    return pd.concat([table, new], axis=1)

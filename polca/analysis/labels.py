@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'TagLabel', 'tag_label', 'random_control', 'label_kinds', 'label_tests', 'visible', 'label_words',
-           'label_clusters', 'curves_along', 'nearest_tokens', 'nearest_contexts', 'projection_tokens']
+           'label_clusters', 'nearest_tokens', 'nearest_contexts', 'projection_tokens']
 
 # %% ../../nbs/analysis/70_labels.ipynb #b842fee4
 import zlib
@@ -17,7 +17,7 @@ import xarray as xr
 from scipy.special import gammaln
 from scipy.stats import false_discovery_control
 
-from .clustering import OUTLIER, Clusters
+from .clustering import OUTLIER, Clusters, curves_along
 from .tags import TAGS
 
 # %% ../../nbs/analysis/70_labels.ipynb #39616c72
@@ -89,8 +89,7 @@ def random_control(
     codes = _tag_codes(tokens)
     rng = np.random.default_rng(random_state)
     simple = [[], []]  # (draw, cluster), (draw, direction): the first draw is what is at hand
-    for direction, table in clusters.table.groupby("direction"):
-        labels = clusters.labels.sel(direction=direction).values
+    for _, table, labels in clusters.groups():
         pool = np.flatnonzero(labels >= OUTLIER)
         sizes = table["size"].values
         drawn = rng.permuted(np.tile(pool, (n, 1)), axis=1)[:, : sizes.sum()]
@@ -200,8 +199,7 @@ def label_tests(
     kinds = label_kinds(tokens) if kinds is None else kinds
     rows = []
     coded = {kind: pd.factorize(pd.Series(values, dtype=object).fillna("").values) for kind, values in kinds.items()}
-    for direction, table in clusters.table.groupby("direction"):
-        labels = clusters.labels.sel(direction=direction).values
+    for which, table, labels in clusters.groups():
         for kind, (codes, values) in coded.items():
             everywhere, pool = (
                 np.bincount(codes[mask], minlength=len(values)) for mask in (slice(None), labels >= OUTLIER)
@@ -210,7 +208,7 @@ def label_tests(
                 # that of other clusters and kinds does not matter
                 seed = [
                     random_state,
-                    *(zlib.crc32(f"{part}".encode()) for part in (direction, row.cluster, kind)),
+                    *(zlib.crc32(f"{part}".encode()) for part in (clusters.name(which), row.cluster, kind)),
                 ]
                 found = _test(
                     np.bincount(codes[labels == row.cluster], minlength=len(values)),
@@ -227,7 +225,7 @@ def label_tests(
                 base = pool[best] / pool.sum()
                 rows.append(
                     (
-                        int(direction),
+                        which,
                         row.cluster,
                         row.size,
                         kind,
@@ -244,7 +242,7 @@ def label_tests(
     told = pd.DataFrame(
         rows,
         columns=[
-            "direction",
+            clusters.key,
             "cluster",
             "size",
             "kind",
@@ -258,7 +256,9 @@ def label_tests(
             "p",
         ],
     )
-    told = told.sort_values(["direction", "cluster"], kind="stable", ignore_index=True)
+    told = told.sort_values("cluster", kind="stable").sort_values(
+        clusters.key, key=lambda which: which.map(clusters.order().index), kind="stable", ignore_index=True
+    )
     return told.assign(q=false_discovery_control(told["p"]) if len(told) else told["p"])
 
 # %% ../../nbs/analysis/70_labels.ipynb #7130c238
@@ -363,28 +363,25 @@ def label_clusters(
     _check_tokens(clusters, tokens, tagged=False)
     tests = label_tests(clusters, tokens) if tests is None else tests
     passed = tests[tests["q"] <= alpha].sort_values("information", ascending=False, kind="stable")
-    best = passed.drop_duplicates(["direction", "cluster"]).assign(
+    each = [clusters.key, "cluster"]
+    best = passed.drop_duplicates(each).assign(
         label=lambda t: [label_words(k, v) for k, v in zip(t["kind"], t["value"])]
     )
     best["name"] = [
         f"{label} ({share:.0%}, ×{lift:.2g})" for label, share, lift in zip(best["label"], best["share"], best["lift"])
     ]
-    counts = passed.groupby(["direction", "cluster"]).size().rename("labels").reset_index()
-    columns = ["direction", "cluster", "label", "name", "kind", "value", "share", "base", "lift", "information", "q"]
-    table = (
-        _tag_labels(clusters, tokens)
-        .merge(best[columns], how="left", on=["direction", "cluster"])
-        .merge(counts, how="left", on=["direction", "cluster"])
-    )
+    counts = passed.groupby(each).size().rename("labels").reset_index()
+    columns = [*each, "label", "name", "kind", "value", "share", "base", "lift", "information", "q"]
+    table = _tag_labels(clusters, tokens).merge(best[columns], how="left", on=each).merge(counts, how="left", on=each)
     return table.assign(
         labels=table["labels"].fillna(0).astype(int), label=table["label"].fillna("–"), name=table["name"].fillna("–")
     )
 
 
 def _tag_labels(clusters, tokens) -> pd.DataFrame:
-    table = clusters.table[["direction", "cluster", "size"]]
+    table = clusters.table[[clusters.key, "cluster", "size"]]
     tagged = set(TAGS) <= set(tokens)
-    own = [tokens[clusters.members(row.direction, row.cluster)] for row in table.itertuples()]
+    own = [tokens[clusters.members(which, cluster)] for which, cluster, _ in table.itertuples(index=False)]
     found = [tag_label(t) if tagged else None for t in own]
     return table.assign(
         examples=[t["example"].nunique() for t in own] if "example" in tokens else pd.NA,
@@ -393,12 +390,6 @@ def _tag_labels(clusters, tokens) -> pd.DataFrame:
     )
 
 # %% ../../nbs/analysis/70_labels.ipynb #87ed9b85
-def curves_along(curves: xr.DataArray, direction: int) -> np.ndarray:
-    "The curves (tokens, steps) of `curves` (step, token, direction) along `direction`; one direction stands for all."
-    own = curves.isel(direction=0) if curves.sizes["direction"] == 1 else curves.sel(direction=direction)
-    return own.transpose("token", "step").values
-
-
 def nearest_tokens(
     curves: xr.DataArray, clusters: Clusters, direction: int, cluster: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -407,7 +398,7 @@ def nearest_tokens(
 
     Raises ValueError if there is no such cluster.
     """
-    row = clusters.table[(clusters.table["direction"] == direction) & (clusters.table["cluster"] == cluster)]
+    row = clusters.table[(clusters.table[clusters.key] == direction) & (clusters.table["cluster"] == cluster)]
     if row.empty:
         raise ValueError(
             f"there is no cluster {cluster} along direction {direction}: take one of the table of the clusters"

@@ -15,7 +15,7 @@ from sklearn.model_selection import cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .clustering import OUTLIER, Clusters
+from .clustering import OUTLIER, Clusters, curves_along
 
 # %% ../../nbs/analysis/40_scores.ipynb #40a1a6fb
 def skill_scores(
@@ -31,17 +31,18 @@ def skill_scores(
     rows = []
     places = np.ones_like(skill) if places is None else np.asarray(places, bool)
     for row in clusters.table.itertuples():
-        members = clusters.members(row.direction, row.cluster)
+        which = getattr(row, clusters.key)
+        members = clusters.members(which, row.cluster)
         hits = (members & skill).sum()
         placed = (members & skill & places).sum()
         if hits == 0 or placed / hits <= share:
             continue
-        clustered = (clusters.labels.sel(direction=row.direction).values >= 0) & skill & places
+        clustered = (clusters.labels.sel({clusters.key: which}).values >= 0) & skill & places
         homogeneity = hits / members.sum()
         recall = placed / clustered.sum()
         rows.append(
             {
-                "direction": row.direction,
+                clusters.key: which,
                 "cluster": row.cluster,
                 "size": row.size,
                 "homogeneity": homogeneity,
@@ -50,7 +51,7 @@ def skill_scores(
                 "coverage": placed / (skill & places).sum(),
             }
         )
-    columns = ["direction", "cluster", "size", "homogeneity", "recall", "f1", "coverage"]
+    columns = [clusters.key, "cluster", "size", "homogeneity", "recall", "f1", "coverage"]
     return pd.DataFrame(rows, columns=columns).sort_values(
         "homogeneity", ascending=False, ignore_index=True, kind="stable"
     )
@@ -69,12 +70,12 @@ def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None
     """
     truth = np.asarray(truth)
     rows = []
-    for direction in clusters.labels["direction"].values:
-        labels = clusters.labels.sel(direction=direction).values
+    for which in clusters.labels[clusters.key].values:
+        labels = clusters.labels.sel({clusters.key: which}).values
         kept = labels >= OUTLIER
         clustered = labels >= 0
         n = len(set(labels[clustered]))
-        row = {"direction": int(direction)}
+        row = {clusters.key: int(which)}
         row |= {
             "clusters": n,
             "outliers": (labels == OUTLIER).sum() / kept.sum() if kept.any() else np.nan,
@@ -83,10 +84,9 @@ def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None
             "silhouette": np.nan,
         }
         if curves is not None and 2 <= n < clustered.sum():
-            own = curves.isel(direction=0) if curves.sizes["direction"] == 1 else curves.sel(direction=direction)
-            row["silhouette"] = silhouette_score(own.transpose("token", "step").values[clustered], labels[clustered])
+            row["silhouette"] = silhouette_score(curves_along(curves, which)[clustered], labels[clustered])
         rows.append(row)
-    return pd.DataFrame(rows).set_index("direction")
+    return pd.DataFrame(rows).set_index(clusters.key)
 
 # %% ../../nbs/analysis/40_scores.ipynb #c49b0e9c
 def linear_probe(curves: xr.DataArray, skill: np.ndarray, tokens: np.ndarray | None = None, seed: int = 0) -> dict:

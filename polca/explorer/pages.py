@@ -526,8 +526,7 @@ def first_shown(view: View) -> Shown:
         pd.concat(keys, axis=1).sort_values([k.name for k in keys], ascending=False, kind="stable").index[0]
     )
     if joint_numbers(view) and (view.clusters is None or view.clusters.table.empty):
-        stable = view.joint.table.groupby("direction")["stability"].mean().dropna()
-        joint = -int(stable.idxmax()) if len(stable) else None
+        joint = view.joint.most_stable()
     return Shown(
         direction,
         view.settings,

@@ -26,6 +26,7 @@ from sklearn.metrics import adjusted_rand_score
 from ..analysis.breakthroughs import breakthroughs, plateau, window_fits
 from ..analysis.clustering import OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens, hdbscan
 from ..analysis.decomposition import rules, trajectories
+from ..analysis.joint import JointClusters
 from ..analysis.labels import label_clusters, label_kinds, label_tests, projection_tokens
 from ..compute.projection import open_projection
 from ..core.memory import memory_bytes
@@ -157,7 +158,7 @@ class View:
     projection: xr.Dataset
     settings: Settings
     clusters: Clusters | None
-    joint: Clusters | None
+    joint: JointClusters | None
     accounts: dict[str, xr.Dataset]
     flat: float
     window: float
@@ -274,7 +275,7 @@ def view_of(
     title: str = "projection",
     config=None,
     clusters: Clusters | None = None,
-    joint: Clusters | None = None,
+    joint: JointClusters | None = None,
     accounts: Mapping[str, xr.Dataset] | None = None,
     missing: Sequence[tuple[str, str]] = (),
     flat: float | None = None,
@@ -416,18 +417,17 @@ def cluster_joint(view: View, direction: int, k: int) -> Clusters:
 
     Raises ValueError if the run has none for this k.
     """
-    if view.joint is None or -k not in view.joint.labels["direction"].values:
+    if k not in joint_numbers(view):
         raise ValueError(
             f"there are no {k} joint clusters: the run has them for "
             f"{', '.join(map(str, joint_numbers(view))) or 'no k'}"
         )
-    found = _only(view.joint, -k)
-    return Clusters(found.labels.assign_coords(direction=[direction]), found.table.assign(direction=direction), {})
+    return view.joint.along(k, direction)
 
 
 def joint_numbers(view: View) -> list[int]:
     "The numbers of clusters for which there are joint ones."
-    return [] if view.joint is None else sorted(-int(d) for d in view.joint.labels["direction"].values)
+    return [] if view.joint is None else view.joint.numbers
 
 # %% ../../nbs/explorer/10_views.ipynb #9031a8c2
 def nets(view: View, rule: str) -> pd.DataFrame:

@@ -7,7 +7,6 @@ __all__ = ['stage_status', 'format_status', 'inspect_results', 'format_inspectio
 
 # %% ../../nbs/runs/55_inspection.ipynb #e6395f36
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import zarr
 
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import Clusters
-from ..analysis.joint import distinct_clusters
+from ..analysis.joint import JointClusters, distinct_clusters
 from ..core.checkpoints import Checkpoints
 from ..core.memory import size_text
 from .estimates import seconds_text
@@ -165,12 +164,12 @@ def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: flo
     """The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for
     several numbers of clusters the distinct ones.
     """
-    joint = "stability" in clusters.table
+    joint = isinstance(clusters, JointClusters)
     if joint:
-        clusters = replace(clusters, table=distinct_clusters(clusters).reset_index(drop=True))
+        clusters = distinct_clusters(clusters)
     if not window_fits(projection["step"], window):
         return clusters.table.to_dict("records")
-    table = breakthroughs(breaking_curves(projection, recipe, clusters), clusters, window, flat)
+    table = breakthroughs(breaking_curves(projection, recipe), clusters, window, flat)
     if joint:
         table = table.sort_values("stability", ascending=False, kind="stable")  # in the order of the report
     return table.to_dict("records")
@@ -211,7 +210,7 @@ def _cluster_lines(recipe: str, rows: list[dict], window: float, most: int = 12)
     else:
         head += "; too few checkpoints for a break"
     if "stability" in table:
-        head += ", the most stable first; direction −k is the clustering into k"
+        head += ", the most stable first"
     if len(rows) > most:
         head += f", the first {most}"
     return f"{head}\n{table.head(most).round(2).to_string(index=False)}"

@@ -21,7 +21,7 @@ import xarray as xr
 from ..analysis.breakthroughs import breakthroughs, plateau, window_fits
 from ..analysis.clustering import Clusters, cluster_directions, filter_directions, filter_tokens
 from ..analysis.decomposition import allocate, explained, rules, trajectories
-from ..analysis.joint import cluster_tokens, scale_curves
+from ..analysis.joint import JointClusters, cluster_tokens, scale_curves
 from ..analysis.labels import label_clusters, projection_tokens
 from ..compute.projection import open_projection, project
 from ..compute.subspace import Subspace, hessian_subspace, load_subspace
@@ -53,17 +53,11 @@ def clustered_curves(projection: xr.Dataset, recipe: str) -> xr.DataArray:
     return scale_curves(projection["gradient"], "step", True)
 
 
-def breaking_curves(projection: xr.Dataset, recipe: str, clusters: Clusters) -> xr.DataArray:
+def breaking_curves(projection: xr.Dataset, recipe: str) -> xr.DataArray:
     """The curves whose breakthroughs are told: those clustered for "paper"; for "recommended", which clusters all
     directions jointly, the exact loss, which all directions and what is outside of them come to.
     """
-    if recipe == "paper":
-        return clustered_curves(projection, recipe)
-    return (
-        trajectories(projection, "loss")
-        .isel(direction=0, drop=True)
-        .expand_dims(direction=clusters.labels["direction"].values, axis=2)
-    )
+    return clustered_curves(projection, recipe) if recipe == "paper" else projection["loss"]
 
 
 def _curve_rule(projection) -> str:
@@ -147,6 +141,8 @@ def load_clusters(path: str | Path) -> dict[str, Clusters]:
 
 def _load_recipe(path: Path, name: str, kept: dict) -> Clusters:
     labels = xr.open_zarr(path / "labels.zarr", group=name, consolidated=False, chunks=None)["cluster"].load()
+    if "n_clusters" in labels.dims:
+        return JointClusters(labels, pd.DataFrame(kept["clusters"]))
     columns = None if kept["clusters"] else ["direction", "cluster", "size", "medoid"]
     notes = {int(direction): note for direction, note in kept["notes"].items()}
     return Clusters(labels, pd.DataFrame(kept["clusters"], columns=columns), notes)

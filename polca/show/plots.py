@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..analysis.clustering import Clusters, describe_clusters, loss_quartiles
+from ..analysis.decomposition import NO_DIRECTION
 from ..analysis.labels import visible
 
 # %% ../../nbs/show/10_plots.ipynb #56c28d6d
@@ -136,6 +137,15 @@ def _cluster_row(axes, told: dict, unit: str, last: float | None):
         tick.set_color("#888888" if c["cluster"] < 0 else cluster_color(c["cluster"]))
 
 
+def _direction_words(told: dict) -> str:
+    "The direction that a description is along, and where it was taken; empty where it is along none."
+    direction = told.get("direction", NO_DIRECTION)
+    if direction == NO_DIRECTION:
+        return ""
+    source = told["source_step"]
+    return f"direction {direction}" + ("" if source is None or source < 0 else f", taken at step {source}")
+
+
 def plot_cluster_descriptions(
     described: Sequence[dict], unit: str = "projected loss (nats)", title: str = "", last: float | None = None
 ) -> Figure:
@@ -152,10 +162,7 @@ def plot_cluster_descriptions(
     )
     for axes, told in zip(grid, described):
         _cluster_row(axes, told, unit, last)
-        source = "" if told["source_step"] is None else f", taken at step {told['source_step']}"
-        axes[0].set_title(
-            "medoid and quartiles" if told["direction"] < 0 else f"direction {told['direction']}{source}", fontsize=10
-        )
+        axes[0].set_title(_direction_words(told) or "medoid and quartiles", fontsize=10)
     handles, names = grid[0][2].get_legend_handles_labels()
     if handles:
         fig.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
@@ -253,18 +260,10 @@ def plot_labelled_clusters(
     )
     for axes, told, said in zip(grid, described, words):
         _cluster_curves(axes, told, unit, None)
-        source = (
-            "" if told["source_step"] is None or told["source_step"] < 0 else f", taken at step {told['source_step']}"
-        )
         line = f"{told.get('line', 'medoid')} and quartiles"
-        axes[0].set_title(
-            f"direction {told['direction']}{source}"
-            if told["direction"] >= 0
-            else line
-            if told["direction"] == -1
-            else f"the largest of {-told['direction']} clusters: {line}",
-            fontsize=10,
-        )
+        if "n_clusters" in told:
+            line = f"the largest of {told['n_clusters']} clusters: {line}"
+        axes[0].set_title(_direction_words(told) or line, fontsize=10)
         _told_texts(axes[2], told, said, lines, letters)
     if title:
         fig.suptitle(title)

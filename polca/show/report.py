@@ -17,8 +17,8 @@ import xarray as xr
 
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
-from ..analysis.decomposition import allocate, explained, projected_loss, rules
-from ..analysis.joint import distinct_clusters
+from ..analysis.decomposition import NO_DIRECTION, allocate, explained, projected_loss, rules
+from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, projection_tokens, random_control
 from ..analysis.tags import has_tags, tagger_names
 from polca.show.html import (
@@ -62,9 +62,9 @@ def _q(q: float) -> str:
 
 def _of_cluster(tests: pd.DataFrame, row) -> pd.DataFrame:
     "The tests of the cluster of `row`, those with the most information first."
-    return tests[(tests["direction"] == row.direction) & (tests["cluster"] == row.cluster)].sort_values(
-        "information", ascending=False, kind="stable"
-    )
+    key = "direction" if "direction" in tests else "rank"
+    same = (tests[key] == getattr(row, key)) & (tests["cluster"] == row.cluster)
+    return tests[same].sort_values("information", ascending=False, kind="stable")
 
 
 def _labels(tests: pd.DataFrame, row, n: int = 3) -> str:
@@ -98,7 +98,7 @@ def _label_table(tests: pd.DataFrame, row) -> str:
 @dataclass
 class _Recipe:
     """A clustering as it is shown: `clusters` of `curves`, with what `breakthroughs` says of them in `table` and their
-    labels in `tests`; if `joint`, distinct ones, each a direction of its own.
+    labels in `tests`; if `joint`, the distinct ones, each by itself.
     """
 
     name: str
@@ -112,16 +112,16 @@ class _Recipe:
     found: int
 
 
-def _alone(clusters: Clusters) -> Clusters:
-    "The distinct clusters, each with a number as its cluster and direction, against all other tokens."
-    table = distinct_clusters(clusters).reset_index(drop=True)
-    labels = [np.where(clusters.members(row.direction, row.cluster), row.Index, OUTLIER) for row in table.itertuples()]
-    coords = {"direction": range(len(table)), "token": clusters.labels["token"]}
-    return Clusters(
-        xr.DataArray(np.array(labels), coords, ("direction", "token")),
-        table.assign(among=-table["direction"], number=table["cluster"], direction=table.index, cluster=table.index),
-        {},
-    )
+def _alone(clusters: JointClusters) -> Clusters:
+    """The distinct clusters, most stable first, each against all other tokens: a clustering of its own, by its rank,
+    which is also its number.
+    """
+    table = distinct_clusters(clusters).table
+    masks = [clusters.members(row.n_clusters, row.cluster) for row in table.itertuples()]
+    labels = np.array([np.where(own, rank, OUTLIER) for rank, own in enumerate(masks)])
+    coords = {"rank": range(len(table)), "token": clusters.labels["token"]}
+    ranked = table.assign(number=table["cluster"], rank=table.index, cluster=table.index)
+    return Clusters(xr.DataArray(labels, coords, ("rank", "token")), ranked, {}, key="rank")
 
 
 def _recipe(
@@ -133,15 +133,15 @@ def _recipe(
     flat: float,
     window: float,
 ) -> _Recipe:
-    joint = "stability" in clusters.table
+    joint = isinstance(clusters, JointClusters)
     found = len(clusters.table)
     if joint:
         clusters = _alone(clusters)
-    bent = loss.expand_dims(direction=clusters.labels["direction"].values) if joint else curves
+    bent = loss if joint else curves
     if window_fits(bent["step"], window):
         table = breakthroughs(bent, clusters, window, flat)
     else:
-        table = clusters.table.sort_values("direction", kind="stable").assign(
+        table = clusters.table.sort_values(clusters.key, kind="stable").assign(
             **dict.fromkeys(
                 ("break_step", "median", "at_first", "at_last", "spread", "spread_control", "hidden", "control"), np.nan
             )
@@ -281,7 +281,7 @@ def _cluster_words(recipe: _Recipe) -> str:
 def _label_words(recipe: _Recipe) -> str:
     "How many clusters have a label, and how many a simple one beside random clusters."
     n = len(recipe.table)
-    named = recipe.tests[recipe.tests["q"] <= ALPHA].drop_duplicates(["direction", "cluster"])
+    named = recipe.tests[recipe.tests["q"] <= ALPHA].drop_duplicates([recipe.clusters.key, "cluster"])
     out = f"<b>{len(named)} of {n}</b> {'has' if len(named) == 1 else 'have'} a label that random sets of tokens would not have (q up to {ALPHA:g})."
     if recipe.simple is None:
         return out
@@ -471,9 +471,8 @@ def _joint_section(
 
     table = recipe.table.head(most)
     by = {"all": np.zeros(projection.sizes["token"])}
-    curves = whole.expand_dims(direction=table["direction"].values, axis=2)
     unit = "projected loss, all directions (nats)"
-    told = [describe_clusters(curves, recipe.clusters, d, projection["loss"], by) for d in table["direction"]]
+    told = [describe_clusters(whole, recipe.clusters, rank, projection["loss"], by) for rank in table["rank"]]
     breaks = {r.cluster: r.median for r in table.itertuples() if r.median == r.median}
     hidden = dict(zip(table["cluster"], table["hidden"]))
     all_of = told[0] | {"clusters": [t["clusters"][0] for t in told]}
@@ -505,11 +504,11 @@ def _joint_section(
 
 
 def _joint_cluster(tokens, recipe, row, tint, image, whole, flat) -> str:
-    own = recipe.clusters.members(row.direction, row.cluster)
-    near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.direction, row.cluster, 8)
+    own = recipe.clusters.members(row.rank, row.cluster)
+    near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.rank, row.cluster, 8)
     passed = recipe.tests[recipe.tests["q"] <= ALPHA]
     name = "".join(f": {_label(t)} ({t.share:.0%})" for t in _of_cluster(passed, row).head(1).itertuples())
-    about = f"{count_text(row.size, 'token')} ({row.size / len(own):.0%}), stability {row.stability:.2f}, number {row.number} of the {row.among} clusters (direction −{row.among} in Python)"
+    about = f"{count_text(row.size, 'token')} ({row.size / len(own):.0%}), stability {row.stability:.2f}, number {row.number} of the {row.n_clusters} clusters"
     return (
         f"<section class=c><h3>{tint}Cluster {row.cluster}{name} <small>{about}</small></h3>"
         f"<p>{_break_words(row, flat)}</p>{image}{_label_table(recipe.tests, row)}"
@@ -579,8 +578,7 @@ def _direction_part(projection, tokens, recipe, direction, flat, is_open) -> str
     hidden = (
         "" if table["hidden"].isna().any() else f", {int(table['hidden'].sum()) or 'none'} with a hidden breakthrough"
     )
-    # −1: of no direction
-    heading = f"Direction {direction}" if direction >= 0 else unit.partition(" (")[0].capitalize()
+    heading = unit.partition(" (")[0].capitalize() if direction == NO_DIRECTION else f"Direction {direction}"
     image = html_figure(
         plot_breakthroughs(told, breaks, flat, unit, hidden=dict(zip(shown["cluster"], shown["hidden"]))),
         f"{heading}: medoid and quartiles of the clusters' curves, median exact loss, breaks.",
@@ -734,8 +732,10 @@ def _check_report(projection, clusterings, flat, window):
                     f"clustering {name!r}: its {what} are of {array.sizes['token']} tokens, the projection of "
                     f"{projection.sizes['token']}, and they must be the same: cluster this projection"
                 )
+        if isinstance(clusters, JointClusters):
+            continue
         lacking = set(clusters.table["direction"]) - set(curves["direction"].values.tolist())
-        if lacking and "stability" not in clusters.table:
+        if lacking:
             raise ValueError(
                 f"clustering {name!r}: there are clusters along direction {min(lacking)}, of which there are no "
                 "curves: give the curves that were clustered"

@@ -18,6 +18,7 @@ import xarray as xr
 
 from ..analysis.breakthroughs import break_range, breakthroughs
 from polca.analysis.clustering import (
+    OUTLIER,
     Clusters,
     cluster_directions,
     describe_clusters,
@@ -27,7 +28,7 @@ from polca.analysis.clustering import (
     opposing_control,
 )
 from ..analysis.decomposition import allocate, explained, rules, trajectories
-from ..analysis.joint import distinct_clusters
+from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import label_clusters, label_tests, nearest_contexts, projection_tokens, random_control
 from ..analysis.tags import check_tagger, has_tags, open_tagger, tagger_names
 from ..core.checkpoints import Checkpoints
@@ -38,6 +39,7 @@ from ..runs.estimates import Estimate
 from ..runs.run import Run
 from ..runs.stages import breaking_curves, clustered_curves
 from ..runs.task import Samples, Task, check_device, resolved, text_samples
+from .arithmetic_run import CLUSTERINGS
 from polca.tasks.language import (
     LanguageConfig,
     LanguageModel,
@@ -147,24 +149,14 @@ def cluster_kinds(
     def hdbscan(some, sizes, **kept):
         return cluster_directions(some, *sizes, progress=progress, **kept)
 
-    joint = made["recommended"]
-    distinct = Clusters(
-        joint.labels,
-        distinct_clusters(joint).sort_values("stability", ascending=False, kind="stable").reset_index(drop=True),
-        joint.notes,
-    )
-    broken = breaking_curves(projection, "recommended", distinct)
+    distinct = distinct_clusters(made["recommended"])
     return {
         "projected": (curves, curves, made["paper"]),
         "loss": (loss, loss, hdbscan(loss, paper)),
         "projected_small": (curves, curves, hdbscan(curves, small, **kept)),
         "loss_small": (loss, loss, hdbscan(loss, small)),
         "unfiltered": (curves, curves, hdbscan(curves, small)),
-        "recommended": (
-            broken.copy(data=np.broadcast_to(curves.sum("direction").values[:, :, None], broken.shape)),
-            broken,
-            distinct,
-        ),
+        "recommended": (curves.sum("direction"), breaking_curves(projection, "recommended"), distinct),
     }
 
 # %% ../../nbs/tasks/60_language_run.ipynb #819f6955
@@ -175,16 +167,13 @@ def describe_kind(
     simple label.
     """
     table = label_clusters(clusters, tokens, label_tests(clusters, tokens))
-    found = breakthroughs(broken, clusters, window, flat).drop(
-        columns=[c for c in clusters.table if c not in ("direction", "cluster")]
-    )
-    table = table.merge(found, on=["direction", "cluster"]).merge(
-        clusters.table.drop(columns="size"), on=["direction", "cluster"]
-    )
+    each = [clusters.key, "cluster"]
+    found = breakthroughs(broken, clusters, window, flat).drop(columns=[c for c in clusters.table if c not in each])
+    table = table.merge(found, on=each).merge(clusters.table.drop(columns="size"), on=each)
     simple = random_control(clusters, tokens) if has_tags(tokens) and len(table) else None
-    along = [int(d) for d in clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]]
+    clustered = (clusters.labels >= OUTLIER).any("token")
     return {
-        "directions": along,
+        CLUSTERINGS[clusters.key]: [int(which) for which in clusters.labels[clusters.key].values[clustered]],
         "clusters": _records(table),
         **clusters.counts(),
         "not_clustered": {str(d): note for d, note in clusters.notes.items()},
@@ -219,20 +208,21 @@ def describe_labelled(
     """For `polca.show.plots.plot_labelled_clusters`: of each of `directions` what `describe_clusters` gives of its
     `most` largest clusters, and their names (of `told`) and contexts, nearest to the medoid in the curves that were
     `clustered`."""
-    names = {(row["direction"], row["cluster"]): row["name"] for row in told}
+    names = {(row[clusters.key], row["cluster"]): row["name"] for row in told}
     by = {"all": np.zeros(len(tokens))}
     out = []
     for direction in directions:
         described = describe_clusters(curves, clusters, direction, loss, by)
         inside = sorted((c for c in described["clusters"] if c["cluster"] >= 0), key=lambda c: -c["size"])[:most]
         described["clusters"] = sorted(inside, key=lambda c: c["cluster"])
-        if "stability" in clusters.table:  # medoids are those of the gradients, not of these curves
+        joint = isinstance(clusters, JointClusters)
+        if joint:  # medoids are those of the gradients, not of these curves
             for c in inside:
                 c["medoid"] = c["quartiles"][1]
         out.append(
             described
             | {
-                "line": "median" if "stability" in clusters.table else "medoid",
+                "line": "median" if joint else "medoid",
                 "words": {
                     str(c["cluster"]): {
                         "name": names[direction, c["cluster"]],
@@ -248,8 +238,8 @@ def describe_labelled(
 
 
 def _most_clusters(clusters: Clusters, n: int) -> list[int]:
-    counts = clusters.table.groupby("direction").size().sort_values(ascending=False, kind="stable")
-    return [int(d) for d in counts.index[:n]]
+    counts = {which: len(rows) for which, rows, _ in clusters.groups()}
+    return sorted(counts, key=counts.get, reverse=True)[:n]
 
 # %% ../../nbs/tasks/60_language_run.ipynb #669905ff
 def language_results(run: Run, progress: bool = False) -> dict:
