@@ -60,29 +60,51 @@ from polca.show.plots import (
 from ..show.report import break_edge, break_text
 
 # %% ../../nbs/explorer/20_pages.ipynb #189cfdb6
-PIECES_STYLE = """.polca{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1c1c1c));--dim:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#5c5c5c));--bg:var(--jp-layout-color1,var(--vscode-editor-background,#fff));
+PIECES_STYLE = """\
+--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1c1c1c));
+  --dim:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#5c5c5c));
+  --bg:var(--jp-layout-color1,var(--vscode-editor-background,#fff));
 --card:var(--jp-layout-color2,#f5f5f3);--line:var(--jp-border-color2,#d9d9d4);--on:rgba(86,180,233,.28);--mark:#ffe08a}
 .polca,.pieces{color:var(--fg);font:13px/1.45 system-ui,sans-serif}
 .pieces table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:auto;margin:0;font-size:12.5px}
-.pieces th,.pieces td{padding:.18rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top;white-space:nowrap;background:none}
+.pieces th,.pieces td{padding:.18rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top;
+  white-space:nowrap;background:none}
 .pieces th{font-weight:600;color:var(--dim);vertical-align:bottom;position:sticky;top:0;background:var(--bg);z-index:1}
 .pieces .t,.pieces table td.t,.pieces table th.t{text-align:left}.pieces td.w{white-space:normal;min-width:12em}
 .pieces .box{overflow:auto;border:1px solid var(--line);border-radius:6px}.pieces .low{max-height:15.5em}
-.pieces [data-pick]{cursor:pointer}.pieces tr[data-pick]:hover{background:var(--card)}.pieces tr.on,.pieces tr.on:hover{background:var(--on,rgba(86,180,233,.28))}
+.pieces [data-pick]{cursor:pointer}
+.pieces tr[data-pick]:hover{background:var(--card)}
+.pieces tr.on,.pieces tr.on:hover{background:var(--on,rgba(86,180,233,.28))}
 .pieces [data-pick]:focus-visible,.pieces .plot:focus-visible{outline:2px solid #0072b2;outline-offset:-2px}
-.pieces .s{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.45em;border:1px solid var(--line);vertical-align:-.08em}
-.pieces .dim{color:var(--dim)}.pieces .note{border-left:4px solid #e69f00;padding:.35rem .8rem;margin:.4rem 0;background:var(--card);border-radius:0 6px 6px 0}
-.pieces .bar{display:flex;width:21em;height:1.35em;border-radius:3px;overflow:hidden;font-size:11px;line-height:1.35em}.pieces .bar span{overflow:hidden;text-align:center;white-space:nowrap}@media(max-width:1000px){.pieces .bar{width:11em}}
-.pieces .plot{position:relative;max-width:100%;touch-action:none;user-select:none}.pieces .plot.live{cursor:crosshair}.pieces .plot img,.pieces img{display:block;width:100%;height:auto;max-width:1000px;background:#fff;border-radius:6px;pointer-events:none}
-.pieces .plot .cover,.pieces .plot .at{position:absolute;pointer-events:none;background:rgba(0,114,178,.16)}.pieces .plot .at{width:1px;background:#555}
-.pieces .plot .tip{position:absolute;pointer-events:none;background:#fff;color:#1c1c1c;border:1px solid #999;border-radius:4px;padding:.15rem .45rem;font-size:11.5px;white-space:pre;z-index:2}
-.pieces .ex{display:flex;gap:.6em;padding:.2rem .3rem;border-bottom:1px solid var(--line);align-items:baseline}.pieces .ex .v{flex:0 0 8.5em;text-align:right;font-variant-numeric:tabular-nums}
-.pieces .ex .p{font:12.5px/1.65 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}.pieces .k{border-radius:2px;padding:.1em .08em}
-.pieces .k.target{outline:2px solid var(--fg);outline-offset:0;border-radius:2px}.pieces .k.on{outline:2px dashed #d55e00}
+.pieces .s{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.45em;
+  border:1px solid var(--line);vertical-align:-.08em}
+.pieces .dim{color:var(--dim)}
+.pieces .note{border-left:4px solid #e69f00;padding:.35rem .8rem;margin:.4rem 0;background:var(--card);
+  border-radius:0 6px 6px 0}
+.pieces .bar{display:flex;width:21em;height:1.35em;border-radius:3px;overflow:hidden;font-size:11px;
+  line-height:1.35em}
+.pieces .bar span{overflow:hidden;text-align:center;white-space:nowrap}
+@media(max-width:1000px){.pieces .bar{width:11em}}
+.pieces .plot{position:relative;max-width:100%;touch-action:none;user-select:none}
+.pieces .plot.live{cursor:crosshair}
+.pieces .plot img,.pieces img{display:block;width:100%;height:auto;max-width:1000px;background:#fff;border-radius:6px;
+  pointer-events:none}
+.pieces .plot .cover,.pieces .plot .at{position:absolute;pointer-events:none;background:rgba(0,114,178,.16)}
+.pieces .plot .at{width:1px;background:#555}
+.pieces .plot .tip{position:absolute;pointer-events:none;background:#fff;color:#1c1c1c;border:1px solid #999;
+  border-radius:4px;padding:.15rem .45rem;font-size:11.5px;white-space:pre;z-index:2}
+.pieces .ex{display:flex;gap:.6em;padding:.2rem .3rem;border-bottom:1px solid var(--line);align-items:baseline}
+.pieces .ex .v{flex:0 0 8.5em;text-align:right;font-variant-numeric:tabular-nums}
+.pieces .ex .p{font:12.5px/1.65 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
+.pieces .k{border-radius:2px;padding:.1em .08em}
+.pieces .k.target{outline:2px solid var(--fg);outline-offset:0;border-radius:2px}
+.pieces .k.on{outline:2px dashed #d55e00}
 .pieces .scale{display:inline-block;width:9em;height:.8em;border-radius:3px;vertical-align:-.05em;margin:0 .4em}
-[data-jp-theme-light=false] .pieces img{filter:brightness(.86)}.pieces h3{font-size:1.02em;margin:.7rem 0 .25rem}.pieces p{margin:.3rem 0}"""
+[data-jp-theme-light=false] .pieces img{filter:brightness(.86)}
+.pieces h3{font-size:1.02em;margin:.7rem 0 .25rem}
+.pieces p{margin:.3rem 0}"""
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #15ef262e
 def piece(body: str) -> str:
     "A part of a page, to which the style sheet applies."
     return f"<div class=pieces>{body}</div>"
@@ -118,7 +140,7 @@ _COLUMNS = {
     ),
 }
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #8929ff9e
 def sorted_directions(table: pd.DataFrame, by: str = "direction", descending: bool = False) -> pd.DataFrame:
     """The table of `polca.explorer.views.directions_table` sorted by a column; net and gross by size.
 
@@ -136,7 +158,7 @@ def sorted_directions(table: pd.DataFrame, by: str = "direction", descending: bo
         ignore_index=True,
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #b31e834b
 def directions_html(
     table: pd.DataFrame, chosen: int | None = None, by: str = "direction", descending: bool = False
 ) -> str:
@@ -203,7 +225,7 @@ def plot_html(fig, alt: str, series: Sequence[Mapping] = (), steps: Sequence[flo
     )
     return f'<div class="plot{" live" if brush else ""}" tabindex=0 role=group aria-label="{label}" title="" data-plot="{html.escape(json.dumps(data, allow_nan=False), quote=True)}">{image}</div>'
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #5ae52e08
 def cluster_series(told: Mapping) -> list[dict]:
     "The curves of `polca.analysis.clustering.describe_clusters` for `plot_html`: medoid, and median exact loss."
     return [
@@ -249,7 +271,7 @@ def composition_html(kinds: Sequence[Sequence], order: Sequence[str]) -> str:
 
 _CLASSES = {0: " class=t", 7: ' class="t w"', 8: " class=t"}
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #3a42c58f
 def clusters_html(
     told: Mapping,
     breaks: pd.DataFrame,
@@ -328,7 +350,7 @@ def clusters_html(
         f'<div class=box><table aria-label="clusters"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #6cbf6a12
 def _break_cells(row) -> list[str]:
     "Break, spread and hidden of a cluster; dashes where there are too few checkpoints to tell."
     if row is None:
@@ -358,7 +380,7 @@ def scale_html(scale: float, what: str) -> str:
         "blue: the loss falls. A frame marks the token that the line is about; click one for its own curves.</p>"
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #0b20e506
 def example_html(
     tokens: pd.DataFrame,
     shown: Sequence[int],
@@ -397,7 +419,7 @@ def example_html(
         f"class=dim>{html_text(after)}</span></span></div>"
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #0beaf3e4
 def _word(word) -> str:
     "A token's text; what would not be seen is made visible."
     text = visible(word)
@@ -444,7 +466,7 @@ def account_html(accounts: Mapping[str, xr.Dataset], rule: str) -> str:
         "<div class=scroll>", "<div class=box>"
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #9988d6e5
 def compared_html(title: str, found: Mapping, same: bool = False) -> str:
     "What `polca.explorer.views.compare_directions` says, in words; `same`: of the same clusters."
 
@@ -513,7 +535,7 @@ def check_shown(view: View, shown: Shown) -> None:
     if shown.settings.min_cluster_size < 2 or shown.settings.min_samples < 1:
         raise ValueError("min_cluster_size must be at least 2, min_samples at least 1")
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #12717921
 def first_shown(view: View) -> Shown:
     """What is shown first: the direction with most hidden breakthroughs, most clusters, or else the largest net;
     without clusters along single directions the joint ones.
@@ -562,7 +584,7 @@ def directions_piece(view: View, shown: Shown) -> str:
     words = f"<p class=dim>Click a heading to sort, a row to choose. Net and gross by the rule {shown.settings.rule}; clusters, outliers, hidden and label are those of the run (rule {own.rule}, min_cluster_size {own.min_cluster_size}, min_samples {own.min_samples}, both filters), along single directions. Headings explain themselves where the pointer rests.</p>"
     return piece(directions_html(table, shown.direction, sort, shown.descending) + words + unknown)
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #636a5c76
 def clusters_words(view: View, shown: Shown, clusters: Clusters) -> str:
     "Which clusters these are, and where there are none, why."
     if shown.joint is not None:
@@ -595,7 +617,7 @@ def clusters_words(view: View, shown: Shown, clusters: Clusters) -> str:
         )
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #5a7f1647
 def described(view: View, shown: Shown) -> dict:
     "`describe_clusters` of what is shown; outliers where they are asked for, or where there is nothing else."
     clusters = shown_clusters(view, shown)
@@ -639,7 +661,7 @@ def shown_told(view: View, shown: Shown) -> dict:
     key = ("told", shown.direction, shown.settings, shown.joint, shown.by, shown.outliers)
     return view.remembered(key, lambda: described(view, shown))
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #5421b558
 def figure_piece(view: View, shown: Shown, live: bool = True) -> str:
     """Curves and exact loss of the clusters along the direction.
 
@@ -677,7 +699,7 @@ def figure_piece(view: View, shown: Shown, live: bool = True) -> str:
         f"hidden; dashed: source step.{span}</p>"
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #800bc601
 def _marks(breaks: pd.DataFrame, column: str) -> dict:
     return dict(zip(breaks["cluster"], breaks[column])) if column in breaks else {}
 
@@ -711,7 +733,7 @@ def listed_tokens(view: View, shown: Shown, n: int = 10) -> tuple[np.ndarray, in
         view, curves, among, shown.order, n, shown.span, None if medoid is None else int(medoid), shown.seed
     ), int(among.sum())
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #2b46400a
 def tokens_piece(view: View, shown: Shown, n: int = 10) -> str:
     "The first tokens of a cluster, in their examples, coloured."
     who = (
@@ -763,7 +785,7 @@ def tokens_piece(view: View, shown: Shown, n: int = 10) -> str:
         + "".join(map(line, listed))
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #d444a86c
 def _span_words(view: View, shown: Shown) -> str:
     first, last = (view.steps[i] for i in (in_span(view, shown.span).start, in_span(view, shown.span).stop - 1))
     return f"steps {first:,} to {last:,}"
@@ -806,7 +828,7 @@ def token_piece(view: View, shown: Shown) -> str:
         f"{'makes' if spread == 1 else 'make'} up half of all that is booked on it, up and down.</p>"
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #993f7334
 def _fine(part: float, whole: float) -> str:
     return number_text(part / whole if whole else np.nan, ".1%")
 
@@ -839,7 +861,7 @@ def head_piece(view: View) -> str:
         )
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #47bb092d
 def trust_piece(view: View, shown: Shown) -> str:
     "Where the loss change went: how far the directions, and the rule, account for it."
     rule = shown.settings.rule
@@ -897,7 +919,7 @@ def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> 
         "are those of each side: cluster 0 here need not be cluster 0 there.</p>"
     )
 
-
+# %% ../../nbs/explorer/20_pages.ipynb #a2024640
 def static_page(
     view: View, shown: Shown | None = None, stable: pd.Series | None = None, more: Sequence[tuple[str, str]] = ()
 ) -> str:

@@ -213,7 +213,7 @@ def _read(missing: list, there: bool, what: str, command: str, read: Callable[[]
         missing.append((f"{what} ({e})", command))
     return {}
 
-
+# %% ../../nbs/explorer/10_views.ipynb #b41db32c
 def open_view(folder: str | Path) -> View:
     """The run in `folder`, to look at.
 
@@ -348,7 +348,7 @@ def view_curves(view: View, direction: int, rule: str = "trapezoid") -> xr.DataA
 # %% ../../nbs/explorer/10_views.ipynb #c2d93ea2
 LIVE_TOKENS = 10_000  # more are not clustered while one waits: a matrix of their distances takes a gigabyte and more
 
-
+# %% ../../nbs/explorer/10_views.ipynb #4cb25073
 def cluster_one(view: View, direction: int, settings: Settings) -> Clusters:
     """The clusters along a direction, with any settings; none, and a note why, of fewer tokens than min_cluster_size,
     and of more than `LIVE_TOKENS` where they are not those of the run.
@@ -387,7 +387,7 @@ def cluster_one(view: View, direction: int, settings: Settings) -> Clusters:
         found.notes[int(direction)] = "left out by filter 1: its mean projected loss rises"
     return found
 
-
+# %% ../../nbs/explorer/10_views.ipynb #38e06e39
 def _unclustered(curves, why) -> Clusters:
     "No clusters along the direction of `curves`, and why."
     labels = xr.DataArray(
@@ -411,7 +411,7 @@ def _only(clusters: Clusters, direction: int) -> Clusters:
         notes[int(direction)] = "left out by filter 1: its mean projected loss rises"
     return Clusters(labels, clusters.table[clusters.table["direction"] == direction].reset_index(drop=True), notes)
 
-
+# %% ../../nbs/explorer/10_views.ipynb #b5fc9d41
 def cluster_joint(view: View, direction: int, k: int) -> Clusters:
     """The `k` clusters of all directions jointly, to be looked at along `direction`.
 
@@ -445,7 +445,7 @@ def nets(view: View, rule: str) -> pd.DataFrame:
         {"net": booked.sum(0), "gross": abs(booked).sum(0)}, index=pd.Index(view.directions, name="direction")
     )
 
-
+# %% ../../nbs/explorer/10_views.ipynb #2d827691
 def directions_table(view: View, rule: str) -> pd.DataFrame:
     """One row for each direction: source_step, eigenvalue (what the basis knows), net and gross (nats per token), and
     of the clusters of the run: clusters, outliers (share of the tokens that were clustered), hidden (clusters with a
@@ -523,7 +523,7 @@ def change(view: View, curves: xr.DataArray, span: tuple[float, float] | None = 
     some = curves.isel(step=in_span(view, span), direction=0).transpose("step", "token").values
     return some[-1] - some[0]
 
-
+# %% ../../nbs/explorer/10_views.ipynb #b2ea7bec
 def ranked(
     view: View,
     curves: xr.DataArray,
@@ -553,7 +553,7 @@ def ranked(
     distance = np.square(moved[members] - moved[medoid]).sum(1)
     return members[np.argsort(np.where(members == medoid, -1.0, distance), kind="stable")[:n]]
 
-
+# %% ../../nbs/explorer/10_views.ipynb #75caf113
 def token_texts(tokens: pd.DataFrame) -> pd.Series:
     "What to call each token: its text, else its id, else its number."
     return next(
@@ -605,7 +605,7 @@ def token_curves(view: View, token: int, rule: str = "trapezoid") -> xr.DataArra
         small[name] = (view.projection[name].dims, view.arranged(name).of_token(token)[:, None])
     return trajectories(small, rule).isel(token=0)
 
-
+# %% ../../nbs/explorer/10_views.ipynb #ad9c3186
 def token_split(view: View, token: int, rule: str = "trapezoid", span: tuple[float, float] | None = None) -> dict:
     """{directions (a Series of nats, by direction), outside, error, true}: one token's loss change over a span of
     steps; true is the sum of the others.
@@ -702,7 +702,7 @@ def net_changes(view: View, rule: str = "trapezoid") -> np.ndarray:
         lambda: weighted_sum(view.arranged(), before if rule == "first" else 0.5 * (before + after)),
     )
 
-
+# %% ../../nbs/explorer/10_views.ipynb #5f949243
 def nearest_direction(view: View, direction: int, other: View) -> int:
     "The direction of `other` along which the tokens' net changes are most like those along `direction`, up to sign."
     own = net_changes(view)[:, _place(view, direction)]

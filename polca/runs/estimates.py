@@ -69,7 +69,7 @@ def _reading(store: Checkpoints, losses: TokenLosses, step: int) -> float:
 
     return timed(read, 2)[0]
 
-
+# %% ../../nbs/runs/15_estimates.ipynb #a57b5199
 def estimate_subspace(
     store: Checkpoints,
     losses: TokenLosses,
@@ -108,7 +108,7 @@ def estimate_subspace(
         how,
     )
 
-
+# %% ../../nbs/runs/15_estimates.ipynb #ffd86d52
 def estimate_reading(store: Checkpoints, losses: TokenLosses, steps: Sequence[int]) -> Estimate:
     "What it takes to read, hash and evaluate the checkpoints of `steps` once."
     step = sorted(steps)[len(steps) // 2]
@@ -156,7 +156,7 @@ def estimate_projection(
         f"{len(some)} of {len(losses)} tokens tried at step {step}, engine {projector.engine}",
     )
 
-
+# %% ../../nbs/runs/15_estimates.ipynb #58fd697c
 def _one_batch(losses: TokenLosses) -> tuple[TokenLosses, float]:
     "The batch of `losses` with most tokens by itself, and its share of all tokens."
     i = int(np.argmax(losses.sizes))
@@ -193,7 +193,7 @@ def _random_projection(n_tokens, n_steps, n_directions) -> xr.Dataset:
         },
     )
 
-
+# %% ../../nbs/runs/15_estimates.ipynb #d044ee8e
 def estimate_analysis(
     n_tokens: int, n_steps: int, n_directions: int, n_rules: int = 2, trial: int = 300
 ) -> dict[str, Estimate]:

@@ -21,7 +21,7 @@ from ..core.checkpoints import Checkpoints
 from ..core.memory import size_text
 from .estimates import seconds_text
 from .manifest import LEAVES, STAGES
-from .stages import RunInputs, RunResults, breaking_curves
+from .stages import RunInputs, RunResults, breaking_curves, hashed_store
 
 # %% ../../nbs/runs/55_inspection.ipynb #3c53e4f7
 def _so_far(folder: Path, stage: str) -> str:
@@ -119,7 +119,7 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
     }
     for stage in complete:
         if stage != "train":
-            results.verified(stage)
+            results.files.verified(stage)
     if "train" in complete:
         found["checkpoints"] = _verify_sources(inputs)
     if "subspace" in complete:
@@ -135,7 +135,7 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
 
 def _verify_sources(inputs: RunInputs) -> int:
     "Hold every checkpoint, and the tokens, against the hashes of the manifest; the number of checkpoints."
-    store = inputs.hashed_store()
+    store = hashed_store(inputs)
     for step in store.hashes:
         store.read(step)
     inputs.samples  # raises ValueError for other ones

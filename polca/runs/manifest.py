@@ -52,7 +52,7 @@ def _processor() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
 
-
+# %% ../../nbs/runs/30_manifest.ipynb #c4261008
 def _commit() -> str | None:
     "The commit of the repository of polca that this file is in, with a + if files have changed since; None elsewhere."
     top = Path(__file__).resolve().parent.parent if "__file__" in globals() else Path.cwd()
@@ -71,6 +71,8 @@ def _commit() -> str | None:
 
 # %% ../../nbs/runs/30_manifest.ipynb #8f1a9708
 STAGES = ("train", "subspace", "project", "decompose", "cluster", "report")
+
+
 LEAVES = {
     "subspace": "basis",
     "project": "projection.zarr",
@@ -78,14 +80,18 @@ LEAVES = {
     "cluster": "clusters",
     "report": "report.html",
 }
+
+
 FORMAT = 1
+
+
 _TASKS = {
     "texts": ("polca.runs.task", "TextTask", "TextConfig"),
     "arithmetic": ("polca.tasks.arithmetic_run", "ArithmeticTask", "ArithmeticConfig"),
     "language": ("polca.tasks.language_run", "LanguageTask", "LanguageConfig"),
 }
 
-
+# %% ../../nbs/runs/30_manifest.ipynb #989b508b
 def make_task(manifest: dict, file: Path) -> Task:
     "The task that a manifest describes."
     if manifest["task"] not in _TASKS:
@@ -115,9 +121,11 @@ LATE_SETTINGS = (
     "window",
     "plateau",
 )
+
+
 FREE_SETTINGS = ("memory", "device", "shard")  # and to no number
 
-
+# %% ../../nbs/runs/30_manifest.ipynb #4a7e3f07
 def hash_settings(config: Mapping, stage: str) -> str:
     "A short hash of those settings that matter to what `stage` leaves."
     without = {*FREE_SETTINGS, *(() if stage in ("cluster", "report") else LATE_SETTINGS)}

@@ -45,7 +45,7 @@ def estimate_stages(inputs: RunInputs, stage: str, processes: int = 1) -> dict[s
         **estimate_analysis(len(samples.analysed), len(steps), K, n_rules),
     }
 
-
+# %% ../../nbs/runs/50_preflight.ipynb #7083a148
 def _estimate_projecting(inputs: RunInputs, held: int, K: int, processes: int) -> Estimate:
     "Of K directions, of which each of `processes` holds `held`."
     config = inputs.config

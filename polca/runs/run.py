@@ -146,6 +146,8 @@ _DOES = {
     "cluster": "which tokens move together",
     "report": "one page",
 }
+
+
 _BY_ALL = ("subspace", "project")  # the stages that all processes make together
 
 
@@ -168,7 +170,7 @@ def make_stages(run: "Run", upto: str, progress: bool, say: Callable[[str], None
             discard_run(run)
         raise
 
-
+# %% ../../nbs/runs/60_run.ipynb #f508da88
 def _make_stage(run: "Run", stage: str, progress: bool, say: Callable[[str], None]) -> None:
     "Make one stage, and enter it into the manifest."
     on_first(preflight, run.inputs, stage, say, n_processes())
@@ -179,7 +181,7 @@ def _make_stage(run: "Run", stage: str, progress: bool, say: Callable[[str], Non
     seconds = round(time.monotonic() - began, 2)
     took = {"seconds": seconds, "resumed": resumed, "processes": n_processes()}
     on_first(_enter, run, stage, facts, took)
-    run.results.forget(stage)
+    run.results.files.forget(stage)
     on_first(_confirm, run, stage, say)
 
 
@@ -328,7 +330,7 @@ class Run:
 
     def report(self, **how) -> Path:
         "The file of the page."
-        return self.make("report", **how).results.verified("report")
+        return self.make("report", **how).results.files.verified("report")
 
     def status(self) -> pd.DataFrame:
         "`stage_status`: one row per stage, what it took beside what was estimated."

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['Samples', 'Task', 'TextConfig', 'check_text_config', 'resolved', 'check_device', 'text_samples',
-           'open_language_model', 'model_of_config', 'open_tokenizer', 'plain_values', 'TextTask']
+           'open_language_model', 'model_of_config', 'open_tokenizer', 'plain_values', 'open_text_checkpoints',
+           'choose_text_steps', 'draw_text_samples', 'TextTask']
 
 # %% ../../nbs/runs/20_task.ipynb #46965117
 import dataclasses
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..analysis.tags import check_tagger, open_tagger, token_tags
 from ..compute.engines import ENGINES
@@ -43,7 +45,7 @@ class Samples:
     analysed: TokenLosses
     curvature: TokenLosses | None = None
 
-
+# %% ../../nbs/runs/20_task.ipynb #fcbcd12e
 class Task(ABC):
     """What a run analyses. The run reads these fields of `config`: k, tol, which, seed; min_cluster_size, min_samples,
     window, plateau.
@@ -186,7 +188,7 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"device={device!r} is not there ({str(e).splitlines()[0]}): use 'cpu'") from e
 
-
+# %% ../../nbs/runs/20_task.ipynb #79246ac4
 def text_samples(
     model,
     windows: Mapping[str, Sequence[dict]],
@@ -240,7 +242,7 @@ def open_language_model(name: str):
     read_config(folder)
     return model_of_config(folder)
 
-
+# %% ../../nbs/runs/20_task.ipynb #a2844268
 def model_of_config(folder: Path):
     """The causal language model that a folder's config.json describes, with random weights.
 
@@ -265,7 +267,7 @@ def model_of_config(folder: Path):
 
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "merges.txt", "*.tiktoken", "tekken.json")
 
-
+# %% ../../nbs/runs/20_task.ipynb #051d190f
 def open_tokenizer(name: str):
     "The tokenizer in a folder, or on the hub. Raises ValueError if there is none, or one without its vocabulary."
     from transformers import AutoTokenizer
@@ -300,6 +302,92 @@ def plain_values(value) -> Any:
     return json.loads(json.dumps(value))
 
 # %% ../../nbs/runs/20_task.ipynb #a215a88b
+def open_text_checkpoints(config: TextConfig, model: Callable[[], nn.Module]) -> Checkpoints:
+    """The checkpoints that `config` names: in a folder, or a suite on the hub with its revisions.
+
+    model   makes the model, for weights beside which no configuration says whose they are
+    """
+    place = config.checkpoints
+    revisions = config.revisions
+    if revisions and _is_folder(place):
+        raise ValueError(
+            f"revisions={' '.join(revisions[:3])} are of a suite on the hub, and {place} is a folder: leave them out"
+        )
+    check_place(place, "the checkpoints")
+    if revisions:
+        return Checkpoints.from_hub(place, list(revisions), series=config.series)
+    if not _is_folder(place):
+        raise ValueError(
+            f"{place} is no folder ({neighbours(place)}): give one with checkpoints, or for a suite on the hub its "
+            "revisions, too"
+        )
+    try:
+        return Checkpoints.open(place, series=config.series)  # without the model, which takes its time
+    except NoModelGiven:
+        store = Checkpoints.open(place, model(), config.series)
+    warnings.warn(
+        f"there is no config.json beside the weights in {place}: that of {config.model} is taken for theirs, which "
+        "cannot be checked",
+        stacklevel=3,
+    )
+    return store
+
+# %% ../../nbs/runs/20_task.ipynb #f2001264
+def choose_text_steps(config: TextConfig, store: Checkpoints) -> tuple[list[int], list[int]]:
+    "The source steps of the basis, spread over the checkpoints, and the steps that are projected."
+    if absent := sorted({*config.skip_steps} - {*store.steps}):
+        raise ValueError(
+            f"skip_steps: there is no checkpoint of step {', '.join(map(str, absent[:5]))} in {store.path}"
+        )
+    there = [step for step in store.steps if step not in config.skip_steps]
+    steps = sorted({*there[:: config.every], *there[-1:]})
+    if len(steps) < 3:
+        raise ValueError(
+            f"every={config.every} of the {len(there)} checkpoints in {store.path} are {len(steps)}, too few for an "
+            "analysis: use three or more"
+        )
+    later = len(steps) - 1
+    n = min(10, later) if config.basis_steps is None else config.basis_steps
+    if n > later:
+        raise ValueError(f"basis_steps={n}: there are {later} checkpoints after the first; ask for as many at most")
+    return [steps[round(i)] for i in np.linspace(0, later, n + 1)[1:]], steps
+
+# %% ../../nbs/runs/20_task.ipynb #42396939
+def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
+    "The tokens that `config` asks for, at `model`."
+    positions = getattr(model.config, "max_position_embeddings", None) or 128
+    context = config.context or (min(128, positions) if positions > 1 else 128)  # of a model without an end −1
+    texts = read_texts(config.texts)
+    windows = cut_windows(texts, open_tokenizer(config.tokenizer or config.model), context)
+    check_windows(model, windows, context)
+    sizes = {"analysed": config.sequences, "hessian": config.hessian_sequences}
+    drawn = draw_windows(windows, sizes, config.seed)
+    return text_samples(model, drawn, context, texts, config.tagger, config.curvature_sequences)
+
+
+def _resolved_config(config: TextConfig) -> TextConfig:
+    "`config` with places that a run can be taken up from elsewhere, and its lists as tuples."
+    texts, revisions = ((v,) if isinstance(v, str) else tuple(v) for v in (config.texts, config.revisions))
+    return dataclasses.replace(
+        config,
+        model=resolved(config.model),
+        checkpoints=resolved(config.checkpoints),
+        texts=tuple(map(resolved, texts)),
+        revisions=revisions,
+        tokenizer=config.tokenizer and resolved(config.tokenizer),
+    )
+
+
+def _check_names(config: TextConfig) -> None:
+    "Raise ValueError where what was a name on the hub has become a folder."
+    for place in (config.model, config.checkpoints, config.tokenizer):
+        if place and not Path(place).is_absolute() and Path(place).exists():
+            raise ValueError(
+                f"{place} is a name on the hub in this run, and here there is a folder {place}, too: go on from "
+                "another working directory"
+            )
+
+# %% ../../nbs/runs/20_task.ipynb #2a0146ad
 class TextTask(Task):
     """The analysis of a causal language model of transformers on the tokens of text files.
 
@@ -311,101 +399,30 @@ class TextTask(Task):
     def __init__(self, config: TextConfig):
         check_text_config(config)
         check_tagger(config.tagger)
-        # one alone, as one
-        texts, revisions = ((v,) if isinstance(v, str) else tuple(v) for v in (config.texts, config.revisions))
-        self.config = dataclasses.replace(
-            config,
-            model=resolved(config.model),
-            checkpoints=resolved(config.checkpoints),
-            texts=tuple(map(resolved, texts)),
-            revisions=revisions,
-            tokenizer=config.tokenizer and resolved(config.tokenizer),
-        )
+        self.config = _resolved_config(config)
         self._model = None
 
     @classmethod
     def reopened(cls, config: TextConfig) -> "TextTask":
-        "Raises ValueError where what was a name on the hub has become a folder."
-        for place in (config.model, config.checkpoints, config.tokenizer):
-            if place and not Path(place).is_absolute() and Path(place).exists():
-                raise ValueError(
-                    f"{place} is a name on the hub in this run, and here there is a folder {place}, too: go on from "
-                    "another working directory"
-                )
+        _check_names(config)
         return cls(config)
 
     @property
-    def model(self):
+    def model(self) -> nn.Module:
         if self._model is None:
             check_device(self.config.device)
             self._model = open_language_model(self.config.model).to(self.config.device)
         return self._model
 
     def checkpoints(self, folder: Path) -> Checkpoints:
-        place = self.config.checkpoints
-        revisions = self.config.revisions
-        if revisions and _is_folder(place):
-            raise ValueError(
-                f"revisions={' '.join(revisions[:3])} are of a suite on the hub, and {place} is a folder: leave "
-                "them out"
-            )
-        check_place(place, "the checkpoints")
-        if revisions:
-            return Checkpoints.from_hub(place, list(revisions), series=self.config.series)
-        if not _is_folder(place):
-            raise ValueError(
-                f"{place} is no folder ({neighbours(place)}): give one with checkpoints, or for a suite on the hub "
-                "its revisions, too"
-            )
-        try:
-            return Checkpoints.open(place, series=self.config.series)  # without the model, which takes its time
-        except NoModelGiven:
-            store = Checkpoints.open(place, self.model, self.config.series)
-        warnings.warn(
-            f"there is no config.json beside the weights in {place}: that of {self.config.model} is taken for "
-            "theirs, which cannot be checked",
-            stacklevel=2,
-        )
-        return store
+        return open_text_checkpoints(self.config, lambda: self.model)
 
     def steps(self, store: Checkpoints) -> tuple[list[int], list[int]]:
-        if absent := sorted({*self.config.skip_steps} - {*store.steps}):
-            raise ValueError(
-                f"skip_steps: there is no checkpoint of step {', '.join(map(str, absent[:5]))} in {store.path}"
-            )
-        there = [s for s in store.steps if s not in self.config.skip_steps]
-        steps = sorted({*there[:: self.config.every], *there[-1:]})
-        if len(steps) < 3:
-            raise ValueError(
-                f"every={self.config.every} of the {len(there)} checkpoints in {store.path} are {len(steps)}, too "
-                "few for an analysis: use three or more"
-            )
-        n = min(10, len(steps) - 1) if self.config.basis_steps is None else self.config.basis_steps
-        if n > len(steps) - 1:
-            raise ValueError(
-                f"basis_steps={n}: there are {len(steps) - 1} checkpoints after the first; ask for as many at most"
-            )
-        return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, n + 1)[1:]], steps
+        return choose_text_steps(self.config, store)
 
     def samples(self, store: Checkpoints) -> Samples:
-        c = self.config
-        positions = getattr(self.model.config, "max_position_embeddings", None) or 128
-        context = c.context or (min(128, positions) if positions > 1 else 128)  # of a model without an end −1
-        texts = read_texts(c.texts)
-        windows = cut_windows(texts, open_tokenizer(c.tokenizer or c.model), context)
-        check_windows(self.model, windows, context)
-        return text_samples(
-            self.model,
-            draw_windows(windows, {"analysed": c.sequences, "hessian": c.hessian_sequences}, c.seed),
-            context,
-            texts,
-            c.tagger,
-            c.curvature_sequences,
-        )
+        return draw_text_samples(self.config, self.model)
 
     def facts(self, folder: Path) -> list[tuple[str, str]]:
-        return [
-            ("model", self.config.model),
-            ("checkpoints", self.config.checkpoints),
-            ("texts", ", ".join(self.config.texts)),
-        ]
+        names = ("model", "checkpoints")
+        return [*((name, getattr(self.config, name)) for name in names), ("texts", ", ".join(self.config.texts))]

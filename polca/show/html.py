@@ -77,12 +77,19 @@ def html_figure(fig, alt: str) -> str:
     return f'<div class=scroll><img width={width} height={height} alt="{html.escape(alt)}" src="data:image/svg+xml,{source}"></div>'
 
 # %% ../../nbs/show/20_html.ipynb #5e18b1ed
-CONTEXT_STYLE = """mark{background:var(--mark,#ffe08a);color:inherit;border-radius:3px;padding:0 .15em;white-space:pre;font-family:ui-monospace,monospace;font-size:.95em}
-.kwic{font:13px/1.55 ui-monospace,monospace;margin:.3rem 0}.kwic .k{display:grid;grid-template-columns:minmax(0,1fr) auto minmax(0,1fr) 12em;gap:.15em}
+CONTEXT_STYLE = """\
+mark{background:var(--mark,#ffe08a);color:inherit;border-radius:3px;padding:0 .15em;white-space:pre;
+  font-family:ui-monospace,monospace;font-size:.95em}
+.kwic{font:13px/1.55 ui-monospace,monospace;margin:.3rem 0}
+.kwic .k{display:grid;grid-template-columns:minmax(0,1fr) auto minmax(0,1fr) 12em;gap:.15em}
 .kwic .k span{white-space:pre;overflow:hidden}
-.kwic .b{display:flex;justify-content:flex-end}.kwic .p{display:flex;color:var(--dim,#5c5c5c);font-size:.9em;padding-left:.8em}.kwic .p bdi{overflow:hidden;text-overflow:ellipsis}
+.kwic .b{display:flex;justify-content:flex-end}
+.kwic .p{display:flex;color:var(--dim,#5c5c5c);font-size:.9em;padding-left:.8em}
+.kwic .p bdi{overflow:hidden;text-overflow:ellipsis}
 # only inside of .kwic: short names are others', too, such as those of highlighted code
 .kwic .p i{font-style:normal}"""
+
+
 _AROUND = 60  # letters of text on either side
 
 
@@ -96,7 +103,7 @@ def html_target(value) -> str:
     text = str(value)
     return f"<mark><bdi>{html_text(text if len(text) <= 40 else f'{text[:20]}…{text[-20:]}', spaces=True) or '∅'}</bdi></mark>"
 
-
+# %% ../../nbs/show/20_html.ipynb #fedc2378
 def _context_html(row: Mapping) -> str:
     before = str(row["before"])[-_AROUND:]
     after = str(row["after"])[:_AROUND]
@@ -119,23 +126,44 @@ def contexts_html(tokens: pd.DataFrame, style: bool = True) -> str:
     return (f"<style>{CONTEXT_STYLE}</style>" if style else "") + f"<div class=kwic>{rows}</div>"
 
 # %% ../../nbs/show/20_html.ipynb #27053475
-_STYLE = """:root{color-scheme:light dark;--fg:#1c1c1c;--dim:#5c5c5c;--bg:#fff;--card:#f5f5f3;--line:#d9d9d4;--mark:#ffe08a;--link:#0059a8}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e6e3;--dim:#a3a39e;--bg:#17181a;--card:#212326;--line:#3b3d41;--mark:#6b5300;--link:#7ab8f5}img{filter:brightness(.88)}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:1000px;padding:1.5rem 1.2rem 4rem;font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg)}
-h1{font-size:1.7rem;line-height:1.2;margin:.3rem 0 .6rem}h2{font-size:1.3rem;margin:2.6rem 0 .6rem;padding-top:.5rem;border-top:1px solid var(--line)}
+_STYLE = """\
+:root{color-scheme:light dark;--fg:#1c1c1c;--dim:#5c5c5c;--bg:#fff;--card:#f5f5f3;--line:#d9d9d4;--mark:#ffe08a;
+  --link:#0059a8}
+@media(prefers-color-scheme:dark){:root{--fg:#e6e6e3;--dim:#a3a39e;--bg:#17181a;--card:#212326;--line:#3b3d41;
+  --mark:#6b5300;--link:#7ab8f5}img{filter:brightness(.88)}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1000px;padding:1.5rem 1.2rem 4rem;font:16px/1.5 system-ui,sans-serif;color:var(--fg);
+  background:var(--bg)}
+h1{font-size:1.7rem;line-height:1.2;margin:.3rem 0 .6rem}
+h2{font-size:1.3rem;margin:2.6rem 0 .6rem;padding-top:.5rem;border-top:1px solid var(--line)}
 h3{font-size:1.08rem;margin:0 0 .3rem}h4{font-size:.92rem;margin:1rem 0 .3rem}
-small,.q{color:var(--dim);font-weight:400}a{color:var(--link)}nav{font-size:.92rem;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem}.words li{margin:.35rem 0}
+small,.q{color:var(--dim);font-weight:400}
+a{color:var(--link)}
+nav{font-size:.92rem;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem}
+.words li{margin:.35rem 0}
 img{display:block;max-width:100%;min-width:600px;height:auto;background:#fff;border-radius:6px}
-.scroll{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.22rem .65rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}th{font-weight:600;color:var(--dim);vertical-align:bottom}
+.scroll{overflow-x:auto;margin:.6rem 0}
+table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+th,td{padding:.22rem .65rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:600;color:var(--dim);vertical-align:bottom}
 .t{text-align:left}.g{text-align:center}
-td{white-space:nowrap}td.t{white-space:normal;overflow-wrap:anywhere}td.t:last-child{min-width:15em}table.facts thead{display:none}
+td{white-space:nowrap}
+td.t{white-space:normal;overflow-wrap:anywhere}
+td.t:last-child{min-width:15em}
+table.facts thead{display:none}
 table.facts td:first-child{color:var(--dim);white-space:nowrap}
-.s{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.45em;border:1px solid var(--line);vertical-align:-.08em}
-.c,details{background:var(--card);border-radius:8px;padding:.8rem 1rem;margin:.9rem 0}.c details{padding:0;margin:.8rem 0 0}summary{cursor:pointer;font-weight:600}
+.s{display:inline-block;width:.85em;height:.85em;border-radius:3px;margin-right:.45em;border:1px solid var(--line);
+  vertical-align:-.08em}
+.c,details{background:var(--card);border-radius:8px;padding:.8rem 1rem;margin:.9rem 0}
+.c details{padding:0;margin:.8rem 0 0}
+summary{cursor:pointer;font-weight:600}
 .note{border-left:4px solid var(--mark);padding-left:.8rem}
 @media(max-width:760px){.kwic .k{grid-template-columns:minmax(0,1fr) auto minmax(0,1fr)}.kwic .p{display:none}}
-@media print{body{max-width:none;font-size:11pt}table{font-size:.8rem}th,td{padding:.2rem .4rem}nav{display:none}details::details-content{content-visibility:visible;display:block}
+body{max-width:none;font-size:11pt}
+table{font-size:.8rem}
+th,td{padding:.2rem .4rem}
+nav{display:none}
+details::details-content{content-visibility:visible;display:block}
 td.t:last-child{min-width:0}
 img,tr,.k{break-inside:avoid}h2,h3,h4,summary{break-after:avoid}}"""  # after CONTEXT_STYLE
 

@@ -145,7 +145,7 @@ def _direction_words(told: dict) -> str:
     source = told["source_step"]
     return f"direction {direction}" + ("" if source is None or source < 0 else f", taken at step {source}")
 
-
+# %% ../../nbs/show/10_plots.ipynb #0bde344f
 def plot_cluster_descriptions(
     described: Sequence[dict], unit: str = "projected loss (nats)", title: str = "", last: float | None = None
 ) -> Figure:
@@ -170,7 +170,7 @@ def plot_cluster_descriptions(
         fig.suptitle(title)
     return fig
 
-
+# %% ../../nbs/show/10_plots.ipynb #5d870190
 def plot_clusters(
     curves: xr.DataArray,
     clusters: Clusters,
@@ -198,7 +198,7 @@ def _around(context: Mapping, letters: int) -> str:
     after = str(context["after"])[:letters]
     return visible(f"{before:>{letters}}[{context['target']}]{after}")
 
-
+# %% ../../nbs/show/10_plots.ipynb #0ffb3e76
 def _told_texts(ax, told: dict, words: Mapping[str, dict], lines: int, letters: int):
     "The name of each cluster, and the first `lines` of its contexts."
     clusters = [c for c in told["clusters"] if c["cluster"] >= 0]
@@ -230,7 +230,7 @@ def _told_texts(ax, told: dict, words: Mapping[str, dict], lines: int, letters: 
                 parse_math=False,
             )
 
-
+# %% ../../nbs/show/10_plots.ipynb #39c46b32
 def plot_labelled_clusters(
     described: Sequence[dict],
     words: Sequence[Mapping[str, dict]],
@@ -275,7 +275,37 @@ def _mark_heights(breaks: Mapping[int, float]) -> list[tuple[int, float, float]]
     steps = list(breaks.values())
     return [(cluster, at, 0.965 - 0.05 * steps[:i].count(at)) for i, (cluster, at) in enumerate(breaks.items())]
 
+# %% ../../nbs/show/10_plots.ipynb #af067c5d
+def _shade_steps(axes, last_step: float, flat: float, span: tuple[float, float] | None) -> None:
+    "Mark the chosen steps, and those from which the mean loss is flat."
+    for ax in axes:
+        if span is not None:
+            ax.axvspan(*span, color=COLORS[4], alpha=0.18, lw=0, label="chosen steps")
+        if flat < last_step:
+            ax.axvspan(flat, last_step, color="#000000", alpha=0.07, lw=0, label="mean loss flat")
 
+
+def _mark_breaks(axes, breaks: Mapping[int, float], flat: float, hidden: Mapping[int, bool] | None) -> None:
+    "A marker at the top of each of `axes` for every break, filled if it is hidden."
+    for cluster, at, height in _mark_heights(breaks):
+        filled = at > flat if hidden is None else hidden[cluster]
+        style = {"color": cluster_color(cluster), "mfc": None if filled else "#FFFFFF", "marker": "v", "ms": 7}
+        for ax in axes:
+            ax.plot(at, height, transform=ax.get_xaxis_transform(), ls="", **style)
+
+
+def _plot_cluster(axes, told: dict, cluster: dict, name: str, line: str, faint: bool) -> None:
+    "A cluster's own curve on the left, its median exact loss on the right."
+    color = cluster_color(cluster["cluster"])
+    median = cluster["quartiles"][1]
+    if line == "median only":
+        axes[0].plot(told["step"], median, color=color, lw=1.6, label=name)
+    else:
+        middle = cluster["medoid"] if line == "medoid" else median
+        _band(axes[0], told["step"], cluster["quartiles"], color, name, middle, faint=faint)
+    axes[1].plot(told["loss_step"], cluster["loss"], color=color, lw=1.6, alpha=0.3 if faint else 1)
+
+# %% ../../nbs/show/10_plots.ipynb #5d32500b
 def plot_breakthroughs(
     told: dict,
     breaks: Mapping[int, float],
@@ -301,54 +331,26 @@ def plot_breakthroughs(
     """
     fig, axes = plt.subplots(1, 2, figsize=size, layout="constrained", width_ratios=(1.2, 1), sharex=True)
     flat = np.inf if flat is None else flat
-    if span is not None:
-        [ax.axvspan(*span, color=COLORS[4], alpha=0.18, lw=0, label="chosen steps") for ax in axes]
-    if flat < told["loss_step"][-1]:
-        [
-            ax.axvspan(flat, told["loss_step"][-1], color="#000000", alpha=0.07, lw=0, label="mean loss flat")
-            for ax in axes
-        ]
+    _shade_steps(axes, told["loss_step"][-1], flat, span)
     for c in sorted(told["clusters"], key=lambda c: c["cluster"] >= 0):  # the rest first, under the others
-        color = cluster_color(c["cluster"])
-        name = f"{c['cluster']} ({c['size']})" if c["cluster"] >= 0 else f"{rest} ({c['size']})"
-        curve = c["quartiles"][1]
-        if line == "median only":
-            axes[0].plot(told["step"], curve, color=color, lw=1.6, label=name)
-        else:
-            _band(
-                axes[0],
-                told["step"],
-                c["quartiles"],
-                color,
-                name,
-                c["medoid"] if line == "medoid" else curve,
-                faint=chosen not in (None, c["cluster"]),
-            )
-        axes[1].plot(
-            told["loss_step"], c["loss"], color=color, lw=1.6, alpha=1 if chosen in (None, c["cluster"]) else 0.3
-        )
-    for cluster, at, height in _mark_heights(breaks):
-        for ax in axes:
-            ax.plot(
-                at,
-                height,
-                marker="v",
-                ms=7,
-                color=cluster_color(cluster),
-                mfc=None if (at > flat if hidden is None else hidden[cluster]) else "#FFFFFF",
-                transform=ax.get_xaxis_transform(),
-                ls="",
-            )
+        name = f"{c['cluster'] if c['cluster'] >= 0 else rest} ({c['size']})"
+        _plot_cluster(axes, told, c, name, line, faint=chosen not in (None, c["cluster"]))
+    _mark_breaks(axes, breaks, flat, hidden)
+    usual = "median" if line == "median only" else f"{line} and quartiles"
+    _finish_breakthroughs(fig, axes, told, unit, title or usual)
+    return fig
+
+# %% ../../nbs/show/10_plots.ipynb #877e321f
+def _finish_breakthroughs(fig: Figure, axes, told: dict, unit: str, title: str) -> None:
+    "The step that the direction was taken from, axes with their units, and the legend."
     if (source := told["source_step"]) is not None and source >= 0:
         axes[0].axvline(source, color="#555555", lw=1, ls="--", label="source step")
     axes[0].set(xlabel="training step", ylabel=unit)
-    axes[0].set_title(title or ("median" if line == "median only" else f"{line} and quartiles"), parse_math=False)
+    axes[0].set_title(title, parse_math=False)
     axes[1].set(xlabel="training step", ylabel="median exact loss (nats)", title="exact loss")
     handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(
-        handles, names, title="cluster (tokens)", loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False
-    )
-    return fig
+    small = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
+    fig.legend(handles, names, title="cluster (tokens)", loc="outside right upper", **small)
 
 # %% ../../nbs/show/10_plots.ipynb #bd91297b
 def plot_side_by_side(
@@ -429,34 +431,31 @@ def plot_token(
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", width_ratios=(1.5, 1))
     booked = split["directions"]
-    shown = [*booked.abs().sort_values(ascending=False, kind="stable").index[:most]]
-    if direction is not None and direction in booked.index and direction not in shown:
-        shown = [direction, *shown[: most - 1]]
+    shown = _largest(booked, most, direction)
     if span is not None:
         left.axvspan(*span, color=COLORS[4], alpha=0.18, lw=0)
     left.plot(loss["step"], loss - loss.isel(step=0), color="#000000", lw=1.8, ls="--", label="exact loss")
     for i, d in enumerate(shown):
-        left.plot(
-            curves["step"],
-            curves.sel(direction=d),
-            color=COLORS[i % 7],
-            lw=2.6 if d == direction else 1.3,
-            label=f"direction {d}",
-        )
+        width = 2.6 if d == direction else 1.3
+        left.plot(curves["step"], curves.sel(direction=d), color=COLORS[i % 7], lw=width, label=f"direction {d}")
     left.axhline(0, color="#BBBBBB", lw=0.8)
-    left.set(
-        xlabel="training step",
-        ylabel="change since the first step (nats)",
-        title=title or "projected loss of the token",
-    )
+    left.set(xlabel="training step", ylabel="change since the first step (nats)")
+    left.set_title(title or "projected loss of the token")
     left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    _split_bars(
-        right, [(f"direction {d}", booked[d], COLORS[i % 7]) for i, d in enumerate(shown)], booked.drop(shown), split
-    )
+    bars = [(f"direction {d}", booked[d], COLORS[i % 7]) for i, d in enumerate(shown)]
+    _split_bars(right, bars, booked.drop(shown), split)
     right.set(title="its split" + ("" if span is None else f", steps {span[0]:,.0f} to {span[1]:,.0f}"))
     return fig
 
 
+def _largest(booked: pd.Series, most: int, always: int | None) -> list[int]:
+    "The `most` directions with the largest changes, and in any case `always`."
+    shown = [*booked.abs().sort_values(ascending=False, kind="stable").index[:most]]
+    if always is not None and always in booked.index and always not in shown:
+        shown = [always, *shown[: most - 1]]
+    return shown
+
+# %% ../../nbs/show/10_plots.ipynb #e034dd52
 def _split_bars(ax, rows, others: pd.Series, split: Mapping):
     "The bars of directions, (name, nats, colour) in `rows`, of all `others` together, and of the rest of the split."
     if len(others):

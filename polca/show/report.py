@@ -81,7 +81,7 @@ def _labels(tests: pd.DataFrame, row, n: int = 3) -> str:
 def _tags_words(recipe) -> str:
     return "" if recipe.tagger == "none" else f" Part-of-speech tags by {html_text(recipe.tagger)}."
 
-
+# %% ../../nbs/show/30_report.ipynb #b50514fa
 def _label_table(tests: pd.DataFrame, row) -> str:
     "The best value of every kind for a cluster, most information first; those that do not pass are grey."
 
@@ -123,7 +123,7 @@ def _alone(clusters: JointClusters) -> Clusters:
     ranked = table.assign(number=table["cluster"], rank=table.index, cluster=table.index)
     return Clusters(xr.DataArray(labels, coords, ("rank", "token")), ranked, {}, key="rank")
 
-
+# %% ../../nbs/show/30_report.ipynb #9f84fada
 def _recipe(
     name: str,
     curves: xr.DataArray,
@@ -188,7 +188,7 @@ def _loss_words(projection: xr.Dataset, flat: float, window: float) -> list[str]
         )
     return out
 
-
+# %% ../../nbs/show/30_report.ipynb #92de13d1
 def _account_words(accounts: dict[str, xr.Dataset], rule: str, directions: int) -> list[str]:
     "Where the change of the mean loss went, and how far each rule is off."
     a = accounts[rule].attrs
@@ -277,7 +277,7 @@ def _cluster_words(recipe: _Recipe) -> str:
         f"sets of the same sizes {chance} would{more}.{spread} {labels}"
     )
 
-
+# %% ../../nbs/show/30_report.ipynb #d0a56f40
 def _label_words(recipe: _Recipe) -> str:
     "How many clusters have a label, and how many a simple one beside random clusters."
     n = len(recipe.table)
@@ -361,7 +361,7 @@ def _of_directions(projection: xr.Dataset) -> dict[str, tuple[str, list]]:
         found["source_step"] = np.where(found["source_step"] < 0, np.nan, found["source_step"])
     return {_TOLD_COLUMNS[n][0]: (_TOLD_COLUMNS[n][1], v) for n, v in found.items() if np.isfinite(v).any()}
 
-
+# %% ../../nbs/show/30_report.ipynb #56da31d8
 def _counts(recipe: _Recipe, direction: int) -> list[str]:
     "Clusters, outliers, tokens dropped and hidden breakthroughs along a direction."
     if direction not in recipe.clusters.labels["direction"].values:
@@ -381,7 +381,7 @@ def _counts(recipe: _Recipe, direction: int) -> list[str]:
         "–" if own["hidden"].isna().any() or own.empty else str(int(own["hidden"].sum())),
     ]
 
-
+# %% ../../nbs/show/30_report.ipynb #51f909fc
 def _directions_section(projection: xr.Dataset, account: xr.Dataset, recipes: Sequence[_Recipe]) -> str:
     columns = _of_directions(projection)
     single = [r for r in recipes if not r.joint]
@@ -444,7 +444,7 @@ def _break_words(row, flat: float) -> str:
         + f", the mean loss is flat from step {flat:,.0f}; {row.control:.0%} of random token sets would be hidden."
     )
 
-
+# %% ../../nbs/show/30_report.ipynb #0aec9c47
 def _tints(table: pd.DataFrame) -> list[str]:
     from polca.show.plots import cluster_color
 
@@ -502,7 +502,7 @@ def _joint_section(
     )
     return f"<p>The most stable first. Breaks are those of the exact loss; ▼ marks them, filled if hidden.{_tags_words(recipe)}</p>{overview}{left}{''.join(parts)}"
 
-
+# %% ../../nbs/show/30_report.ipynb #9e4f6b2d
 def _joint_cluster(tokens, recipe, row, tint, image, whole, flat) -> str:
     own = recipe.clusters.members(row.rank, row.cluster)
     near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.rank, row.cluster, 8)
@@ -551,14 +551,14 @@ def _unit(curves: xr.DataArray, projection: xr.Dataset) -> str:
         "exact loss (nats)" if same("loss") else "gradient (nats per unit)" if same("gradient") else "clustered curves"
     )
 
-
+# %% ../../nbs/show/30_report.ipynb #63253a90
 def _direction_parts(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe, flat: float) -> list[str]:
     return [
         _direction_part(projection, tokens, recipe, d, flat, " open" if i == 0 else "")
         for i, d in enumerate(_ranked(recipe)[:_MOST])
     ]
 
-
+# %% ../../nbs/show/30_report.ipynb #39ef947f
 def _direction_part(projection, tokens, recipe, direction, flat, is_open) -> str:
     "A direction to unfold: figure, table, and tokens of its largest clusters."
     from polca.show.plots import plot_breakthroughs
@@ -631,7 +631,7 @@ def _direction_table(recipe: _Recipe, shown: pd.DataFrame) -> str:
         text=(0, 8),
     )
 
-
+# %% ../../nbs/show/30_report.ipynb #94c3d2b0
 def _direction_tokens(tokens: pd.DataFrame, recipe: _Recipe, shown: pd.DataFrame) -> str:
     near = [
         nearest_tokens(recipe.curves, recipe.clusters, row.direction, row.cluster, 5)[0] for row in shown.itertuples()
@@ -643,21 +643,33 @@ def _direction_tokens(tokens: pd.DataFrame, recipe: _Recipe, shown: pd.DataFrame
     )
 
 # %% ../../nbs/show/30_report.ipynb #69a6e0ba
-_READING = """<p><b>Token</b>: one predicted token in its context. <b>Direction</b>: a unit vector of weight space, such as one along which the loss is most curved.
-<b>Step</b>: an update of the weights in training. <b>Allocation</b>: the part of a token's loss change between two checkpoints that is booked on a direction,
-gradient times movement along it. <b>Projected loss</b>: the sum of a token's allocations so far, zero at the first checkpoint; it falls where movement along
+_READING = """\
+<p><b>Token</b>: one predicted token in its context. <b>Direction</b>: a unit vector of weight space, such as one
+along which the loss is most curved.
+<b>Step</b>: an update of the weights in training. <b>Allocation</b>: the part of a token's loss change between two
+checkpoints that is booked on a direction,
+gradient times movement along it. <b>Projected loss</b>: the sum of a token's allocations so far, zero at the first
+checkpoint; it falls where movement along
 the direction helps the token.</p>
-<p><b>Break</b>: the step where a curve bends most, at the end of its steepest fall; of a cluster the median over its tokens, with their spread. It takes a window of
+<p><b>Break</b>: the step where a curve bends most, at the end of its steepest fall; of a cluster the median over its
+tokens, with their spread. It takes a window of
 steps on either side: what bends earlier or later is told as ≤ or ≥. <b>Hidden</b>: the
-mean of the breaks comes after the mean loss has become flat. Every curve bends most somewhere, so a break alone says little. <b>Control</b>: what random sets of as many
+mean of the breaks comes after the mean loss has become flat. Every curve bends most somewhere, so a break alone says
+little. <b>Control</b>: what random sets of as many
 tokens would get. A cluster that is hidden where most random sets are hidden too, or whose spread is that of random sets, shows no breakthrough of its own.
-<b>Sharpness</b>: the share of a token's ups and downs within one window of its break. <b>Stability</b>: how well a cluster is found again when more or fewer
+<b>Sharpness</b>: the share of a token's ups and downs within one window of its break. <b>Stability</b>: how well a
+cluster is found again when more or fewer
 clusters are looked for, from 0 to 1; well under a half means that it is one cut among many.</p>
-<p><b>Label</b>: the value, of each kind, that is most over-represented among the tokens of a cluster, with its share there and among all tokens that were clustered along the
-direction; lift is the one over the other. <b>q</b>: of labels with a q up to 0.05 one in twenty is expected to be an accident, as random sets of tokens have labels, too; this is
-over all clusters and kinds of one clustering. It takes tokens for independent draws, which neighbours in a text are not. <b>Simple</b>: at the token or at one of the three before it, two parts of speech cover 70% of the cluster.</p>
-<p><b>How far to trust it.</b> Clustering finds clusters whatever the curves are, and tokens that rise and fall together need not share a skill. Look at the
-tokens, at shares beside those among all tokens, at net beside gross, at the error of the rule, and train again with another seed: what does not come back was an accident of this run.</p>"""
+<p><b>Label</b>: the value, of each kind, that is most over-represented among the tokens of a cluster, with its share
+there and among all tokens that were clustered along the
+direction; lift is the one over the other. <b>q</b>: of labels with a q up to 0.05 one in twenty is expected to be an
+accident, as random sets of tokens have labels, too; this is
+over all clusters and kinds of one clustering. It takes tokens for independent draws, which neighbours in a text are
+not. <b>Simple</b>: at the token or at one of the three before it, two parts of speech cover 70% of the cluster.</p>
+<p><b>How far to trust it.</b> Clustering finds clusters whatever the curves are, and tokens that rise and fall
+together need not share a skill. Look at the
+tokens, at shares beside those among all tokens, at net beside gross, at the error of the rule, and train again with
+another seed: what does not come back was an accident of this run.</p>"""
 
 # %% ../../nbs/show/30_report.ipynb #9c6df06c
 def _fit(
@@ -692,7 +704,7 @@ def _fit(
         f"limit={limit:,}: raise limit, or give fewer clusterings or facts"
     )
 
-
+# %% ../../nbs/show/30_report.ipynb #097f2c69
 def _shown_words(recipe: _Recipe, shown: int, made: int, limit: int) -> str:
     "What of the directions is shown, and why not the rest."
     n = recipe.table["direction"].nunique()
@@ -741,7 +753,7 @@ def _check_report(projection, clusterings, flat, window):
                 "curves: give the curves that were clustered"
             )
 
-
+# %% ../../nbs/show/30_report.ipynb #785b7a59
 def html_report(
     title: str,
     projection: xr.Dataset,

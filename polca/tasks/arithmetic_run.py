@@ -47,6 +47,7 @@ from ..core.losses import n_parameters, parameters
 from ..core.processes import on_first
 from ..runs.estimates import Estimate, peak_memory
 from ..runs.run import Run
+from ..runs.stages import hashed_store
 from ..runs.task import Samples, Task
 from polca.tasks.arithmetic import (
     PLACES,
@@ -331,7 +332,7 @@ FIGURES = {
     "recommended": ("recommended", slice(1), "Clusters of all directions jointly (recommended)"),
 }
 
-
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #5d8865d6
 def draw_addition_figure(results: dict, name: str):
     "The Figure called `name`, one of `FIGURES`, of `results` as `run_arithmetic` returns them."
     from polca.show.plots import (  # here, so that commands that draw nothing do not wait for matplotlib
@@ -404,7 +405,7 @@ def _cluster_all(projection, axes, config, flat, progress):
 def _axes_projection(run: Run, progress) -> xr.Dataset:
     "The projection of the analysed tokens on single weights, for LCA."
     config = run.task.config
-    store = run.inputs.hashed_store()
+    store = hashed_store(run.inputs)
     axes = weight_axes(store.load(config.steps), config.lca_weights)
     return project(
         store,
@@ -429,7 +430,7 @@ def _check_curvature(run: Run) -> dict:
     )
     steps = config.recorded_steps[:10]
     tokens = addition_losses(losses.model, draw_pairs(config)["validation"][:100])
-    projection = project(run.inputs.hashed_store(), some, tokens, steps, curvature="token", progress=False)
+    projection = project(hashed_store(run.inputs), some, tokens, steps, curvature="token", progress=False)
     return {
         "steps": steps,
         "tokens": projection.sizes["token"],
@@ -444,7 +445,7 @@ def _save_kinds(path: Path, clusters: dict[str, Clusters]):
         labels = c.labels.drop_vars([n for n in c.labels.coords if n not in c.labels.dims])
         labels.to_dataset(name="cluster").to_zarr(path, group=kind, mode="w", zarr_format=2, consolidated=False)
 
-
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #2bb9e0d6
 def _say_results(results, figures, out, say):
     "The table, what to know beside it, what was not clustered, and where to look."
     say(f"\n{format_table(results)}\n\n{format_summary(results)}\n")
@@ -506,7 +507,7 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     stages = run.manifest["stages"]
     made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
     for stage in ("subspace", "project", "cluster", "report"):
-        run.results.verified(stage)
+        run.results.files.verified(stage)
     if known := _known_results(out, config, made_from):
         say(f"{out} is complete")
         _say_results(known, sorted((out / "figures").glob("*.png")), out, say)
@@ -547,7 +548,7 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     _say_results(results, figures, out, say)
     return results
 
-
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #9e4cd9bf
 def _known_results(out, config, made_from) -> dict | None:
     "Results with their figures that an earlier call left in `out`, if they were made of what the stages have left."
     try:

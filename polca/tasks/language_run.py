@@ -236,7 +236,7 @@ def describe_labelled(
         )
     return out
 
-
+# %% ../../nbs/tasks/60_language_run.ipynb #7812503e
 def _most_clusters(clusters: Clusters, n: int) -> list[int]:
     counts = {which: len(rows) for which, rows, _ in clusters.groups()}
     return sorted(counts, key=counts.get, reverse=True)[:n]
@@ -336,7 +336,7 @@ def format_language(results: dict) -> str:
         ]
     )
 
-
+# %% ../../nbs/tasks/60_language_run.ipynb #6fd973d5
 def _kind_row(name: str, kind: Mapping) -> dict:
     def beside(part):
         if kind["simple"] is None:
@@ -426,7 +426,7 @@ def run_language(
             on_first(_write_results, run, progress, say or (lambda message: None))
     return run
 
-
+# %% ../../nbs/tasks/60_language_run.ipynb #2d6911bb
 def _write_results(run: Run, progress, say):
     "results.json and figures, from the complete stages of `run`."
     began = time.monotonic()
