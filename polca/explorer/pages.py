@@ -61,15 +61,17 @@ from ..show.report import break_edge, break_text
 
 # %% ../../nbs/explorer/20_pages.ipynb #189cfdb6
 PIECES_STYLE = """\
---fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1c1c1c));
+.polca{--fg:var(--jp-ui-font-color1,var(--vscode-foreground,#1c1c1c));
   --dim:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,#5c5c5c));
   --bg:var(--jp-layout-color1,var(--vscode-editor-background,#fff));
---card:var(--jp-layout-color2,#f5f5f3);--line:var(--jp-border-color2,#d9d9d4);--on:rgba(86,180,233,.28);--mark:#ffe08a}
+--card:var(--jp-layout-color2,#f5f5f3);--line:var(--jp-border-color2,#d9d9d4);--on:rgba(86,180,233,.28);
+  --mark:#ffe08a}
 .polca,.pieces{color:var(--fg);font:13px/1.45 system-ui,sans-serif}
 .pieces table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:auto;margin:0;font-size:12.5px}
 .pieces th,.pieces td{padding:.18rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top;
   white-space:nowrap;background:none}
-.pieces th{font-weight:600;color:var(--dim);vertical-align:bottom;position:sticky;top:0;background:var(--bg);z-index:1}
+.pieces th{font-weight:600;color:var(--dim);vertical-align:bottom;position:sticky;top:0;background:var(--bg);
+  z-index:1}
 .pieces .t,.pieces table td.t,.pieces table th.t{text-align:left}.pieces td.w{white-space:normal;min-width:12em}
 .pieces .box{overflow:auto;border:1px solid var(--line);border-radius:6px}.pieces .low{max-height:15.5em}
 .pieces [data-pick]{cursor:pointer}

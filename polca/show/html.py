@@ -43,23 +43,30 @@ def html_table(
     rows: Sequence[Sequence[str]],
     text: Sequence[int] = (0,),
     groups: Sequence[tuple[str, int]] = (),
+    css: str = "",
 ) -> str:
     """An HTML table of cells that are HTML; the columns `text` are aligned left, the others right.
 
-    `groups`: (heading, columns) above the head.
+    groups   (heading, columns) above the head
+    css      a class of the table
     """
+    above = ""
+    if groups:
+        cells = "".join(f"<th colspan={n} class=g>{name}</th>" for name, n in groups)
+        above = f"<tr>{cells}</tr>"
+    body = "".join(_table_row(row, "td", text) for row in rows)
+    name = f" class={css}" if css else ""
+    return (
+        f"<div class=scroll><table{name}><thead>{above}{_table_row(head, 'th', text)}</thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
-    def line(cells, tag):
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{' class=t' if i in text else ''}>{c}</{tag}>" for i, c in enumerate(cells))
-            + "</tr>"
-        )
 
-    above = "<tr>" + "".join(f"<th colspan={n} class=g>{name}</th>" for name, n in groups) + "</tr>" if groups else ""
-    return f"<div class=scroll><table><thead>{above}{line(head, 'th')}</thead><tbody>{''.join(line(r, 'td') for r in rows)}</tbody></table></div>"
+def _table_row(cells: Sequence[str], tag: str, text: Sequence[int]) -> str:
+    left = [" class=t" if i in text else "" for i in range(len(cells))]
+    return "<tr>" + "".join(f"<{tag}{css}>{cell}</{tag}>" for css, cell in zip(left, cells)) + "</tr>"
 
-
+# %% ../../nbs/show/20_html.ipynb #70a97638
 def html_figure(fig, alt: str) -> str:
     "The matplotlib Figure as an image of the page: SVG, with text as text, lines to a tenth of a point. Closes it."
     import matplotlib
@@ -70,13 +77,18 @@ def html_figure(fig, alt: str) -> str:
         fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     width, height = (round(100 * inches) for inches in fig.get_size_inches())
     plt.close(fig)
-    svg = re.sub(
-        r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), out.getvalue()[out.getvalue().index("<svg") :]
-    )
+    written = out.getvalue()
+    svg = re.sub(r' d="[^"]*"', _rounded_path, written[written.index("<svg") :])
     source = quote(re.sub(r"\s*\n\s*", " ", svg), safe=" /:;=,.()!*@$+-~?[]|")
-    return f'<div class=scroll><img width={width} height={height} alt="{html.escape(alt)}" src="data:image/svg+xml,{source}"></div>'
+    image = f'<img width={width} height={height} alt="{html.escape(alt)}" src="data:image/svg+xml,{source}">'
+    return f"<div class=scroll>{image}</div>"
+
+
+def _rounded_path(path: re.Match) -> str:
+    return re.sub(r"(\.\d)\d+", r"\1", path[0])
 
 # %% ../../nbs/show/20_html.ipynb #5e18b1ed
+# only inside of .kwic: short names are others', too, such as those of highlighted code
 CONTEXT_STYLE = """\
 mark{background:var(--mark,#ffe08a);color:inherit;border-radius:3px;padding:0 .15em;white-space:pre;
   font-family:ui-monospace,monospace;font-size:.95em}
@@ -86,7 +98,6 @@ mark{background:var(--mark,#ffe08a);color:inherit;border-radius:3px;padding:0 .1
 .kwic .b{display:flex;justify-content:flex-end}
 .kwic .p{display:flex;color:var(--dim,#5c5c5c);font-size:.9em;padding-left:.8em}
 .kwic .p bdi{overflow:hidden;text-overflow:ellipsis}
-# only inside of .kwic: short names are others', too, such as those of highlighted code
 .kwic .p i{font-style:normal}"""
 
 
@@ -101,18 +112,21 @@ def html_text(value, spaces: bool = False) -> str:
 def html_target(value) -> str:
     "`value` highlighted, all white space made visible, long ones cut in their middle."
     text = str(value)
-    return f"<mark><bdi>{html_text(text if len(text) <= 40 else f'{text[:20]}…{text[-20:]}', spaces=True) or '∅'}</bdi></mark>"
+    if len(text) > 40:
+        text = f"{text[:20]}…{text[-20:]}"
+    return f"<mark><bdi>{html_text(text, spaces=True) or '∅'}</bdi></mark>"
 
 # %% ../../nbs/show/20_html.ipynb #fedc2378
 def _context_html(row: Mapping) -> str:
     before = str(row["before"])[-_AROUND:]
     after = str(row["after"])[:_AROUND]
     document = str(row.get("document", ""))
+    name = html_text(document.rpartition("/")[2])
     where = f", token {html_text(row['place'])}" if "place" in row else ""
     return (
-        f"<div class=k><span class=b><bdi>{html_text(before)}</bdi></span>{html_target(row['target'])}<span "
-        f"class=a><bdi>{html_text(after)}</bdi></span>"
-        f'<span class=p title="{html_text(document)}"><bdi>{html_text(document.rpartition("/")[2])}</bdi><i>{where}</i></span></div>'
+        f"<div class=k><span class=b><bdi>{html_text(before)}</bdi></span>{html_target(row['target'])}"
+        f"<span class=a><bdi>{html_text(after)}</bdi></span>"
+        f'<span class=p title="{html_text(document)}"><bdi>{name}</bdi><i>{where}</i></span></div>'
     )
 
 
@@ -159,23 +173,24 @@ table.facts td:first-child{color:var(--dim);white-space:nowrap}
 summary{cursor:pointer;font-weight:600}
 .note{border-left:4px solid var(--mark);padding-left:.8rem}
 @media(max-width:760px){.kwic .k{grid-template-columns:minmax(0,1fr) auto minmax(0,1fr)}.kwic .p{display:none}}
-body{max-width:none;font-size:11pt}
-table{font-size:.8rem}
-th,td{padding:.2rem .4rem}
-nav{display:none}
-details::details-content{content-visibility:visible;display:block}
+@media print{body{max-width:none;font-size:11pt}table{font-size:.8rem}th,td{padding:.2rem .4rem}nav{display:none}
+  details::details-content{content-visibility:visible;display:block}
 td.t:last-child{min-width:0}
 img,tr,.k{break-inside:avoid}h2,h3,h4,summary{break-after:avoid}}"""  # after CONTEXT_STYLE
 
 # %% ../../nbs/show/20_html.ipynb #4616d4e1
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # of browsers: no script, no request
+
+
 def html_page(title: str, sections: Sequence[tuple[str, str]], style: str = "") -> str:
     "A whole file, from (heading, HTML) of its sections; with more `style`."
     nav = "".join(f'<a href="#s{i}">{name}</a>' for i, (name, _) in enumerate(sections))
     body = "".join(f"<h2 id=s{i}>{name}</h2>{part}" for i, (name, part) in enumerate(sections))
+    name = html_text(title)
     return (
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">"""
-        "<meta name=viewport "
-        f'content="width=device-width,initial-scale=1"><title>{html_text(title)}</title><style>{CONTEXT_STYLE}{_STYLE}{style}</style></head>\n'
-        f"<body><h1>{html_text(title)}</h1><nav>{nav}</nav>{body}</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta name=viewport content="width=device-width,initial-scale=1"><title>{name}</title>'
+        f"<style>{CONTEXT_STYLE}{_STYLE}{style}</style></head>\n"
+        f"<body><h1>{name}</h1><nav>{nav}</nav>{body}</body></html>\n"
     )

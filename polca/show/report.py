@@ -191,106 +191,125 @@ def _loss_words(projection: xr.Dataset, flat: float, window: float) -> list[str]
 # %% ../../nbs/show/30_report.ipynb #92de13d1
 def _account_words(accounts: dict[str, xr.Dataset], rule: str, directions: int) -> list[str]:
     "Where the change of the mean loss went, and how far each rule is off."
-    a = accounts[rule].attrs
-    true = a["true"]
-    net = a["net"]
-    outside = a["outside"]
+    totals = accounts[rule].attrs
+    true = totals["true"]
 
-    def part(v):
-        return f"{number_text(v, '+.3f')} ({share_text(v, true)})"
+    def part(nats):
+        return f"{number_text(nats, '+.3f')} ({share_text(nats, true)})"
 
-    out = [
-        f"Of the change of {number_text(true, '+.3f')} nats per token, {part(net)} are booked on the "
-        f"{count_text(directions, 'direction')} by the rule <i>{rule}</i>; gross, with every swing "
-        f"counted, {number_text(a['gross'], '.3f')}. {part(outside)} are outside, {part(a['error'])} are the error "
-        "of the rule."
-    ]
-    far = [r for r, e in accounts.items() if abs(e.attrs["error"]) > 0.1 * abs(true)]
-    out.append(
-        "Error of the rules beside the true change: "
-        + ", ".join(f"{r} {share_text(e.attrs['error'], true)}" for r, e in accounts.items())
-        + "."
-        + (
-            f" <b>Over a tenth for {', '.join(far)}: the checkpoints are too far apart for "
-            f"{'this rule' if len(far) == 1 else 'these rules'}.</b>"
-            if far
-            else ""
-        )
-        + (f" What this page says by the rule {rule} is not to be relied on." if rule in far else "")
+    booked = (
+        f"Of the change of {number_text(true, '+.3f')} nats per token, {part(totals['net'])} are booked on the "
+        f"{count_text(directions, 'direction')} by the rule <i>{rule}</i>; gross, with every swing counted, "
+        f"{number_text(totals['gross'], '.3f')}. {part(totals['outside'])} are outside, {part(totals['error'])} are "
+        "the error of the rule."
     )
-    if rule in far or true >= 0:
-        return out
-    return [
-        *out,
-        "<b>On these directions the loss rises on balance: what was learned lies outside of them.</b>"
-        if net > 0
-        else "<b>Most of what was learned lies outside of these directions.</b>"
-        if outside < 0.5 * true
-        else "Most of what was learned lies on these directions."
-        if net < 0.5 * true
-        else "Neither the directions nor what is outside of them hold most of what was learned.",
-    ]
+    far = [r for r, account in accounts.items() if abs(account.attrs["error"]) > 0.1 * abs(true)]
+    words = [booked, _error_words(accounts, rule, far)]
+    if rule not in far and true < 0:
+        words.append(_where_words(totals))
+    return words
+
+
+def _error_words(accounts: dict[str, xr.Dataset], rule: str, far: list[str]) -> str:
+    "The error of each rule beside the true change, and a warning where it is large."
+    true = accounts[rule].attrs["true"]
+    errors = ", ".join(f"{r} {share_text(account.attrs['error'], true)}" for r, account in accounts.items())
+    words = f"Error of the rules beside the true change: {errors}."
+    if far:
+        these = "this rule" if len(far) == 1 else "these rules"
+        words += f" <b>Over a tenth for {', '.join(far)}: the checkpoints are too far apart for {these}.</b>"
+    if rule in far:
+        words += f" What this page says by the rule {rule} is not to be relied on."
+    return words
+
+# %% ../../nbs/show/30_report.ipynb #abd7f66f
+def _where_words(totals: Mapping[str, float]) -> str:
+    "Whether what was learned lies on the directions."
+    half = 0.5 * totals["true"]
+    if totals["net"] > 0:
+        return "<b>On these directions the loss rises on balance: what was learned lies outside of them.</b>"
+    if totals["outside"] < half:
+        return "<b>Most of what was learned lies outside of these directions.</b>"
+    if totals["net"] < half:
+        return "Most of what was learned lies on these directions."
+    return "Neither the directions nor what is outside of them hold most of what was learned."
 
 # %% ../../nbs/show/30_report.ipynb #bd973b68
 def _cluster_words(recipe: _Recipe) -> str:
     "How many clusters, and how many of them break after the mean loss is flat, beside random sets of tokens."
     n = len(recipe.table)
-    name = f"<i>{html_text(recipe.name)}</i>"
     if not n:
-        reasons = pd.Series(list(recipe.clusters.notes.values()), dtype=object).value_counts()
-        return f"{name}: <b>no clusters were found</b>" + (
-            f" ({html_text(reasons.index[0])})." if len(reasons) else "."
-        )
-    if recipe.joint:
-        out = f"{name}: {count_text(n, 'distinct cluster')} of all directions jointly ({recipe.found} before clusters that overlap by half were left out)"
-    else:
-        out = f"{name}: {count_text(n, 'cluster')} along {recipe.table['direction'].nunique()} of {count_text(recipe.clusters.labels.sizes['direction'], 'direction')}"
+        return _no_clusters(recipe)
+    counted = _count_words(recipe, n)
     labels = _label_words(recipe)
     if recipe.table["hidden"].isna().any():
-        return f"{out}; too few checkpoints for a break. {labels}"
-    told = recipe.table[[not break_edge(row) for row in recipe.table.itertuples()]]
-    spread, usual = (number_text(told[column].median()) for column in ("spread", "spread_control"))
-    spread = (
-        f" Breaks of a cluster's tokens are spread by ± {spread} steps, of random token sets by ± {usual} (medians)."
-        if len(told)
-        else ""
-    )
-    if early := n - len(told):
-        spread += f" {count_text(early, 'cluster')} {'breaks' if early == 1 else 'break'} too near to the first or last checkpoint to tell when."
+        return f"{counted}; too few checkpoints for a break. {labels}"
+    return f"{counted}. {_hidden_words(recipe, n)}{_spread_words(recipe, n)} {labels}"
+
+
+def _no_clusters(recipe: _Recipe) -> str:
+    "That there are none, and why, as far as it is known."
+    reasons = pd.Series(list(recipe.clusters.notes.values()), dtype=object).value_counts()
+    why = f" ({html_text(reasons.index[0])})" if len(reasons) else ""
+    return f"<i>{html_text(recipe.name)}</i>: <b>no clusters were found</b>{why}."
+
+
+def _count_words(recipe: _Recipe, n: int) -> str:
+    name = f"<i>{html_text(recipe.name)}</i>"
+    if recipe.joint:
+        left = f"({recipe.found} before clusters that overlap by half were left out)"
+        return f"{name}: {count_text(n, 'distinct cluster')} of all directions jointly {left}"
+    along = recipe.table["direction"].nunique()
+    of = count_text(recipe.clusters.labels.sizes["direction"], "direction")
+    return f"{name}: {count_text(n, 'cluster')} along {along} of {of}"
+
+# %% ../../nbs/show/30_report.ipynb #c4f9a790
+def _hidden_words(recipe: _Recipe, n: int) -> str:
+    "How many of n clusters have a hidden breakthrough, beside random sets of tokens."
     hidden = int(recipe.table["hidden"].sum())
-    chance = number_text(recipe.table["control"].mean(), ".0%")
-    if not hidden:
-        return (
-            out + f". <b>None has a hidden breakthrough</b>; of random token sets of the same sizes {chance} "
-            f"would.{spread} {labels}"
-        )
     control = recipe.table["control"]
-    # within two standard deviations
-    more = (
-        ""
-        if hidden - control.sum() > 2 * math.sqrt((control * (1 - control)).sum())
-        else ": <b>no clear difference</b>"
-    )
-    return (
-        out
-        + f". {hidden} ({hidden / n:.0%}) {'has' if hidden == 1 else 'have'} a hidden breakthrough; of random token "
-        f"sets of the same sizes {chance} would{more}.{spread} {labels}"
-    )
+    chance = f"of random token sets of the same sizes {number_text(control.mean(), '.0%')} would"
+    if not hidden:
+        return f"<b>None has a hidden breakthrough</b>; {chance}."
+    deviation = math.sqrt((control * (1 - control)).sum())
+    clear = hidden - control.sum() > 2 * deviation  # beyond two standard deviations
+    have = "has" if hidden == 1 else "have"
+    difference = "" if clear else ": <b>no clear difference</b>"
+    return f"{hidden} ({hidden / n:.0%}) {have} a hidden breakthrough; {chance}{difference}."
+
+
+def _spread_words(recipe: _Recipe, n: int) -> str:
+    "How closely together the tokens of the clusters break, beside random sets of tokens."
+    words = ""
+    told = recipe.table[[not break_edge(row) for row in recipe.table.itertuples()]]
+    if len(told):
+        spread, usual = (number_text(told[column].median()) for column in ("spread", "spread_control"))
+        words += f" Breaks of a cluster's tokens are spread by ± {spread} steps, of random token sets by ± {usual}"
+        words += " (medians)."
+    if early := n - len(told):
+        breaks = "breaks" if early == 1 else "break"
+        words += f" {count_text(early, 'cluster')} {breaks} too near to the first or last checkpoint to tell when."
+    return words
 
 # %% ../../nbs/show/30_report.ipynb #d0a56f40
 def _label_words(recipe: _Recipe) -> str:
     "How many clusters have a label, and how many a simple one beside random clusters."
     n = len(recipe.table)
     named = recipe.tests[recipe.tests["q"] <= ALPHA].drop_duplicates([recipe.clusters.key, "cluster"])
-    out = f"<b>{len(named)} of {n}</b> {'has' if len(named) == 1 else 'have'} a label that random sets of tokens would not have (q up to {ALPHA:g})."
+    have = "has" if len(named) == 1 else "have"
+    words = f"<b>{len(named)} of {n}</b> {have} a label that random sets of tokens would not have (q up to {ALPHA:g})."
     if recipe.simple is None:
-        return out
+        return words
 
     def beside(row):
-        return f"{row.simple:.0f} of {row.of:.0f} (random clusters {row['mean']:.1f}, 95% of them {row.low:.0f} to {row.high:.0f})"
+        random = f"random clusters {row['mean']:.1f}, 95% of them {row.low:.0f} to {row.high:.0f}"
+        return f"{row.simple:.0f} of {row.of:.0f} ({random})"
 
-    directions = "" if recipe.joint else f", along {beside(recipe.simple.loc['directions'])} directions"
-    return f"{out} A simple part-of-speech label, by the paper's rule and the tags of {html_text(recipe.tagger)}, have {beside(recipe.simple.loc['clusters'])}{directions}."
+    simple = beside(recipe.simple.loc["clusters"])
+    if not recipe.joint:
+        simple += f", along {beside(recipe.simple.loc['directions'])} directions"
+    tagger = html_text(recipe.tagger)
+    return f"{words} A simple part-of-speech label, by the paper's rule and the tags of {tagger}, have {simple}."
 
 
 def _summary(projection, accounts, rule, recipes, flat, window, facts) -> str:
@@ -299,12 +318,10 @@ def _summary(projection, accounts, rule, recipes, flat, window, facts) -> str:
         *_account_words(accounts, rule, projection.sizes["direction"]),
         *map(_cluster_words, recipes),
     ]
-    told = (
-        html_table(["", ""], [[html_text(name), html_text(value)] for name, value in facts], text=(0, 1))
-        if facts
-        else ""
-    )
-    return f"<ul class=words>{''.join(f'<li>{w}</li>' for w in words)}</ul>{told.replace('<table>', '<table class=facts>', 1)}"
+    items = "".join(f"<li>{sentence}</li>" for sentence in words)
+    rows = [[html_text(name), html_text(value)] for name, value in facts]
+    table = html_table(["", ""], rows, text=(0, 1), css="facts") if rows else ""
+    return f"<ul class=words>{items}</ul>{table}"
 
 # %% ../../nbs/show/30_report.ipynb #a5d808e1
 def _completeness_section(projection: xr.Dataset, accounts: dict[str, xr.Dataset], rule: str) -> str:
@@ -414,10 +431,10 @@ def _directions_section(projection: xr.Dataset, account: xr.Dataset, recipes: Se
 
 # %% ../../nbs/show/30_report.ipynb #943f659d
 def break_edge(row) -> str:
-    """ "before" or "after" for a cluster of which most tokens break at the first or the last step that can be one; else
-    "".
-    """
-    return "before" if row.at_first > 0.5 else "after" if row.at_last > 0.5 else ""
+    "Where most tokens of a cluster break at the first or the last step that can be one: before, after, or empty."
+    if row.at_first > 0.5:
+        return "before"
+    return "after" if row.at_last > 0.5 else ""
 
 
 def break_text(row) -> str:
@@ -427,22 +444,21 @@ def break_text(row) -> str:
 
 def _break_words(row, flat: float) -> str:
     "When a cluster breaks, how closely together, and whether that is hidden."
-    if row.break_step != row.break_step:
+    if np.isnan(row.break_step):
         return "There are too few checkpoints for a break."
-    when = f"It breaks at step {row.median:,.0f} (median; mean {row.break_step:,.0f} ± {row.spread:,.0f}, random token sets ± {row.spread_control:,.0f}): "
+    when = f"It breaks at step {row.median:,.0f}"
     if edge := break_edge(row):
-        when = (
-            f"It breaks at step {row.median:,.0f} or {edge}: "
-            f"{getattr(row, 'at_first' if edge == 'before' else 'at_last'):.0%} of its tokens have their largest "
-            "bend at the "
-            f"{'first' if edge == 'before' else 'last'} step that has a whole window on either side, and how closely "
-            "together they break cannot be told. It is "
+        share, end = (row.at_first, "first") if edge == "before" else (row.at_last, "last")
+        when += (
+            f" or {edge}: {share:.0%} of its tokens have their largest bend at the {end} step that has a whole window "
+            "on either side, and how closely together they break cannot be told. It is "
         )
-    return (
-        when
-        + ("<b>hidden</b>" if row.hidden else "not hidden")
-        + f", the mean loss is flat from step {flat:,.0f}; {row.control:.0%} of random token sets would be hidden."
-    )
+    else:
+        spread = f"mean {row.break_step:,.0f} ± {row.spread:,.0f}, random token sets ± {row.spread_control:,.0f}"
+        when += f" (median; {spread}): "
+    hidden = "<b>hidden</b>" if row.hidden else "not hidden"
+    chance = f"{row.control:.0%} of random token sets would be hidden"
+    return f"{when}{hidden}, the mean loss is flat from step {flat:,.0f}; {chance}."
 
 # %% ../../nbs/show/30_report.ipynb #0aec9c47
 def _tints(table: pd.DataFrame) -> list[str]:
@@ -464,57 +480,50 @@ def _without_source(curves: xr.DataArray, direction: int) -> xr.DataArray:
 def _joint_section(
     projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe, whole: xr.DataArray, flat: float, most: int = 8
 ) -> str:
-    """The distinct clusters of all directions jointly; `whole` is the projected loss (step, token) summed over
-    directions.
-    """
+    "The distinct clusters of all directions jointly; `whole` is the projected loss (step, token) over all directions."
     from polca.show.plots import plot_breakthroughs
 
     table = recipe.table.head(most)
     by = {"all": np.zeros(projection.sizes["token"])}
     unit = "projected loss, all directions (nats)"
-    told = [describe_clusters(whole, recipe.clusters, rank, projection["loss"], by) for rank in table["rank"]]
-    breaks = {r.cluster: r.median for r in table.itertuples() if r.median == r.median}
+    each = [describe_clusters(whole, recipe.clusters, rank, projection["loss"], by) for rank in table["rank"]]
+    breaks = {row.cluster: row.median for row in table.itertuples() if not np.isnan(row.median)}
     hidden = dict(zip(table["cluster"], table["hidden"]))
-    all_of = told[0] | {"clusters": [t["clusters"][0] for t in told]}
+    together = each[0] | {"clusters": [described["clusters"][0] for described in each]}
     overview = html_figure(
-        plot_breakthroughs(all_of, breaks, flat, unit, "median only", hidden=hidden),
+        plot_breakthroughs(together, breaks, flat, unit, "median only", hidden=hidden),
         "Median projected loss, summed over directions, and median exact loss of every cluster over training.",
     )
     parts = []
-    for row, tint, t in zip(table.itertuples(), _tints(table), told):
+    for row, tint, described in zip(table.itertuples(), _tints(table), each):
+        own = {cluster: at for cluster, at in breaks.items() if cluster == row.cluster}
         image = html_figure(
-            plot_breakthroughs(
-                t,
-                {c: at for c, at in breaks.items() if c == row.cluster},
-                flat,
-                unit,
-                "median",
-                "other tokens",
-                hidden=hidden,
-            ),
+            plot_breakthroughs(described, own, flat, unit, "median", "other tokens", hidden=hidden),
             f"Cluster {row.cluster} beside the other tokens: quartiles of the projected loss, median exact loss.",
         )
         parts.append(_joint_cluster(tokens, recipe, row, tint, image, whole, flat))
-    left = (
-        f"<p>{count_text(len(recipe.table) - most, 'less stable cluster')} left out.</p>"
-        if len(recipe.table) > most
-        else ""
-    )
-    return f"<p>The most stable first. Breaks are those of the exact loss; ▼ marks them, filled if hidden.{_tags_words(recipe)}</p>{overview}{left}{''.join(parts)}"
+    intro = "The most stable first. Breaks are those of the exact loss; ▼ marks them, filled if hidden."
+    return f"<p>{intro}{_tags_words(recipe)}</p>{overview}{_left_out(len(recipe.table) - most)}{''.join(parts)}"
+
+
+def _left_out(n: int) -> str:
+    return f"<p>{count_text(n, 'less stable cluster')} left out.</p>" if n > 0 else ""
 
 # %% ../../nbs/show/30_report.ipynb #9e4f6b2d
 def _joint_cluster(tokens, recipe, row, tint, image, whole, flat) -> str:
     own = recipe.clusters.members(row.rank, row.cluster)
     near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.rank, row.cluster, 8)
+    strongest = _strongest(whole.transpose("token", "step").values, own, 5)
     passed = recipe.tests[recipe.tests["q"] <= ALPHA]
-    name = "".join(f": {_label(t)} ({t.share:.0%})" for t in _of_cluster(passed, row).head(1).itertuples())
-    about = f"{count_text(row.size, 'token')} ({row.size / len(own):.0%}), stability {row.stability:.2f}, number {row.number} of the {row.n_clusters} clusters"
+    name = "".join(f": {_label(test)} ({test.share:.0%})" for test in _of_cluster(passed, row).head(1).itertuples())
+    size = f"{count_text(row.size, 'token')} ({row.size / len(own):.0%})"
+    about = f"{size}, stability {row.stability:.2f}, number {row.number} of the {row.n_clusters} clusters"
     return (
         f"<section class=c><h3>{tint}Cluster {row.cluster}{name} <small>{about}</small></h3>"
         f"<p>{_break_words(row, flat)}</p>{image}{_label_table(recipe.tests, row)}"
         f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(tokens.iloc[near])}"
-        "<details><summary>Strongest: projected loss falls "
-        f"most</summary>{_contexts(tokens.iloc[_strongest(whole.transpose('token', 'step').values, own, 5)])}</details></section>"
+        "<details><summary>Strongest: projected loss falls most</summary>"
+        f"{_contexts(tokens.iloc[strongest])}</details></section>"
     )
 
 # %% ../../nbs/show/30_report.ipynb #a4cadc85
@@ -645,31 +654,27 @@ def _direction_tokens(tokens: pd.DataFrame, recipe: _Recipe, shown: pd.DataFrame
 # %% ../../nbs/show/30_report.ipynb #69a6e0ba
 _READING = """\
 <p><b>Token</b>: one predicted token in its context. <b>Direction</b>: a unit vector of weight space, such as one
-along which the loss is most curved.
-<b>Step</b>: an update of the weights in training. <b>Allocation</b>: the part of a token's loss change between two
-checkpoints that is booked on a direction,
-gradient times movement along it. <b>Projected loss</b>: the sum of a token's allocations so far, zero at the first
-checkpoint; it falls where movement along
-the direction helps the token.</p>
+along which the loss is most curved. <b>Step</b>: an update of the weights in training. <b>Allocation</b>: the part of
+a token's loss change between two checkpoints that is booked on a direction, gradient times movement along it.
+<b>Projected loss</b>: the sum of a token's allocations so far, zero at the first checkpoint; it falls where movement
+along the direction helps the token.</p>
 <p><b>Break</b>: the step where a curve bends most, at the end of its steepest fall; of a cluster the median over its
-tokens, with their spread. It takes a window of
-steps on either side: what bends earlier or later is told as ≤ or ≥. <b>Hidden</b>: the
-mean of the breaks comes after the mean loss has become flat. Every curve bends most somewhere, so a break alone says
-little. <b>Control</b>: what random sets of as many
-tokens would get. A cluster that is hidden where most random sets are hidden too, or whose spread is that of random sets, shows no breakthrough of its own.
+tokens, with their spread. It takes a window of steps on either side: what bends earlier or later is told as ≤ or ≥.
+<b>Hidden</b>: the mean of the breaks comes after the mean loss has become flat. Every curve bends most somewhere, so
+a break alone says little. <b>Control</b>: what random sets of as many tokens would get. A cluster that is hidden
+where most random sets are hidden too, or whose spread is that of random sets, shows no breakthrough of its own.
 <b>Sharpness</b>: the share of a token's ups and downs within one window of its break. <b>Stability</b>: how well a
-cluster is found again when more or fewer
-clusters are looked for, from 0 to 1; well under a half means that it is one cut among many.</p>
+cluster is found again when more or fewer clusters are looked for, from 0 to 1; well under a half means that it is one
+cut among many.</p>
 <p><b>Label</b>: the value, of each kind, that is most over-represented among the tokens of a cluster, with its share
-there and among all tokens that were clustered along the
-direction; lift is the one over the other. <b>q</b>: of labels with a q up to 0.05 one in twenty is expected to be an
-accident, as random sets of tokens have labels, too; this is
-over all clusters and kinds of one clustering. It takes tokens for independent draws, which neighbours in a text are
-not. <b>Simple</b>: at the token or at one of the three before it, two parts of speech cover 70% of the cluster.</p>
+there and among all tokens that were clustered along the direction; lift is the one over the other. <b>q</b>: of
+labels with a q up to 0.05 one in twenty is expected to be an accident, as random sets of tokens have labels, too;
+this is over all clusters and kinds of one clustering. It takes tokens for independent draws, which neighbours in a
+text are not. <b>Simple</b>: at the token or at one of the three before it, two parts of speech cover 70% of the
+cluster.</p>
 <p><b>How far to trust it.</b> Clustering finds clusters whatever the curves are, and tokens that rise and fall
-together need not share a skill. Look at the
-tokens, at shares beside those among all tokens, at net beside gross, at the error of the rule, and train again with
-another seed: what does not come back was an accident of this run.</p>"""
+together need not share a skill. Look at the tokens, at shares beside those among all tokens, at net beside gross, at
+the error of the rule, and train again with another seed: what does not come back was an accident of this run.</p>"""
 
 # %% ../../nbs/show/30_report.ipynb #9c6df06c
 def _fit(
@@ -774,7 +779,7 @@ def html_report(
     limit        bytes of UTF-8 that the page may have; sections of single directions are left out from the back until
                  it fits
 
-    Raises ValueError for a projection without what is needed, clusterings of other tokens, a window of 0 or less, and a
+    Raises ValueError for what is no whole projection, clusterings of other tokens, a window that is not above 0, and a
     page that cannot be kept under `limit`.
     """
     _check_report(projection, clusterings, flat, window)
@@ -787,18 +792,15 @@ def html_report(
         _recipe(name, curves, clusters, projection["loss"], tokens, flat, window)
         for name, (curves, clusters) in clusterings.items()
     ]
-    joint, single = ([r for r in recipes if r.joint == j] for j in (True, False))
     before = [
         ("Summary", _summary(projection, accounts, rule, recipes, flat, window, facts)),
         ("Completeness", _completeness_section(projection, accounts, rule)),
         ("Directions", _directions_section(projection, accounts[rule], recipes)),
-        *((f"Clusters: {html_text(r.name)}", _joint_section(projection, tokens, r, whole, flat)) for r in joint),
     ]
-    return _fit(
-        title,
-        before,
-        single,
-        [_direction_parts(projection, tokens, r, flat) for r in single],
-        [("How to read this", _READING)],
-        limit,
-    )
+    for recipe in recipes:
+        if recipe.joint:
+            section = _joint_section(projection, tokens, recipe, whole, flat)
+            before.append((f"Clusters: {html_text(recipe.name)}", section))
+    single = [recipe for recipe in recipes if not recipe.joint]
+    parts = [_direction_parts(projection, tokens, recipe, flat) for recipe in single]
+    return _fit(title, before, single, parts, [("How to read this", _READING)], limit)
