@@ -1,4 +1,5 @@
 """Write README.md from nbs/index.ipynb; with --check, only say whether it is up to date."""
+
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ notebook.cells = [c for c in notebook.cells if not c.source.startswith("#| hide"
 for cell in notebook.cells:
     for output in cell.get("outputs", []):
         # GitHub shows no HTML tables with styles; the plain text of an output says the same
-        if "data" in output: output["data"] = {k: v for k, v in output["data"].items() if k == "text/plain"}
+        if "data" in output:
+            output["data"] = {k: v for k, v in output["data"].items() if k == "text/plain"}
 body, _ = MarkdownExporter().from_notebook_node(notebook)
 body = re.sub(r"\]\((images|results)/", r"](nbs/\1/", body)  # paths are relative to nbs/ there, to the root here
 body = body.replace('Path("experiments/', 'Path("nbs/experiments/')

@@ -13,7 +13,7 @@ __all__ = ['PIECES_STYLE', 'piece', 'note', 'sorted_directions', 'directions_htm
 # %% ../../nbs/explorer/20_pages.ipynb #f0ad8cc8
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -175,7 +175,9 @@ def directions_html(
             if c == by
             else ("", "")
         )
-        return f'<th data-pick="sort:{c}" tabindex=0 title="{html.escape(why)}; click to sort"{sort}{" class=t" if c == "label" else ""}>{name}{arrow}</th>'
+        left = " class=t" if c == "label" else ""
+        title = f"{html.escape(why)}; click to sort"
+        return f'<th data-pick="sort:{c}" tabindex=0 title="{title}"{sort}{left}>{name}{arrow}</th>'
 
     rows = [
         f'<tr data-pick="direction:{row["direction"]}" tabindex=0 '
@@ -184,7 +186,9 @@ def directions_html(
         + "</tr>"
         for row in table[shown].to_dict("records")
     ]
-    return f'<div class="box low"><table aria-label="directions"><thead><tr>{"".join(map(head, shown))}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    heads = "".join(map(head, shown))
+    table_html = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="box low"><table aria-label="directions">{table_html}</table></div>'
 
 
 def _cell(value, form: str, column: str) -> str:
@@ -225,7 +229,12 @@ def plot_html(fig, alt: str, series: Sequence[Mapping] = (), steps: Sequence[flo
         if brush
         else "figure"
     )
-    return f'<div class="plot{" live" if brush else ""}" tabindex=0 role=group aria-label="{label}" title="" data-plot="{html.escape(json.dumps(data, allow_nan=False), quote=True)}">{image}</div>'
+    numbers = html.escape(json.dumps(data, allow_nan=False), quote=True)
+    live = " live" if brush else ""
+    return (
+        f'<div class="plot{live}" tabindex=0 role=group aria-label="{label}" title="" data-plot="{numbers}">'
+        f"{image}</div>"
+    )
 
 # %% ../../nbs/explorer/20_pages.ipynb #5ae52e08
 def cluster_series(told: Mapping) -> list[dict]:
@@ -268,12 +277,38 @@ def composition_html(kinds: Sequence[Sequence], order: Sequence[str]) -> str:
             f'<span style="width:{100 * share:.1f}%;background:{shade};color:{ink}" title="{html_text(value, True)}: '
             f'{share:.0%} of the tokens">{html_text(value, True) if share > 0.11 else ""}</span>'
         )
-    return f'<div class=bar role=img aria-label="{html_text(", ".join(f"{v} {shares[v]:.0%}" for v in order if shares.get(v)))}">{"".join(parts)}</div>'
+    words = ", ".join(f"{value} {shares[value]:.0%}" for value in order if shares.get(value))
+    return f'<div class=bar role=img aria-label="{html_text(words)}">{"".join(parts)}</div>'
 
 
 _CLASSES = {0: " class=t", 7: ' class="t w"', 8: " class=t"}
 
 # %% ../../nbs/explorer/20_pages.ipynb #3a42c58f
+_HEADS = {
+    "cluster": "click to see its tokens",
+    "tokens": "number of tokens",
+    "share": "of all tokens",
+    "break (step)": "where the curves of its tokens bend most, median; ≤ and ≥: at the edge of what can be told",
+    "spread": "of the breaks of its tokens, standard deviation in steps; in brackets that of random sets of as many "
+    "tokens",
+    "hidden": "whether its mean break comes after the mean loss is flat; in brackets the share of random sets of "
+    "tokens of which that is so",
+    "stability": "how well it is found again, from 0 to 1: jointly among other numbers of clusters, along a direction "
+    "among random parts of the tokens, half of them and 1,200 at most (button under Trust)",
+    "label": "what its tokens share more often than random ones: share, and how many times that of the tokens that no "
+    "filter dropped; tested, q ≤ 0.05",
+}
+
+
+def _clusters_head(by: str) -> str:
+    heads = _HEADS | {f"by {by}": "what its tokens are"}
+    left = ("cluster", "label", f"by {by}")
+    return "".join(
+        f'<th title="{html.escape(why)}"{" class=t" if name in left else ""}>{html_text(name)}</th>'
+        for name, why in heads.items()
+    )
+
+# %% ../../nbs/explorer/20_pages.ipynb #5b01a609
 def clusters_html(
     told: Mapping,
     breaks: pd.DataFrame,
@@ -284,73 +319,45 @@ def clusters_html(
     """The clusters of a direction as a table: what `describe_clusters` says (`told`, with one kind),
     `polca.explorer.views.break_table` and, as soon as they are known, `label_table` and stability.
     """
-    by = told["by"][0]
     order = sorted({str(k[0]) for c in told["clusters"] for k in c["kinds"]}, key=lambda v: (v == "other", v))
     known = {row.cluster: row for row in breaks.itertuples()} if "median" in breaks else {}
-    names = {} if labels is None else dict(zip(labels["cluster"], labels["name"]))
     rows = []
-    for c in told["clusters"]:
-        n = c["cluster"]
+    for cluster in told["clusters"]:
+        n = cluster["cluster"]
         cells = [
-            f'<span class=s style="background:{cluster_color(n)}"></span>{n if n >= 0 else told.get("rest", "outliers")}',
-            f"{c['size']:,}",
-            share_text(c["size"], told["tokens"]),
-        ]
-        cells += _break_cells(known.get(n))
-        cells += [
+            *_size_cells(told, cluster),
+            *_break_cells(known.get(n)),
             "–" if stability is None or n not in stability.index else f"{stability[n]:.2f}",
-            "…" if labels is None and n >= 0 else html_text(names.get(n, "–")),
-            composition_html(c["kinds"], order),
+            _label_cell(labels, n),
+            composition_html(cluster["kinds"], order),
         ]
-        rows.append((n, cells))
-    heads = [
-        ("cluster", "click to see its tokens"),
-        ("tokens", "number of tokens"),
-        ("share", "of all tokens"),
-        ("break (step)", "where the curves of its tokens bend most, median; ≤ and ≥: at the edge of what can be told"),
-        (
-            "spread",
-            "of the breaks of its tokens, standard deviation in steps; in brackets that of random sets of as many "
-            "tokens",
-        ),
-        (
-            "hidden",
-            "whether its mean break comes after the mean loss is flat; in brackets the share of random sets of "
-            "tokens of which that is so",
-        ),
-        (
-            "stability",
-            "how well it is found again, from 0 to 1: jointly among other numbers of clusters, along a direction "
-            "among random parts of the tokens, half of them and 1,200 at most (button under Trust)",
-        ),
-        (
-            "label",
-            "what its tokens share more often than random ones: share, and how many times that of the tokens that no "
-            "filter dropped; tested, q ≤ 0.05",
-        ),
-        (f"by {by}", "what its tokens are"),
-    ]
-    head = "".join(
-        f'<th title="{html.escape(why)}"{" class=t" if i in (0, 7, 8) else ""}>{html_text(name)}</th>'
-        for i, (name, why) in enumerate(heads)
-    )
-
-    def pick(n):
-        return (
-            ""
-            if n < 0 and told.get("rest") == "all tokens"
-            else f' data-pick="cluster:{n}" tabindex=0 aria-selected="{str(n == chosen).lower()}"'
-        )
-
-    body = "".join(
-        f"<tr{pick(n)}{' class=on' if n == chosen else ''}>"
-        + "".join(f"<td{_CLASSES.get(i, '')}>{cell}</td>" for i, cell in enumerate(cells))
-        + "</tr>"
-        for n, cells in rows
-    )
+        rows.append(_cluster_row(cells, n, n == chosen, pick=n >= 0 or told.get("rest") != "all tokens"))
+    head = _clusters_head(told["by"][0])
+    body = "".join(rows)
     return (
         f'<div class=box><table aria-label="clusters"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+# %% ../../nbs/explorer/20_pages.ipynb #0e0389c9
+def _size_cells(told: Mapping, cluster: Mapping) -> list[str]:
+    n = cluster["cluster"]
+    name = n if n >= 0 else told.get("rest", "outliers")
+    swatch = f'<span class=s style="background:{cluster_color(n)}"></span>'
+    return [f"{swatch}{name}", f"{cluster['size']:,}", share_text(cluster["size"], told["tokens"])]
+
+
+def _label_cell(labels: pd.DataFrame | None, n: int) -> str:
+    "The name of a cluster; an ellipsis while labels are being tested."
+    if labels is None:
+        return "…" if n >= 0 else "–"
+    names = dict(zip(labels["cluster"], labels["name"]))
+    return html_text(names.get(n, "–"))
+
+
+def _cluster_row(cells: Sequence[str], n: int, chosen: bool, pick: bool) -> str:
+    picks = f' data-pick="cluster:{n}" tabindex=0 aria-selected="{str(chosen).lower()}"' if pick else ""
+    body = "".join(f"<td{_CLASSES.get(i, '')}>{cell}</td>" for i, cell in enumerate(cells))
+    return f"<tr{picks}{' class=on' if chosen else ''}>{body}</tr>"
 
 # %% ../../nbs/explorer/20_pages.ipynb #6cbf6a12
 def _break_cells(row) -> list[str]:
@@ -477,7 +484,8 @@ def compared_html(title: str, found: Mapping, same: bool = False) -> str:
 
     moved = f"<p><b>{html_text(title)}</b>: net changes of the tokens correlate at <b>{told(found['correlation'])}</b>"
     if same or found["rand"] != found["rand"]:
-        return f"{moved}; {'the clusters are the same' if same else 'there are not clusters on both sides to compare'}.</p>"
+        why = "the clusters are the same" if same else "there are not clusters on both sides to compare"
+        return f"{moved}; {why}.</p>"
     return (
         f"{moved}; the clusters agree with an adjusted Rand index of <b>{told(found['rand'])}</b> "
         f"(1: the same, 0: as by chance; outliers count as one more cluster), of {told(found['rand_clustered'])} "
@@ -583,67 +591,85 @@ def directions_piece(view: View, shown: Shown) -> str:
         else note(f"What the rule {shown.settings.rule} books on each direction is known after: polca decompose RUN")
     )
     own = view.settings
-    words = f"<p class=dim>Click a heading to sort, a row to choose. Net and gross by the rule {shown.settings.rule}; clusters, outliers, hidden and label are those of the run (rule {own.rule}, min_cluster_size {own.min_cluster_size}, min_samples {own.min_samples}, both filters), along single directions. Headings explain themselves where the pointer rests.</p>"
+    sizes = f"min_cluster_size {own.min_cluster_size}, min_samples {own.min_samples}"
+    words = (
+        f"<p class=dim>Click a heading to sort, a row to choose. Net and gross by the rule {shown.settings.rule}; "
+        f"clusters, outliers, hidden and label are those of the run (rule {own.rule}, {sizes}, both filters), along "
+        "single directions. Headings explain themselves where the pointer rests.</p>"
+    )
     return piece(directions_html(table, shown.direction, sort, shown.descending) + words + unknown)
 
 # %% ../../nbs/explorer/20_pages.ipynb #636a5c76
 def clusters_words(view: View, shown: Shown, clusters: Clusters) -> str:
     "Which clusters these are, and where there are none, why."
     if shown.joint is not None:
-        inside = int((clusters.labels >= 0).sum())
-        return (
-            f"<p class=dim>{shown.joint} clusters of all directions jointly, as the run has them, looked at along "
-            f"direction {shown.direction}; breaks are those of the curves along it. {inside:,} of "
-            f"{len(view.tokens):,} tokens are in one. "
-            "Sizes and filters are for clusters of this direction alone.</p>"
-        )
-    s = shown.settings
-    counts = clusters.counts()
-    own = shown.settings == view.settings and view.clusters is not None
-    how = (
-        f"{'as the run has them' if own else 'clustered now'}: HDBSCAN, min_cluster_size {s.min_cluster_size}, "
-        f"min_samples {s.min_samples}, rule {s.rule}, "
-        f"filter of directions {'on' if s.keep_directions else 'off'}, of tokens {'on' if s.keep_tokens else 'off'}"
-    )
+        return _joint_words(view, shown, clusters)
     if why := clusters.notes.get(shown.direction):
         return note(f"Direction {shown.direction} has no clusters: {html_text(why)}.")
+    counts = clusters.counts()
     found = count_text(len(clusters.table), "cluster")
-    words = f"<p class=dim>Direction {shown.direction}, {found}, {how}. {counts['dropped']:,.0f} tokens dropped by the filters, {counts['outliers']:,.0f} outliers.</p>"
+    left = f"{counts['dropped']:,.0f} tokens dropped by the filters, {counts['outliers']:,.0f} outliers"
+    words = f"<p class=dim>Direction {shown.direction}, {found}, {_how_clustered(view, shown)}. {left}.</p>"
+    if len(clusters.table):
+        return words
+    return words + note(
+        f"No clusters along direction {shown.direction}: every token is an outlier. Try smaller sizes, another "
+        "direction, or the joint clusters."
+    )
+
+
+def _how_clustered(view: View, shown: Shown) -> str:
+    s = shown.settings
+    own = s == view.settings and view.clusters is not None
+    filters = f"filter of directions {_switch(s.keep_directions)}, of tokens {_switch(s.keep_tokens)}"
+    sizes = f"min_cluster_size {s.min_cluster_size}, min_samples {s.min_samples}"
+    made = "as the run has them" if own else "clustered now"
+    return f"{made}: HDBSCAN, {sizes}, rule {s.rule}, {filters}"
+
+
+def _switch(on: bool) -> str:
+    return "on" if on else "off"
+
+# %% ../../nbs/explorer/20_pages.ipynb #042dd308
+def _joint_words(view: View, shown: Shown, clusters: Clusters) -> str:
+    inside = int((clusters.labels >= 0).sum())
     return (
-        words
-        if len(clusters.table)
-        else words
-        + note(
-            f"No clusters along direction {shown.direction}: every token is an outlier. Try smaller sizes, another "
-            "direction, or the joint clusters."
-        )
+        f"<p class=dim>{shown.joint} clusters of all directions jointly, as the run has them, looked at along "
+        f"direction {shown.direction}; breaks are those of the curves along it. {inside:,} of {len(view.tokens):,} "
+        "tokens are in one. Sizes and filters are for clusters of this direction alone.</p>"
     )
 
 # %% ../../nbs/explorer/20_pages.ipynb #5a7f1647
 def described(view: View, shown: Shown) -> dict:
     "`describe_clusters` of what is shown; outliers where they are asked for, or where there is nothing else."
     clusters = shown_clusters(view, shown)
-    curves = shown_curves(view, shown)
-    rest = (
-        "all tokens"
-        if not (clusters.labels >= OUTLIER).any()
-        else "not clustered"
-        if shown.direction in clusters.notes
-        else "outliers"
-    )
+    rest = _rest(clusters, shown.direction)
     if rest == "all tokens":
         clusters = replace(clusters, labels=xr.zeros_like(clusters.labels) + OUTLIER)
-    sourced = "source_step" in curves.coords and np.isfinite(step := float(curves["source_step"][0])) and step >= 0
-    source = curves if sourced else curves.drop_vars("source_step", errors="ignore")
-    told = describe_clusters(
-        source, clusters, shown.direction, view.loss, {shown.by: composition_kinds(view)[shown.by]}
-    )
+    curves = _without_unknown_source(shown_curves(view, shown))
+    by = {shown.by: composition_kinds(view)[shown.by]}
+    found = describe_clusters(curves, clusters, shown.direction, view.loss, by)
     if shown.joint is not None:
-        for c in told["clusters"]:
-            c["medoid"] = c["quartiles"][1]  # medoids are of the gradients that were clustered, not of these curves
+        for cluster in found["clusters"]:  # medoids are of the gradients that were clustered, not of these curves
+            cluster["medoid"] = cluster["quartiles"][1]
     if not shown.outliers and len(clusters.table):
-        told["clusters"] = [c for c in told["clusters"] if c["cluster"] >= 0]
-    return told | {"rest": rest}
+        found["clusters"] = [cluster for cluster in found["clusters"] if cluster["cluster"] >= 0]
+    return found | {"rest": rest}
+
+
+def _rest(clusters: Clusters, direction: int) -> str:
+    "What the tokens that are in no cluster are called."
+    if not (clusters.labels >= OUTLIER).any():
+        return "all tokens"
+    return "not clustered" if direction in clusters.notes else "outliers"
+
+
+def _without_unknown_source(curves: xr.DataArray) -> xr.DataArray:
+    "`curves`, without a source step that is none."
+    if "source_step" not in curves.coords:
+        return curves
+    step = float(curves["source_step"][0])
+    return curves if np.isfinite(step) and step >= 0 else curves.drop_vars("source_step")
 
 # %% ../../nbs/explorer/20_pages.ipynb #001538f6
 def shown_breaks(view: View, shown: Shown) -> pd.DataFrame:
@@ -736,56 +762,56 @@ def listed_tokens(view: View, shown: Shown, n: int = 10) -> tuple[np.ndarray, in
     ), int(among.sum())
 
 # %% ../../nbs/explorer/20_pages.ipynb #2b46400a
+_ORDER_WORDS = {
+    "strongest": "those that change most first",
+    "nearest": "those nearest to the medoid first",
+    "random": "a random draw",
+}
+
+
 def tokens_piece(view: View, shown: Shown, n: int = 10) -> str:
     "The first tokens of a cluster, in their examples, coloured."
-    who = (
-        "all tokens"
-        if shown.cluster is None
-        else {OUTLIER: "outliers", DROPPED: "tokens dropped by a filter"}.get(shown.cluster, f"cluster {shown.cluster}")
-    )
+    who = _who(shown)
     try:
         listed, of = listed_tokens(view, shown, n)
     except ValueError as e:
         return piece(note(html_text(e)))
     if not of:
-        return piece(
-            note(
-                f"None of {who} "
-                + (
-                    f"has “{html_text(shown.text)}” in it: search for something else, or choose other tokens."
-                    if shown.text
-                    else "is there: choose another cluster."
-                )
-            )
-        )
+        return piece(note(f"None of {who} {_why_no_tokens(shown)}"))
     values = change(view, shown_curves(view, shown), shown.span)
-    labels = shown_clusters(view, shown).labels.values[0]
     scale = float(np.quantile(abs(values), 0.98)) or float(abs(values).max())
-    tips = {OUTLIER: "; in no cluster", DROPPED: "; dropped by a filter"}
-
-    def line(t):
-        near = example_of(view, t)
-        return example_html(
-            view.tokens,
-            near,
-            values,
-            scale,
-            t,
-            {i: tips.get(labels[i], f"; cluster {labels[i]}") for i in near},
-            shown.token,
-        )
-
-    order = {
-        "strongest": "those that change most first",
-        "nearest": "those nearest to the medoid first",
-        "random": "a random draw",
-    }[shown.order]
+    tips = _cluster_tips(shown_clusters(view, shown).labels.values[0])
+    lines = []
+    for token in listed:
+        near = example_of(view, token)
+        own = {i: tips(i) for i in near}
+        lines.append(example_html(view.tokens, near, values, scale, token, own, shown.token))
     found = f", with “{html_text(shown.text)}” in or around them" if shown.text else ""
+    whole = who if shown.cluster is not None else "the run"
     return piece(
-        f"<h3>{count_text(of, 'token')} of {who if shown.cluster is not None else 'the run'}{found}: {order}</h3>"
+        f"<h3>{count_text(of, 'token')} of {whole}{found}: {_ORDER_WORDS[shown.order]}</h3>"
         + scale_html(scale, f"booked on direction {shown.direction}, {_span_words(view, shown)}")
-        + "".join(map(line, listed))
+        + "".join(lines)
     )
+
+# %% ../../nbs/explorer/20_pages.ipynb #a154bfa3
+def _who(shown: Shown) -> str:
+    if shown.cluster is None:
+        return "all tokens"
+    rest = {OUTLIER: "outliers", DROPPED: "tokens dropped by a filter"}
+    return rest.get(shown.cluster, f"cluster {shown.cluster}")
+
+
+def _why_no_tokens(shown: Shown) -> str:
+    if not shown.text:
+        return "is there: choose another cluster."
+    return f"has “{html_text(shown.text)}” in it: search for something else, or choose other tokens."
+
+
+def _cluster_tips(labels: np.ndarray) -> Callable[[int], str]:
+    "What is said of a token when it is pointed at: which cluster it is in."
+    rest = {OUTLIER: "; in no cluster", DROPPED: "; dropped by a filter"}
+    return lambda token: rest.get(labels[token], f"; cluster {labels[token]}")
 
 # %% ../../nbs/explorer/20_pages.ipynb #d444a86c
 def _span_words(view: View, shown: Shown) -> str:
@@ -852,14 +878,18 @@ def head_piece(view: View) -> str:
         )
     )
     if a is not None:
-        told += f" <b>{_fine(a.attrs['net'], a.attrs['true'])} of the change of the mean loss are booked on the directions</b> (rule {view.settings.rule}), {_fine(a.attrs['outside'], a.attrs['true'])} lie outside of them."
+        booked, outside = (_fine(a.attrs[part], a.attrs["true"]) for part in ("net", "outside"))
+        told += (
+            f" <b>{booked} of the change of the mean loss are booked on the directions</b> (rule "
+            f"{view.settings.rule}), {outside} lie outside of them."
+        )
     if has_tags(view.tokens):
         told += f" Part-of-speech tags by {html_text(tagger_names(view.tokens))}."
     return piece(
         f"<p>{told}</p>"
         + "".join(
             note(f"Not there: {html_text(what)}. To make it: <code>{html_text(command)}</code>")
-            for what, command in view.missing
+            for _, what, command in view.missing
         )
     )
 
@@ -868,26 +898,25 @@ def trust_piece(view: View, shown: Shown) -> str:
     "Where the loss change went: how far the directions, and the rule, account for it."
     rule = shown.settings.rule
     if rule not in view.accounts:
-        makes = next((command for what, command in view.missing if "book" in what), None)
-        return piece(
-            note(
-                f"What the rule {rule} books in all is not in this run"
-                + (
-                    f": make it with {html_text(makes)}"
-                    if makes
-                    else "; it has " + ", ".join(view.accounts or ["none"])
-                )
-            )
-        )
-    a = view.accounts[rule]
+        return piece(note(_no_account(view, rule)))
+    account = view.accounts[rule]
+    totals = account.attrs
+    booked, outside, error = (_fine(totals[part], totals["true"]) for part in ("net", "outside", "error"))
     return piece(
         f"<h3>Where the loss change went</h3>{account_html(view.accounts, rule)}"
-        + html_figure(plot_explained(a), f"change of the mean loss, and what of it the rule {rule} accounts for")
-        + f"<p>By the rule {rule} {_fine(a.attrs['net'], a.attrs['true'])} of the change of the mean loss are booked "
-        f"on the directions, {_fine(a.attrs['outside'], a.attrs['true'])} lie outside, "
-        f"{_fine(a.attrs['error'], a.attrs['true'])} are the error of the rule. A projected loss that falls along a "
-        "direction is not a loss that falls: the same tokens may rise outside of it.</p>"
+        + html_figure(plot_explained(account), f"change of the mean loss, and what of it the rule {rule} accounts for")
+        + f"<p>By the rule {rule} {booked} of the change of the mean loss are booked on the directions, {outside} lie "
+        f"outside, {error} are the error of the rule. A projected loss that falls along a direction is not a loss that "
+        "falls: the same tokens may rise outside of it.</p>"
     )
+
+
+def _no_account(view: View, rule: str) -> str:
+    words = f"What the rule {rule} books in all is not in this run"
+    for gap in view.missing:
+        if gap.stage == "decompose":
+            return f"{words}: make it with {html_text(gap.command)}"
+    return f"{words}; it has {', '.join(view.accounts or ['none'])}"
 
 # %% ../../nbs/explorer/20_pages.ipynb #c48dc533
 def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> str:

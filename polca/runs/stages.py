@@ -180,7 +180,7 @@ class RunInputs:
         return self._samples
 
     def steps(self) -> tuple[list[int], list[int]]:
-        "The source steps of the basis and the steps that are projected, as `train` found them: later ones do not count."
+        "The source steps of the basis and the steps that are projected, as `train` found them."
         known = self.manifest["stages"].get("train")
         return (known["source_steps"], known["steps"]) if known else self.task.steps(self.store)
 
@@ -350,7 +350,8 @@ def _check_sizes(config, samples: Samples, n_source_steps: int) -> None:
     d = n_parameters(samples.analysed.params)
     if n < _LEAST:
         raise ValueError(
-            f"{n} tokens are too few to look for clusters: analyse {_LEAST} or more, with more sequences or longer texts"
+            f"{n} tokens are too few to look for clusters: analyse {_LEAST} or more, with more sequences or longer "
+            "texts"
         )
     for name in ("min_cluster_size", "min_samples"):
         if (value := getattr(config, name)) is not None and value > n:

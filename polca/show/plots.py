@@ -370,25 +370,9 @@ def plot_side_by_side(
     for ax, one, marks, filled, title in zip(axes[0], told, breaks, hidden or [{}] * len(told), titles):
         for c in sorted(one["clusters"], key=lambda c: c["cluster"] >= 0):
             name = f"{c['cluster'] if c['cluster'] >= 0 else one.get('rest', 'outliers')} ({c['size']})"
-            _band(
-                ax,
-                one["step"],
-                c["quartiles"],
-                cluster_color(c["cluster"]),
-                name,
-                c["medoid"] if line == "medoid" else c["quartiles"][1],
-            )
-        for cluster, at, height in _mark_heights(marks):
-            ax.plot(
-                at,
-                height,
-                marker="v",
-                ms=7,
-                color=cluster_color(cluster),
-                mfc=None if filled.get(cluster) else "#FFFFFF",
-                transform=ax.get_xaxis_transform(),
-                ls="",
-            )
+            middle = c["medoid"] if line == "medoid" else c["quartiles"][1]
+            _band(ax, one["step"], c["quartiles"], cluster_color(c["cluster"]), name, middle)
+        _mark_breaks([ax], marks, np.inf, {cluster: filled.get(cluster, False) for cluster in marks})
         ax.set(xlabel="training step", ylabel=unit)
         ax.set_title(title, parse_math=False)
         ax.legend(title="cluster (tokens)", fontsize=7, title_fontsize=7, frameon=False)
@@ -447,7 +431,7 @@ def plot_token(
     right.set(title="its split" + ("" if span is None else f", steps {span[0]:,.0f} to {span[1]:,.0f}"))
     return fig
 
-
+# %% ../../nbs/show/10_plots.ipynb #e034dd52
 def _largest(booked: pd.Series, most: int, always: int | None) -> list[int]:
     "The `most` directions with the largest changes, and in any case `always`."
     shown = [*booked.abs().sort_values(ascending=False, kind="stable").index[:most]]

@@ -758,6 +758,23 @@ def _check_report(projection, clusterings, flat, window):
                 "curves: give the curves that were clustered"
             )
 
+# %% ../../nbs/show/30_report.ipynb #643c320b
+def _first_sections(projection, tokens, recipes, flat, window, facts) -> list[tuple[str, str]]:
+    "(heading, HTML) of what comes before single directions."
+    accounts = {rule: explained(projection, allocate(projection, rule)) for rule in rules(projection)}
+    rule = "path" if "path" in accounts else "trapezoid"
+    whole = projected_loss(allocate(projection, rule).sum("direction"))
+    sections = [
+        ("Summary", _summary(projection, accounts, rule, recipes, flat, window, facts)),
+        ("Completeness", _completeness_section(projection, accounts, rule)),
+        ("Directions", _directions_section(projection, accounts[rule], recipes)),
+    ]
+    for recipe in recipes:
+        if recipe.joint:
+            section = _joint_section(projection, tokens, recipe, whole, flat)
+            sections.append((f"Clusters: {html_text(recipe.name)}", section))
+    return sections
+
 # %% ../../nbs/show/30_report.ipynb #785b7a59
 def html_report(
     title: str,
@@ -784,23 +801,12 @@ def html_report(
     """
     _check_report(projection, clusterings, flat, window)
     projection = projection.compute()
-    accounts = {r: explained(projection, allocate(projection, r)) for r in rules(projection)}
-    rule = "path" if "path" in accounts else "trapezoid"
-    whole = projected_loss(allocate(projection, rule).sum("direction"))
     tokens = projection_tokens(projection)
     recipes = [
         _recipe(name, curves, clusters, projection["loss"], tokens, flat, window)
         for name, (curves, clusters) in clusterings.items()
     ]
-    before = [
-        ("Summary", _summary(projection, accounts, rule, recipes, flat, window, facts)),
-        ("Completeness", _completeness_section(projection, accounts, rule)),
-        ("Directions", _directions_section(projection, accounts[rule], recipes)),
-    ]
-    for recipe in recipes:
-        if recipe.joint:
-            section = _joint_section(projection, tokens, recipe, whole, flat)
-            before.append((f"Clusters: {html_text(recipe.name)}", section))
+    before = _first_sections(projection, tokens, recipes, flat, window, facts)
     single = [recipe for recipe in recipes if not recipe.joint]
     parts = [_direction_parts(projection, tokens, recipe, flat) for recipe in single]
     return _fit(title, before, single, parts, [("How to read this", _READING)], limit)

@@ -97,13 +97,9 @@ class ArithmeticTask(Task):
 
     def facts(self, folder: Path) -> list[tuple[str, str]]:
         c = self.config
-        return [
-            (
-                "task",
-                f"addition of three-digit numbers, preset {c.preset}: {n_parameters(parameters(AdditionModel(c))):,} "
-                f"weights, {c.steps:,} steps, learning rate {c.lr:g}",
-            )
-        ]
+        weights = n_parameters(parameters(AdditionModel(c)))
+        training = f"{weights:,} weights, {c.steps:,} steps, learning rate {c.lr:g}"
+        return [("task", f"addition of three-digit numbers, preset {c.preset}: {training}")]
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #80f31ccd
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
@@ -246,58 +242,76 @@ def format_table(results: dict) -> str:
 def format_summary(results: dict) -> str:
     "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
     config = results["config"]
-    table = results["explained"]
-    booked = "; ".join(
-        f"{rule} {e['net']:+.2f} (gross {e['gross']:.2f}, error of the rule {e['error']:+.2f})"
-        for rule, e in table.items()
-    )
     lines = [
         "Best three carry clusters, of those with over 85% of their carries in the 10s and 100s: homogeneity / "
         f"recall / F1. Random tokens there: homogeneity {results['carry_base_rate']:.3f}.",
         "Outliers: of the tokens left by filter 2. Directions: left by filter 1. Dropped: tokens per direction "
         f"dropped by filter 2, of {results['tokens']}.",
-        f"Hidden: share of clusters whose break is later than step {results['plateau']:g}, where the mean loss is flat."
-        if results["plateau"] + config["window"] < config["steps"]
-        else f"Hidden: the mean loss still falls at step {results['plateau']:g}, too late in these "
-        f"{config['steps']:,} steps for a break to be hidden.",
+        _hidden_line(results["plateau"], config),
         f"HDBSCAN with min_cluster_size={config['min_cluster_size']} and min_samples = tokens / "
-        f"{config['min_samples_divisor']}; "
-        f"the paper's second order takes λ(X, b) from {config['curvature_sums']} of the {results['tokens'] // 4} "
-        "sums analysed. "
-        "Recommended: cores of k-means clusters of the gradients along all directions, for 5 to 12 clusters "
-        "(`cluster_tokens`).",
-        f"True change of the mean loss: {table['first']['true']:+.2f} nats per token; booked on the "
-        f"{len(results['basis'])} directions: {booked}. "
-        f"Of the trapezoid's account {table['trapezoid']['outside']:+.2f} are outside these directions.",
+        f"{config['min_samples_divisor']}; the paper's second order takes λ(X, b) from {config['curvature_sums']} of "
+        f"the {results['tokens'] // 4} sums analysed. Recommended: cores of k-means clusters of the gradients along "
+        "all directions, for 5 to 12 clusters (`cluster_tokens`).",
+        _booked_line(results["explained"], len(results["basis"])),
+        *_probe_lines(results["kinds"]),
+        *_regime_lines(results),
     ]
-    for kind in ("loss", "trapezoid"):
-        probe = results["kinds"][kind]["probe"]
-        if all(probe.values()):
-            lines.append(
-                "A linear probe tells carry from no carry on "
-                f"{'the exact loss' if kind == 'loss' else 'one direction (trapezoid)'}: "
-                + ", ".join(
-                    f"{p} {v['accuracy']:.0%} ({f'direction {d}, ' if (d := v['direction']) != NO_DIRECTION else ''}majority "
-                    f"{v['majority']:.0%})"
-                    for p, v in probe.items()
-                )
-                + "."
-            )
-    if config["preset"] == "paper-part":
-        lines.append(
-            f"The paper's own training, in part: {results['tokens']:,} tokens, not "
-            f"{4 * config['validation_sums']:,}; Hessians of {config['basis_sums']} sums, not "
-            f"{config['hessian_sums']}; checkpoints {config['late'][1]} steps apart after step "
-            f"{config['late'][0]:,}, not {config['interval']}."
-        )
-    elif config["preset"] != "paper":
-        lines.append(
-            f"The '{config['preset']}' preset is another regime than the paper's ({results['parameters']:,} weights, "
-            f"learning rate {config['lr']:g}, "
-            f"{config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, 10,000 steps) are for "
-            "orientation."
-        )
     return "\n".join(lines)
+
+
+def _hidden_line(plateau: float, config: dict) -> str:
+    if plateau + config["window"] < config["steps"]:
+        return f"Hidden: share of clusters whose break is later than step {plateau:g}, where the mean loss is flat."
+    return (
+        f"Hidden: the mean loss still falls at step {plateau:g}, too late in these {config['steps']:,} steps for a "
+        "break to be hidden."
+    )
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #966a7321
+def _booked_line(accounts: dict[str, dict], n_directions: int) -> str:
+    booked = "; ".join(
+        f"{rule} {e['net']:+.2f} (gross {e['gross']:.2f}, error of the rule {e['error']:+.2f})"
+        for rule, e in accounts.items()
+    )
+    return (
+        f"True change of the mean loss: {accounts['first']['true']:+.2f} nats per token; booked on the {n_directions} "
+        f"directions: {booked}. Of the trapezoid's account {accounts['trapezoid']['outside']:+.2f} are outside these "
+        "directions."
+    )
+
+
+def _probe_lines(kinds: dict[str, dict]) -> list[str]:
+    "What a linear probe tells from the exact loss, and from one direction."
+    lines = []
+    for kind, curves in (("loss", "the exact loss"), ("trapezoid", "one direction (trapezoid)")):
+        probes = kinds[kind]["probe"]
+        if all(probes.values()):
+            each = ", ".join(f"{place} {_probe_words(found)}" for place, found in probes.items())
+            lines.append(f"A linear probe tells carry from no carry on {curves}: {each}.")
+    return lines
+
+
+def _probe_words(found: dict) -> str:
+    along = "" if found["direction"] == NO_DIRECTION else f"direction {found['direction']}, "
+    return f"{found['accuracy']:.0%} ({along}majority {found['majority']:.0%})"
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #fe01a3d5
+def _regime_lines(results: dict) -> list[str]:
+    "In what the run differs from the published one."
+    config = results["config"]
+    if config["preset"] == "paper":
+        return []
+    if config["preset"] == "paper-part":
+        return [
+            f"The paper's own training, in part: {results['tokens']:,} tokens, not {4 * config['validation_sums']:,}; "
+            f"Hessians of {config['basis_sums']} sums, not {config['hessian_sums']}; checkpoints {config['late'][1]} "
+            f"steps apart after step {config['late'][0]:,}, not {config['interval']}."
+        ]
+    return [
+        f"The '{config['preset']}' preset is another regime than the paper's ({results['parameters']:,} weights, "
+        f"learning rate {config['lr']:g}, {config['steps']:,} steps); the published rows (9,475,594 weights, 1e-05, "
+        "10,000 steps) are for orientation."
+    ]
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #2e35cd38
 def describe_figures(projection: xr.Dataset, clusters: dict[str, Clusters]) -> dict:
@@ -512,6 +526,22 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
         say(f"{out} is complete")
         _say_results(known, sorted((out / "figures").glob("*.png")), out, say)
         return known
+    found, figures = _make_results(run, progress, say)
+    seconds = {stage: record["seconds"] for stage, record in stages.items()}
+    found |= {
+        "made_from": made_from,
+        "resumed": resumed,
+        "seconds": seconds | {"paper": round(time.monotonic() - began, 1)},
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+    }
+    results = write_results(out / "results.json", "polca run arithmetic", config, found)
+    _say_results(results, figures, out, say)
+    return results
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #d7c1c8d3
+def _make_results(run: Run, progress, say) -> tuple[dict, list[Path]]:
+    "Every number of the paper's tables, and the files of its figures."
+    config = run.task.config
     projection = run.results.read_projection().load()
     flat = run.results.flat(projection)
     say(
@@ -521,32 +551,16 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     axes = _axes_projection(run, progress)
     appendix_c = _check_curvature(run)
     clusters, kinds = _cluster_all(projection, axes, config, flat, progress)
-    _save_kinds(out / "kinds.zarr", clusters)
-    results = {
+    _save_kinds(run.folder / "kinds.zarr", clusters)
+    found = {
         "parameters": n_parameters(run.inputs.samples.analysed.params),
         "orthonormality_error": orthonormality_error(run.results.read_basis().directions),
         **summarise(projection, kinds, flat),
         "appendix_c": appendix_c,
         "figures": describe_figures(projection, clusters),
     }
-    figures = save_addition_figures(out, projection, {"config": asdict(config), **results})
-    seconds = {stage: record["seconds"] for stage, record in stages.items()} | {
-        "paper": round(time.monotonic() - began, 1)
-    }
-    results = write_results(
-        out / "results.json",
-        "polca run arithmetic",
-        config,
-        results
-        | {
-            "made_from": made_from,
-            "resumed": resumed,
-            "seconds": seconds,
-            "peak_memory_gib": round(peak_memory() / 2**30, 2),
-        },
-    )
-    _say_results(results, figures, out, say)
-    return results
+    figures = save_addition_figures(run.folder, projection, {"config": asdict(config), **found})
+    return found, figures
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #9e4cd9bf
 def _known_results(out, config, made_from) -> dict | None:

@@ -63,10 +63,7 @@ class LanguageTask(Task):
     name = "language"
 
     def __init__(self, config: LanguageConfig):
-        check_language_config(config)
-        check_device(config.device)
-        check_tagger(config.tagger)
-        break_range(config.recorded_steps, config.window)
+        _check_task(config)
         self.config = replace(config, texts=tuple(map(resolved, config.texts)))
         self._texts = {}
 
@@ -88,27 +85,36 @@ class LanguageTask(Task):
         return self.config.source_steps, self.config.recorded_steps
 
     def samples(self, store: Checkpoints) -> Samples:
-        c = self.config
-        text = self.text(store.path.parent)
-        return text_samples(
-            LanguageModel(c).eval().to(c.device),
-            text.samples,
-            c.context,
-            text.documents,
-            c.tagger,
-            c.curvature_sequences,
-        )
+        return _language_samples(self.config, self.text(store.path.parent))
 
     def estimate(self, folder: Path) -> Estimate:
-        c = self.config
-        n_checkpoints = len({*self.config.recorded_steps, *self.config.source_steps})
-        return estimate_training(LanguageModel(c).to(c.device), language_loss(c, self.text(folder)), c, n_checkpoints)
+        return _estimate_language(self.config, self.text(folder))
 
     def facts(self, folder: Path) -> list[tuple[str, str]]:
-        c = self.config
-        weights = n_parameters(parameters(LanguageModel(self.config)))
-        task = f"English text, preset {c.preset}: {weights:,} weights, {c.steps:,} steps, learning rate {c.lr:g}"
-        return [("task", task), ("text", text_facts(self.text(folder).about))]
+        return _language_facts(self.config, self.text(folder))
+
+# %% ../../nbs/tasks/60_language_run.ipynb #cd8b9bb9
+def _check_task(config: LanguageConfig) -> None:
+    check_language_config(config)
+    check_device(config.device)
+    check_tagger(config.tagger)
+    break_range(config.recorded_steps, config.window)
+
+
+def _language_samples(c: LanguageConfig, text: LanguageText) -> Samples:
+    model = LanguageModel(c).eval().to(c.device)
+    return text_samples(model, text.samples, c.context, text.documents, c.tagger, c.curvature_sequences)
+
+
+def _estimate_language(c: LanguageConfig, text: LanguageText) -> Estimate:
+    n_checkpoints = len({*c.recorded_steps, *c.source_steps})
+    return estimate_training(LanguageModel(c).to(c.device), language_loss(c, text), c, n_checkpoints)
+
+
+def _language_facts(c: LanguageConfig, text: LanguageText) -> list[tuple[str, str]]:
+    weights = n_parameters(parameters(LanguageModel(c)))
+    task = f"English text, preset {c.preset}: {weights:,} weights, {c.steps:,} steps, learning rate {c.lr:g}"
+    return [("task", task), ("text", text_facts(text.about))]
 
 # %% ../../nbs/tasks/60_language_run.ipynb #2e7e1434
 def text_facts(about: dict) -> str:
@@ -198,7 +204,7 @@ def describe_labelled(
     curves: xr.DataArray,
     clusters: Clusters,
     tokens: pd.DataFrame,
-    told: Sequence[dict],
+    rows: Sequence[dict],
     loss: xr.DataArray,
     directions: Sequence[int],
     clustered: xr.DataArray,
@@ -206,35 +212,36 @@ def describe_labelled(
     contexts: int = 10,
 ) -> list[dict]:
     """For `polca.show.plots.plot_labelled_clusters`: of each of `directions` what `describe_clusters` gives of its
-    `most` largest clusters, and their names (of `told`) and contexts, nearest to the medoid in the curves that were
-    `clustered`."""
-    names = {(row[clusters.key], row["cluster"]): row["name"] for row in told}
-    by = {"all": np.zeros(len(tokens))}
+    `most` largest clusters, and their names (of `rows`) and contexts, nearest to the medoid in the curves that were
+    `clustered`.
+    """
+    names = {(row[clusters.key], row["cluster"]): row["name"] for row in rows}
+    joint = isinstance(clusters, JointClusters)
     out = []
-    for direction in directions:
-        described = describe_clusters(curves, clusters, direction, loss, by)
-        inside = sorted((c for c in described["clusters"] if c["cluster"] >= 0), key=lambda c: -c["size"])[:most]
-        described["clusters"] = sorted(inside, key=lambda c: c["cluster"])
-        joint = isinstance(clusters, JointClusters)
-        if joint:  # medoids are those of the gradients, not of these curves
-            for c in inside:
-                c["medoid"] = c["quartiles"][1]
-        out.append(
-            described
-            | {
-                "line": "median" if joint else "medoid",
-                "words": {
-                    str(c["cluster"]): {
-                        "name": names[direction, c["cluster"]],
-                        "contexts": nearest_contexts(clustered, clusters, tokens, direction, c["cluster"], contexts)[
-                            ["before", "target", "after"]
-                        ].to_dict("records"),
-                    }
-                    for c in inside
-                },
-            }
-        )
+    for which in directions:
+        described = describe_clusters(curves, clusters, which, loss, {"all": np.zeros(len(tokens))})
+        largest = _largest_clusters(described, most)
+        words = {}
+        for cluster in largest:
+            number = cluster["cluster"]
+            if joint:  # medoids are those of the gradients, not of these curves
+                cluster["medoid"] = cluster["quartiles"][1]
+            near = nearest_contexts(clustered, clusters, tokens, which, number, contexts)
+            texts = near[["before", "target", "after"]].to_dict("records")
+            words[str(number)] = {"name": names[which, number], "contexts": texts}
+        described["clusters"] = sorted(largest, key=lambda cluster: cluster["cluster"])
+        out.append(described | {"line": "median" if joint else "medoid", "words": words})
     return out
+
+# %% ../../nbs/tasks/60_language_run.ipynb #c45ca31b
+def _largest_clusters(described: dict, most: int) -> list[dict]:
+    inside = [cluster for cluster in described["clusters"] if cluster["cluster"] >= 0]
+    return sorted(inside, key=lambda cluster: -cluster["size"])[:most]
+
+
+def _most_clusters(clusters: Clusters, n: int) -> list[int]:
+    counts = {which: len(rows) for which, rows, _ in clusters.groups()}
+    return sorted(counts, key=lambda which: counts[which], reverse=True)[:n]
 
 # %% ../../nbs/tasks/60_language_run.ipynb #7812503e
 def _most_clusters(clusters: Clusters, n: int) -> list[int]:
@@ -242,6 +249,9 @@ def _most_clusters(clusters: Clusters, n: int) -> list[int]:
     return sorted(counts, key=counts.get, reverse=True)[:n]
 
 # %% ../../nbs/tasks/60_language_run.ipynb #669905ff
+_DRAWN = {"projected": 4, "projected_small": 4, "unfiltered": 3, "loss": 1, "loss_small": 1, "recommended": 2}
+
+
 def language_results(run: Run, progress: bool = False) -> dict:
     "Every number of the paper's section 5, and what its figures show, of a complete run."
     projection = run.results.read_projection().load()
@@ -249,31 +259,11 @@ def language_results(run: Run, progress: bool = False) -> dict:
     flat = run.results.flat(projection)
     window = run.results.window(projection)
     kinds = cluster_kinds(run, projection, progress)
-    told = {name: describe_kind(*some, tokens, window, flat) for name, some in kinds.items()}
-    curves = trajectories(projection, "trapezoid")
+    rows = {name: describe_kind(*kind, tokens, window, flat) for name, kind in kinds.items()}
+    figures = _describe_figures(projection, kinds, tokens, rows)
+    curves, _, unfiltered = kinds["unfiltered"]
     loss = projection["loss"]
-    kept = filter_directions(curves)
-    _, _, free = kinds["unfiltered"]
-    figures = {
-        name: describe_labelled(
-            kinds[name][0],
-            kinds[name][2],
-            tokens,
-            told[name]["clusters"],
-            loss,
-            _most_clusters(kinds[name][2], n),
-            clustered_curves(projection, name) if name == "recommended" else kinds[name][0],
-        )
-        for name, n in (
-            ("projected", 4),
-            ("projected_small", 4),
-            ("unfiltered", 3),
-            ("loss", 1),
-            ("loss_small", 1),
-            ("recommended", 2),
-        )
-    }
-    pairs = opposing_clusters(curves, free)
+    basis = pd.DataFrame({c: projection[c].values for c in ("source_step", "eigenvalue", "residual", "iterations")})
     return {
         "parameters": n_parameters(run.inputs.samples.analysed.params),
         "text": run.task.text(run.folder).about,
@@ -284,57 +274,74 @@ def language_results(run: Run, progress: bool = False) -> dict:
         "window": window,
         "loss": {"step": loss["step"].values.tolist(), "mean": [round(float(v), 4) for v in loss.mean("token")]},
         "explained": {rule: explained(projection, allocate(projection, rule)).attrs for rule in rules(projection)},
-        "basis": _records(
-            pd.DataFrame({c: projection[c].values for c in ("source_step", "eigenvalue", "residual", "iterations")})
-        ),
-        "filters": {
-            "directions": len(kept),
-            "kept": int(kept.sum()),
-            "removed": round(float((~filter_tokens(curves)).sum("token").mean()), 1),
-        },
-        "kinds": told,
-        "opposing": {"pairs": _records(pairs), "control": opposing_control(curves, free) if len(free.table) else None},
+        "basis": _records(basis),
+        "filters": _filtered(curves),
+        "kinds": rows,
+        "opposing": _opposing(curves, unfiltered),
         "figures": figures,
     }
+
+# %% ../../nbs/tasks/60_language_run.ipynb #7071daf6
+def _describe_figures(projection, kinds, tokens, rows) -> dict[str, list[dict]]:
+    figures = {}
+    for name, n in _DRAWN.items():
+        shown, _, clusters = kinds[name]
+        clustered = clustered_curves(projection, name) if name == "recommended" else shown
+        directions = _most_clusters(clusters, n)
+        described = (shown, clusters, tokens, rows[name]["clusters"], projection["loss"], directions, clustered)
+        figures[name] = describe_labelled(*described)
+    return figures
+
+
+def _filtered(curves: xr.DataArray) -> dict:
+    "What the paper's two filters leave."
+    kept = filter_directions(curves)
+    removed = (~filter_tokens(curves)).sum("token").mean()
+    return {"directions": len(kept), "kept": int(kept.sum()), "removed": round(float(removed), 1)}
+
+
+def _opposing(curves: xr.DataArray, clusters: Clusters) -> dict:
+    "The clusters that mirror each other, beside random ones."
+    pairs = _records(opposing_clusters(curves, clusters))
+    return {"pairs": pairs, "control": opposing_control(curves, clusters) if len(clusters.table) else None}
 
 # %% ../../nbs/tasks/60_language_run.ipynb #a5538717
 def format_language(results: dict) -> str:
     "Filters, labels beside random clusters, breakthroughs and opposing clusters, as text."
     config = results["config"]
     filters = results["filters"]
-    text = results["text"]
+    mean = results["loss"]["mean"]
+    rows = [_kind_row(name, results["kinds"][name]) for name in CLUSTER_KINDS]
     lines = [
-        f"mean loss {results['loss']['mean'][0]:.2f} to {results['loss']['mean'][-1]:.2f} nats, flat from step "
-        f"{results['plateau']:g}; by frequency alone {text['unigram_loss']:.2f}",
+        f"mean loss {mean[0]:.2f} to {mean[-1]:.2f} nats, flat from step {results['plateau']:g}; by frequency alone "
+        f"{results['text']['unigram_loss']:.2f}",
         f"filter 1 keeps {filters['kept']} of {filters['directions']} directions (paper: 26 of 30); filter 2 removes "
-        f"{filters['removed']:.0f} of {results['tokens']:,} tokens "
-        "per direction (paper: 6655.5 of 12,600)",
+        f"{filters['removed']:.0f} of {results['tokens']:,} tokens per direction (paper: 6655.5 of 12,600)",
         f"part-of-speech tags: {results['tagger']}; min_cluster_size={config['min_cluster_size']}, min_samples = "
         f"tokens / {config['min_samples_divisor']}; window {results['window']:g} steps",
         "",
+        pd.DataFrame(rows).to_string(index=False),
+        "",
+        "simple: clusters with a simple label by the paper's rule, beside the mean of random clusters and their 95% "
+        "range; directions: those with such a cluster (paper: 22 of 26, without control)",
+        "labelled: clusters with a tested label, q ≤ 0.05; hidden: share of the clusters that break after the mean "
+        "loss is flat, beside random token sets",
+        f"opposing clusters along one direction (without filters): {_opposing_words(results['opposing'])}",
     ]
-    rows = [_kind_row(name, results["kinds"][name]) for name in CLUSTER_KINDS]
-    opposing = results["opposing"]
-    control = (
-        f"; of random clusters {opposing['control']['mean']:.2f}, as many or more in "
-        f"{opposing['control']['as_many']:.0%} of the draws"
-        if opposing["control"]
-        else ""
-    )
+    return "\n".join(lines)
+
+
+def _opposing_words(opposing: dict) -> str:
+    control = opposing["control"]
+    words = f"{len(opposing['pairs'])} pairs"
+    if control:
+        words += f"; of random clusters {control['mean']:.2f}, as many or more in {control['as_many']:.0%} of the draws"
     if opposing["pairs"]:
-        control += f"; the one that moves most does so by {opposing['control']['moved']:.3f} nats at least, 97.5% of the random draws by at most {opposing['control']['moved_high']:.3f} (no test: the clusters were found by these curves)"
-    return "\n".join(
-        [
-            *lines,
-            pd.DataFrame(rows).to_string(index=False),
-            "",
-            "simple: clusters with a simple label by the paper's rule, beside the mean of random clusters and their "
-            "95% range; directions: those with such a cluster (paper: 22 of 26, without control)",
-            "labelled: clusters with a tested label, q ≤ 0.05; hidden: share of the clusters that break after the "
-            "mean loss is flat, beside random token sets",
-            f"opposing clusters along one direction (without filters): {len(opposing['pairs'])} pairs{control}",
-        ]
-    )
+        words += (
+            f"; the one that moves most does so by {control['moved']:.3f} nats at least, 97.5% of the random draws by "
+            f"at most {control['moved_high']:.3f} (no test: the clusters were found by these curves)"
+        )
+    return words
 
 # %% ../../nbs/tasks/60_language_run.ipynb #6fd973d5
 def _kind_row(name: str, kind: Mapping) -> dict:
@@ -365,8 +372,8 @@ _UNITS = {
 
 
 def draw_language_figure(results: dict, name: str, lines: int = 3, directions: slice = slice(None)):
-    """The Figure of the clusters called `name`, one of `CLUSTER_KINDS`, of `results`, along some of the `directions` that
-    it has; None where there are no clusters.
+    """The Figure of the clusters called `name`, one of `CLUSTER_KINDS`, of `results`, along some of its `directions`;
+    None where there are no clusters.
     """
     from polca.show.plots import (
         plot_labelled_clusters,  # here, so that commands that draw nothing do not wait for matplotlib
