@@ -179,8 +179,8 @@ def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Attempt
     Raises ValueError where a part of the model cannot be differentiated as `attempt` asks.
     """
     try:
-        one = _peak_bytes(one_sequence(losses, i), params, attempt)
-        two = _peak_bytes(one_sequence(losses, i, copies=2), params, attempt)
+        one = _peak_bytes(losses, i, params, attempt, copies=1)
+        two = _peak_bytes(losses, i, params, attempt, copies=2)
     except RuntimeError as e:
         if not re.search("differentiate twice|not implemented", str(e)):
             raise
@@ -191,9 +191,10 @@ def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Attempt
     return int(slack * (one - each)), int(slack * each)
 
 
-def _peak_bytes(losses: TokenLosses, params: Params, attempt: Attempt) -> int:
+def _peak_bytes(losses: TokenLosses, i: int, params: Params, attempt: Attempt, copies: int) -> int:
+    "The peak of `attempt` on copies of one sequence of batch `i`, the sequences themselves included."
     with PeakMemory() as peak:
-        attempt(losses, params)
+        attempt(one_sequence(losses, i, copies), params)
     return peak.bytes
 
 # %% ../../nbs/core/20_memory.ipynb #c0379bb1
