@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import _listed, atomic_path, check_finite, open_weights, write_json
+from .files import atomic_path, check_finite, listed_names, open_weights, write_json
 from polca.core.folders import (
     read_config,
 )
@@ -127,7 +127,7 @@ def _read_own(file: Path) -> Checkpoint:
     Raises ValueError unless it is what was saved; older files, without their hash, are taken as they are.
     """
     with open_weights(file) as f:
-        order, saved = _listed(f, file)
+        order, saved = listed_names(f, file)
         found = Checkpoint(
             {n: f.get_tensor(n) for n in order}, None if saved is None else {n: f.get_tensor(n) for n in saved}
         )

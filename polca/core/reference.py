@@ -137,7 +137,7 @@ def _drop_kept(model, forward):
 def module_losses(losses: TokenLosses, model: nn.Module, batches: Iterable[int] | None = None) -> Tensor:
     "The losses of the tokens of `losses`, or of some of its batches, by a plain call of `model`."
     chosen = range(len(losses.batches)) if batches is None else batches
-    call = torch.compiler.disable(losses.loss) if losses._compiled else losses.loss
+    call = torch.compiler.disable(losses.loss) if losses.function.compiled else losses.loss
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         return torch.cat([call(unwrapped(model), losses.batches[i]) for i in chosen])
 

@@ -6,10 +6,54 @@
 __all__ = ['column_values', 'checked_columns']
 
 # %% ../../nbs/core/15_tables.ipynb #f326862b
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import pandas as pd
+
+# %% ../../nbs/core/15_tables.ipynb #f4ecb551
+def _unboxed(values: pd.Series, is_complete: bool) -> pd.Series:
+    "The values of categories, and of a column of objects the numbers or truth values, if it holds nothing else."
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(values.dtype.categories.dtype if is_complete else object)
+    if values.dtype == object and is_complete:
+        kind = pd.api.types.infer_dtype(values)
+        if kind in ("boolean", "integer", "floating"):
+            return pd.Series(np.array(list(values)), name=values.name)
+    return values
+
+# %% ../../nbs/core/15_tables.ipynb #57f6aeed
+def _texts(values: pd.Series, what: str) -> np.ndarray:
+    "An array of texts that equals `values`. Raises ValueError, naming `what`, where there is none."
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{what} has values that are neither numbers nor texts (the first is of type {type(value).__name__}): "
+                "turn it into texts, with tokens[column].astype(str), or leave it out"
+            )
+    texts = np.array(list(values), dtype=str)
+    for value, text in zip(values, texts):
+        if value != text:
+            raise ValueError(
+                f"{what} has a text that ends in a zero character ({value!r}), which NumPy cuts off: replace it, or "
+                "leave the column out"
+            )
+    return texts
+
+# %% ../../nbs/core/15_tables.ipynb #cbd4e492
+def _check_complete(values: pd.Series, missing: np.ndarray, what: str) -> None:
+    "Raise ValueError, naming `what`, if there are places where `values` are `missing`."
+    if not len(missing):
+        return
+    fill = ""
+    if pd.api.types.is_bool_dtype(values.dtype):
+        fill = False
+    elif pd.api.types.is_numeric_dtype(values.dtype):
+        fill = 0
+    raise ValueError(
+        f"{what} has no value for {len(missing)} of {len(values)} tokens (the first is {missing[0]}): fill it, as "
+        f"with tokens.fillna({{{str(values.name)!r}: {fill!r}}}), or leave the column out"
+    )
 
 # %% ../../nbs/core/15_tables.ipynb #9cd734fd
 def column_values(values: pd.Series, what: str) -> np.ndarray:
@@ -19,44 +63,37 @@ def column_values(values: pd.Series, what: str) -> np.ndarray:
     missing; a float may be NaN.
     """
     missing = np.flatnonzero(values.isna().to_numpy())
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        kind = values.cat.categories.dtype
-        values = values.astype(object if len(missing) else kind)
-    if (
-        values.dtype == object
-        and not len(missing)
-        and pd.api.types.infer_dtype(values) in ("boolean", "integer", "floating")
-    ):
-        values = pd.Series(np.array(list(values)), name=values.name)
-    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf" and values.dtype.itemsize <= 8:
-        return values.to_numpy().astype(values.dtype.newbyteorder("="))
-    truth = pd.api.types.is_bool_dtype(values.dtype)
-    number = pd.api.types.is_numeric_dtype(values.dtype)
-    if len(missing):
-        fill = False if truth else 0 if number else ""
-        raise ValueError(
-            f"{what} has no value for {len(missing)} of {len(values)} tokens (the first is {missing[0]}): fill it, as "
-            f"with tokens.fillna({{{str(values.name)!r}: {fill!r}}}), or leave the column out"
-        )
-    if truth:
+    values = _unboxed(values, not len(missing))
+    dtype = values.dtype
+    if isinstance(dtype, np.dtype) and dtype.kind in "biuf" and dtype.itemsize <= 8:
+        return values.to_numpy().astype(dtype.newbyteorder("="))
+    _check_complete(values, missing, what)
+    if pd.api.types.is_bool_dtype(dtype):
         return values.to_numpy(bool)
-    if number and hasattr(values.dtype, "numpy_dtype"):
-        return values.to_numpy(values.dtype.numpy_dtype)
-    odd = next((v for v in values if not isinstance(v, str)), None)
-    if odd is not None:
+    if pd.api.types.is_numeric_dtype(dtype) and hasattr(dtype, "numpy_dtype"):
+        return values.to_numpy(dtype.numpy_dtype)
+    return _texts(values, what)
+
+# %% ../../nbs/core/15_tables.ipynb #d072ddad
+def _names_a_file(name: str) -> bool:
+    "Whether `name` can be that of a file on any system, and is no number."
+    has_letters = name.strip() != "" and not name.isdigit()
+    is_plain = name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
+    return has_letters and is_plain and len(name) <= 100
+
+
+def _check_name(name, column: str, taken: Collection[str], before: Collection) -> None:
+    "Raise ValueError for a name that is no text, names no file, or is that of polca's own or of a column `before`."
+    if not isinstance(name, str):
+        raise ValueError(f"{column} is called by a {type(name).__name__}: rename it to a text")
+    if not _names_a_file(name):
         raise ValueError(
-            f"{what} has values that are neither numbers nor texts (the first is of type {type(odd).__name__}): "
-            "turn it "
-            "into texts, with tokens[column].astype(str), or leave it out"
+            f"{column} cannot be the name of an array on disk: rename it to a short one with letters, without slashes"
         )
-    found = np.array(list(values), dtype=str)
-    if cut := next((v for v, kept in zip(values, found) if v != kept), None):
-        raise ValueError(
-            f"{what} has a text that ends in a zero character ({cut!r}), which NumPy cuts off: replace it, or "
-            "leave the "
-            "column out"
-        )
-    return found
+    if name in taken:
+        raise ValueError(f"{column} has a name that polca uses itself: rename it, to {name}_ for example")
+    if name in before:
+        raise ValueError(f"{column} is there twice: rename one of them, or leave it out")
 
 # %% ../../nbs/core/15_tables.ipynb #3f8ea504
 def checked_columns(table: pd.DataFrame, what: str, taken: Iterable[str]) -> dict[str, np.ndarray]:
@@ -72,23 +109,5 @@ def checked_columns(table: pd.DataFrame, what: str, taken: Iterable[str]) -> dic
     names = list(table.columns)
     taken = set(taken)
     for i, name in enumerate(names):
-        column = f"column {name!r} of {what}"
-        if not isinstance(name, str):
-            raise ValueError(f"{column} is called by a {type(name).__name__}: rename it to a text")
-        if (
-            not name.strip()
-            or not name.isprintable()
-            or set(name) & set("/\\")
-            or name[0] == "."
-            or name.isdigit()
-            or len(name) > 100
-        ):
-            raise ValueError(
-                f"{column} cannot be the name of an array on disk: rename it to a short one with letters, without "
-                "slashes"
-            )
-        if name in taken:
-            raise ValueError(f"{column} has a name that polca uses itself: rename it, to {name}_ for example")
-        if name in names[:i]:
-            raise ValueError(f"{column} is there twice: rename one of them, or leave it out")
+        _check_name(name, f"column {name!r} of {what}", taken, names[:i])
     return {name: column_values(table[name], f"column {name!r} of {what}") for name in names}

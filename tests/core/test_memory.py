@@ -1,0 +1,123 @@
+"""Sequences of a batch, whether it may be cut, and the parts that several processes get."""
+
+import warnings
+import weakref
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from polca.core.losses import TokenLosses
+from polca.core.memory import (
+    SavedMemory,
+    batch_of_part,
+    n_positions,
+    one_sequence,
+    part_of,
+    sequence_needs,
+    split_batches,
+)
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(13, 4), nn.Linear(4, 13)).eval()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(1)
+    ids = torch.randint(0, 13, (10, 5))
+    return {"input": ids, "labels": ids}
+
+
+@pytest.fixture(scope="module")
+def ten(small, batch):
+    "Ten sequences of five tokens."
+    return TokenLosses(small, [batch])
+
+
+@pytest.fixture(scope="module")
+def mixed(small, batch):
+    "The loss of the first token of each sequence, times the number of sequences: it depends on the others."
+
+    def batchwise(model, batch):
+        logits = model(batch["input"])[:, 0]
+        return nn.functional.cross_entropy(logits, batch["labels"][:, 0], reduction="none") * len(batch["labels"])
+
+    return TokenLosses(small, [batch], batchwise, pd.DataFrame({"example": range(10)}))
+
+
+@pytest.fixture(scope="module")
+def turned(batch):
+    "All losses of the first position, then all of the second; and at the model's own weights all are alike."
+
+    def by_position(model, batch):
+        return nn.functional.cross_entropy(model(batch["input"]).mT, batch["labels"], reduction="none").T.flatten()
+
+    model = nn.Sequential(nn.Embedding(13, 4), nn.Linear(4, 13)).eval()
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    return TokenLosses(model, [batch], by_position, pd.DataFrame(index=range(50)))
+
+
+def backward(losses, params):
+    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
+    torch.autograd.grad(losses.batch(0, leaves).sum(), tuple(leaves.values()))
+
+
+@pytest.fixture(scope="module")
+def needs(ten):
+    "The bytes for any number of sequences, and for each."
+    return sequence_needs(ten, 0, ten.params, backward)
+
+
+def test_a_counted_graph_goes_with_its_result():
+    with SavedMemory(2**20):
+        result = torch.ones(10, requires_grad=True).clone().exp()
+    kept = weakref.ref(result)
+    del result
+    assert kept() is None
+
+
+def test_the_sequence_with_most_targets_stands_for_its_batch(small):
+    ids = torch.randint(0, 13, (3, 9))
+    labels = ids.masked_fill(torch.arange(9) >= torch.tensor([[3], [9], [5]]), -100)
+    ragged = TokenLosses(small, [{"input": ids, "labels": labels}])
+    assert len(one_sequence(ragged, 0)) == 8
+    assert list(one_sequence(ragged, 0, 2).tokens.example) == [0] * 8 + [1] * 8
+    assert n_positions(ragged.batches[0]) == 9
+
+
+def test_a_batch_without_sequences_has_one_position():
+    assert n_positions({"x": torch.randn(4, 7), "y": torch.arange(4)}) == 1
+
+
+@pytest.mark.parametrize("fit", [1.1, 2.5, 5, 9.9, 10, 50])
+def test_a_part_is_found_in_the_batch_that_it_is_from(small, ten, needs, fit):
+    fixed, each = needs
+    parts, _ = split_batches(ten, ten.params, backward, int(fixed + each * fit), "?")
+    twice = TokenLosses(small, [*ten.batches, *ten.batches])
+    parts_of_twice = TokenLosses(small, [*parts.batches, *parts.batches])
+    assert batch_of_part(twice, parts_of_twice, len(parts.batches)) == 1
+
+
+@pytest.mark.parametrize(
+    "which, words", [("mixed", "depends on the other sequences"), ("turned", "sequence by sequence")]
+)
+def test_a_batch_that_must_be_cut_and_cannot_be_is_refused(request, needs, which, words):
+    losses = request.getfixturevalue(which)
+    fixed, each = needs
+    with pytest.raises(ValueError, match=words):
+        split_batches(losses, losses.params, backward, fixed + 3 * each, "?")
+
+
+def test_a_process_may_get_no_token_and_part_0_says_so(mixed):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first, second = (part_of(mixed, mixed.params, part, 2)[0] for part in range(2))
+    assert first is None and second is not None and len(second) == 10
+    assert len(caught) == 1 and "without work" in str(caught[0].message)
+    assert caught[0].filename == __file__
