@@ -27,7 +27,7 @@ def _step_in(name: str) -> re.Match[str] | None:
     "Where `name` tells a step: its number, and the letter of the unit of that."
     return _NAMED_STEP.search(name) or _LAST_NUMBER.search(name)
 
-
+# %% ../../nbs/core/50_folders.ipynb #826e1a59
 def step_of(name: str) -> int | None:
     "The step that the name of a checkpoint tells, None if it tells none: 1000 of `stage1-step1000-tokens4B`."
     match = _step_in(name)
@@ -72,7 +72,7 @@ def _has_part(key: str, part: str) -> bool:
     "Whether `part` is in `key` between dashes, or other signs that are no letters and digits."
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", key) is not None
 
-
+# %% ../../nbs/core/50_folders.ipynb #24a91773
 def _choose_series(groups: dict[str, list[str]], what: str, series: str | None) -> str | None:
     "The one of `groups`, {series: names}, that is meant; None if there are none."
     candidates = _candidates(groups, series)
@@ -109,7 +109,7 @@ def choose_steps(names: Iterable[str], what: str, series: str | None = None) -> 
         )
     return _by_step(groups[chosen], what)
 
-
+# %% ../../nbs/core/50_folders.ipynb #7358e739
 def _by_series(names: Iterable[str], what: str) -> dict[str, list[str]]:
     groups = {}
     for name in names:
@@ -198,7 +198,7 @@ def read_config(folder: Path) -> dict:
     _check_quantisation(config, file)
     return config
 
-
+# %% ../../nbs/core/50_folders.ipynb #c066077f
 def _parsed_config(file: Path) -> dict:
     text = file.read_bytes()
     if text.startswith(b"\xef\xbb\xbf"):
@@ -235,7 +235,7 @@ def _is_known_model(config: dict) -> bool:
 
     return "model_type" in config and config["model_type"] in CONFIG_MAPPING
 
-
+# %% ../../nbs/core/50_folders.ipynb #05c46705
 def _check_quantisation(config: dict, file: Path) -> None:
     quantised = config.get("quantization_config")
     if isinstance(quantised, dict):
@@ -289,7 +289,7 @@ _KINDS = {  # file in it -> what the folder holds, and what to do
     ),
 }
 
-
+# %% ../../nbs/core/50_folders.ipynb #a74bf60e
 def other_kind(folder: Path) -> str | None:
     "What a folder without plain weights holds, and the command that mends it; None if that is not known."
     for pattern, (kind, remedy) in _KINDS.items():
