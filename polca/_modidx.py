@@ -984,6 +984,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                       'polca.core.reference._is_filled': ('core/reference.html#_is_filled', 'polca/core/reference.py'),
                                       'polca.core.reference._is_too_far': ('core/reference.html#_is_too_far', 'polca/core/reference.py'),
                                       'polca.core.reference._lists': ('core/reference.html#_lists', 'polca/core/reference.py'),
+                                      'polca.core.reference._plain_call': ('core/reference.html#_plain_call', 'polca/core/reference.py'),
                                       'polca.core.reference._settings': ('core/reference.html#_settings', 'polca/core/reference.py'),
                                       'polca.core.reference._why_different': ( 'core/reference.html#_why_different',
                                                                                'polca/core/reference.py'),

@@ -220,38 +220,38 @@ def require_steps(store: "Checkpoints", steps: Iterable[int]) -> None:
     )
 
 # %% ../../nbs/core/70_checkpoints.ipynb #6cc7cfbe
-def _save(store: "Checkpoints", step: int, model: nn.Module | Params | Checkpoint) -> Path:
+def _save(self: "Checkpoints", step: int, model: nn.Module | Params | Checkpoint) -> Path:
     """Write `model`, a module, {name: tensor} or a Checkpoint, as the checkpoint of `step`.
 
     Of a module its buffers are kept, too. Raises ValueError for weights that are not finite, or have two names.
     """
-    file = store.file(step)
+    file = self.file(step)
     what = f"the model at step {step}"
     found = model if isinstance(model, Checkpoint) else recorded(model, what)
     check_finite(found.params, what)
     _write_file(file, step, found)
     if isinstance(model, nn.Module):
-        store.save_config(model)
+        self.save_config(model)
     return file
 
 
-def _load(store: "Checkpoints", step: int, device="cpu", dtype: torch.dtype | None = None) -> Params:
+def _load(self: "Checkpoints", step: int, device="cpu", dtype: torch.dtype | None = None) -> Params:
     "The parameters at `step`. Raises ValueError as `read` does."
-    return {n: p.to(device=device, dtype=dtype) for n, p in store.read(step).params.items()}
+    return {n: p.to(device=device, dtype=dtype) for n, p in self.read(step).params.items()}
 
 
-def _save_config(store: "Checkpoints", model: nn.Module) -> None:
+def _save_config(self: "Checkpoints", model: nn.Module) -> None:
     """Keep the configuration of a model of transformers beside its checkpoints, once: without it, weights could be
     taken for those of another function.
     """
-    _write_config(store.path / "config.json", model)
+    _write_config(self.path / "config.json", model)
 
 
-def _reference(store: "Checkpoints", found: Checkpoint) -> nn.Module | None:
+def _reference(self: "Checkpoints", found: Checkpoint) -> nn.Module | None:
     "The model with the weights of a checkpoint, as its own library makes it; None where only the weights are known."
-    if found.model is not None or not (store.path / "config.json").exists():
+    if found.model is not None or not (self.path / "config.json").exists():
         return found.model
-    return _described_model(store.path, found)
+    return _described_model(self.path, found)
 
 # %% ../../nbs/core/70_checkpoints.ipynb #b8001731
 def _open(path: str | Path, model: nn.Module | type | None = None, series: str | None = None) -> "Checkpoints":

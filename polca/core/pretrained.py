@@ -24,15 +24,13 @@ from .weight_files import read_place
 Place = str | Path | tuple[str, str]
 
 
-def _is_for_transformers(place: Place, model) -> bool:
-    "Whether `from_pretrained` opens `place`, whose model, or the class of that, is known to be `model`."
-    if isinstance(place, tuple) or not isinstance(model, nn.Module):
-        return True
-    described = (Path(place) / "config.json").exists() or is_adapter(Path(place))
+def _is_for_transformers(place: Path, model: nn.Module) -> bool:
+    "Whether `from_pretrained` opens `place`, whose model is known."
+    described = (place / "config.json").exists() or is_adapter(place)
     return hasattr(model, "from_pretrained") and described
 
 # %% ../../nbs/core/80_pretrained.ipynb #161f0fbe
-def _check_places(places: Mapping[int, Place], model, path: Path) -> None:
+def _check_places(places: Mapping[int, Place], model: nn.Module | type | None, path: Path) -> None:
     if not places:
         raise ValueError("there are no checkpoints to open: give {step: folder} or {step: (name, revision)}")
     if isinstance(model, nn.Module) and any(isinstance(p, tuple) for p in places.values()):
@@ -42,7 +40,7 @@ def _check_places(places: Mapping[int, Place], model, path: Path) -> None:
         )
 
 # %% ../../nbs/core/80_pretrained.ipynb #4a4c4b12
-def _open_model(store: "Pretrained", step: int, what: str | None = None, attention: str | None = None) -> nn.Module:
+def _open_model(self: "Pretrained", step: int, what: str | None = None, attention: str | None = None) -> nn.Module:
     """The model at `step`, as `from_pretrained` opens it, in float32 and eval mode. An adapter is merged into its
     base model.
 
@@ -51,33 +49,35 @@ def _open_model(store: "Pretrained", step: int, what: str | None = None, attenti
     """
     from transformers import AutoModelForCausalLM  # here, so that importing polca does not wait for transformers
 
-    place = store.places[step]
-    what = what or _named(store, step)
-    opener = type(store.model) if isinstance(store.model, nn.Module) else store.model or AutoModelForCausalLM
+    place = self.places[step]
+    what = what or _named(self, step)
+    opener = type(self.model) if isinstance(self.model, nn.Module) else self.model or AutoModelForCausalLM
     if isinstance(place, tuple):
-        return open_revision(opener, place, store.cache_dir, what, attention)
+        return open_revision(opener, place, self.cache_dir, what, attention)
     if not Path(place).is_dir():
         raise ValueError(f"{what} is no folder: check the path")
     if is_adapter(Path(place)):
-        return open_adapter(opener, Path(place), store.cache_dir, what, attention)
+        return open_adapter(opener, Path(place), self.cache_dir, what, attention)
     return open_folder(opener, Path(place), what, attention)
 
 # %% ../../nbs/core/80_pretrained.ipynb #bf4e1ed2
-def _read(store: "Pretrained", step: int) -> Checkpoint:
+def _read(self: "Pretrained", step: int) -> Checkpoint:
     """The checkpoint of `step`, in float32, with its model where transformers opens it.
 
     Raises ValueError for a step that is not there, one that cannot be opened, and weights that are missing, damaged
     or not finite.
     """
-    require_steps(store, [step])
-    what = _named(store, step)
-    if _is_for_transformers(store.places[step], store.model):
-        model = store.open_model(step)
-        found = Checkpoint(parameters(model), buffers(model), model)
+    require_steps(self, [step])
+    what = _named(self, step)
+    place = self.places[step]
+    model = self.model
+    if isinstance(place, tuple) or not isinstance(model, nn.Module) or _is_for_transformers(Path(place), model):
+        opened = self.open_model(step)
+        found = Checkpoint(parameters(opened), buffers(opened), opened)
     else:
-        found = _from_files(Path(store.places[step]), store.model, what)
-    if isinstance(store.model, nn.Module):
-        check_params({n: p.shape for n, p in found.params.items()}, parameters(store.model), what)
+        found = _from_files(Path(place), model, what)
+    if isinstance(model, nn.Module):
+        check_params({n: p.shape for n, p in found.params.items()}, parameters(model), what)
     check_finite(found.params, what)
     return found
 
@@ -103,7 +103,7 @@ class Pretrained(Checkpoints):
     def __init__(
         self,
         places: Mapping[int, Place],
-        model=None,
+        model: nn.Module | type | None = None,
         label: str | None = None,
         cache_dir: str | Path | None = None,
     ):

@@ -84,13 +84,11 @@ def _check_same(present: Checkpoint, found: Checkpoint, file: Path, step: int) -
 def _check_space(folder: Path, needed: int, limit: int | None, what: str) -> None:
     "Raise ValueError if `needed` bytes are more than `limit`, or than nine tenths of what the disk has free."
     folder.mkdir(parents=True, exist_ok=True)
-    if limit is None:
-        limit, why = 0.9 * shutil.disk_usage(folder).free, "nine tenths of what is free there"
-    else:
-        why = "allowed by `limit`"
-    if needed > limit:
+    allowed = 0.9 * shutil.disk_usage(folder).free if limit is None else limit
+    why = "nine tenths of what is free there" if limit is None else "allowed by `limit`"
+    if needed > allowed:
         raise ValueError(
-            f"{what} take {size_text(needed)} more in {folder}, over the {size_text(limit)} that are {why}: "
+            f"{what} take {size_text(needed)} more in {folder}, over the {size_text(allowed)} that are {why}: "
             "record fewer steps, in torch.bfloat16, or train again instead (Replay)"
         )
 
@@ -265,7 +263,7 @@ class Replay(Checkpoints):
         if not self._steps:
             raise ValueError("there are no steps to train up to: give some, such as log_steps(10_000)")
         self._hashes = _Hashes(self.path)
-        self._pass = None
+        self._pass: _Pass | None = None
 
     @property
     def steps(self) -> list[int]:

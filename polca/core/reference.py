@@ -75,7 +75,7 @@ def loaded(
     names = names or weight_names(model)
     saved = buffer_names(model)
     shapes = {n: p.shape for n, p in params.items()}
-    expected = {n: model.get_parameter(same[0]) for n, same in names.items()}
+    expected: Params = {n: model.get_parameter(same[0]) for n, same in names.items()}
     check_params(shapes, expected, "what is loaded")
     with torch.no_grad():
         for name, value in params.items():
@@ -89,9 +89,13 @@ def loaded(
 def module_losses(losses: TokenLosses, model: nn.Module, batches: Iterable[int] | None = None) -> Tensor:
     "The losses of the tokens of `losses`, or of some of its batches, by a plain call of `model`."
     chosen = range(len(losses.batches)) if batches is None else batches
-    call = torch.compiler.disable(losses.loss) if losses._compiled else losses.loss
+    call = _plain_call(losses)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         return torch.cat([call(unwrapped(model), losses.batches[i]) for i in chosen])
+
+
+def _plain_call(losses: TokenLosses) -> Callable:
+    return torch.compiler.disable(losses.loss) if losses._compiled else losses.loss
 
 # %% ../../nbs/core/60_reference.ipynb #06e686dc
 def loaded_copy(losses: TokenLosses, params: Params, buffers: Params | None = None) -> nn.Module:
@@ -151,7 +155,9 @@ def different_settings(model: nn.Module, other: nn.Module) -> list[str]:
 def _config_of(model: nn.Module) -> dict[str, object] | None:
     "The settings of a model of transformers; None for another."
     config = getattr(model, "config", None)
-    return dict(_settings(config.to_dict())) if hasattr(config, "to_dict") else None
+    if config is None or not hasattr(config, "to_dict"):
+        return None
+    return dict(_settings(config.to_dict()))
 
 
 def _settings(config: dict, path: str = "") -> Iterator[tuple[str, object]]:

@@ -66,9 +66,9 @@ def _check_weights(found: Checkpoint, like: Params, losses: TokenLosses | None, 
         if not untied:
             raise
         raise ValueError(
-            f"{e}. Its own model does not tie {', '.join(untied)}, as one with an adapter that trains its own copy "
-            "(modules_to_save) does not: analyse the merged model that store.open_model(step) gives, and its own "
-            "weights, in place of the base model"
+            f"{e}. What the model given has tied, {', '.join(untied)}, is a weight of its own there, as after an "
+            "adapter with modules_to_save: give the merged model, which store.open_model(step) opens, and analyse its "
+            "own weights"
         ) from e
 
 # %% ../../nbs/core/75_verification.ipynb #6d1450ca

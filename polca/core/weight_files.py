@@ -40,7 +40,7 @@ NEWER_TORCH = (
 
 def is_old_torch() -> bool:
     "Whether this torch may run code of files that it reads as weights only."
-    return TorchVersion(torch.__version__) < (2, 6)
+    return TorchVersion(torch.__version__) < "2.6"
 
 
 def read_weight_file(file: Path, device="cpu") -> Params:
