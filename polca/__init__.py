@@ -20,10 +20,11 @@ What is in `polca.__all__` is stable; the rooms (`polca.core`, `polca.compute`, 
 """
 
 _PLACES = {
-    "core.checkpoints": ("Checkpoints", "verify_checkpoints"),
+    "core.checkpoints": ("Checkpoints",),
     "core.losses": ("TokenLosses",),
     "core.processes": ("joined",),
     "core.recording": ("PolcaCallback", "Recorder", "Replay"),
+    "core.verification": ("verify_checkpoints",),
     "compute.engines": ("project_tokens",),
     "compute.projection": ("open_projection", "project"),
     "compute.subspace": ("hessian_subspace", "load_subspace"),

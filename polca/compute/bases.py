@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from .lanczos import check_lanczos, lanczos, norm, orthogonalise
 from .operators import GradientOperator, MeanOperator, mean_gradient
 from .subspace import Subspace, as_subspace, check_basis, orthonormality_error
-from ..core.checkpoints import Checkpoints, verify_checkpoints
+from ..core.checkpoints import Checkpoints
+from ..core.verification import verify_checkpoints
 from ..core.losses import Params, TokenLosses, check_params, flatten, n_parameters
 from ..core.memory import memory_bytes
 

@@ -27,7 +27,8 @@ from .engines import Projector
 from .lanczos import dots, norm
 from .operators import HessianOperator, SharedOperator
 from .subspace import Subspace, check_subspace
-from ..core.checkpoints import Checkpoints, losses_at, verify_checkpoints
+from ..core.checkpoints import Checkpoints
+from ..core.verification import losses_at, verify_checkpoints
 from ..core.losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from ..core.memory import part_of
 from polca.core.processes import (

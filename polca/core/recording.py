@@ -35,10 +35,12 @@ def log_steps(last: int, n: int = 100, largest: int | None = None) -> list[int]:
         raise ValueError(f"log_steps({last}, {n}): give a last step of at least 1, and at least 2 steps")
     if largest is not None and largest < 1:
         raise ValueError(f"largest={largest}: an interval is at least one step long")
-    steps = sorted({0, *np.geomspace(1, last, n - 1).round().astype(int).tolist(), last})
+    spaced = np.geomspace(1, last, n - 1).round().astype(int)
+    steps = sorted({0, *spaced.tolist(), last})
     if largest is None:
         return steps
-    return sorted({s for a, b in zip(steps, steps[1:]) for s in (a, *range(a + largest, b, largest), b)})
+    between = [s for a, b in zip(steps, steps[1:]) for s in range(a + largest, b, largest)]
+    return sorted({*steps, *between})
 
 # %% ../../nbs/core/90_recording.ipynb #346c0ee3
 def record_of(model: nn.Module | Params, step: int) -> Checkpoint:
@@ -49,15 +51,46 @@ def record_of(model: nn.Module | Params, step: int) -> Checkpoint:
     if isinstance(model, nn.Module) and _is_sharded(model):
         raise ValueError(
             "the weights of this model are sharded over processes: gather them first, and record the gathered "
-            "parameters "
-            "{name: tensor}"
+            "parameters {name: tensor}"
         )
     return recorded(model, f"the model at step {step}")
 
 
-def _is_sharded(model) -> bool:
-    parts = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
-    return parts or any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in model.parameters())
+def _is_sharded(model: nn.Module) -> bool:
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        return True
+    return any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in model.parameters())
+
+# %% ../../nbs/core/90_recording.ipynb #4699bfee
+def _on_cpu(found: Checkpoint, dtype: torch.dtype | None) -> Checkpoint:
+    "What is written of a checkpoint: its weights in `dtype`, and its buffers as they are."
+    params = {n: p.to("cpu", dtype) for n, p in found.params.items()}
+    kept = None if found.buffers is None else {n: b.cpu() for n, b in found.buffers.items()}
+    return Checkpoint(params, kept)
+
+
+def _check_same(present: Checkpoint, found: Checkpoint, file: Path, step: int) -> None:
+    "Raise ValueError unless a file, which may be without buffers, has what the training came to at its step."
+    if present.equals(found):
+        return
+    if present.buffers is None and equal_params(present.params, found.params):
+        return
+    raise ValueError(
+        f"{file} has other weights or buffers than the model at step {step}: it is of another training, or this one "
+        f"does not give the same weights again. Record into another folder, or delete {file.parent}"
+    )
+
+# %% ../../nbs/core/90_recording.ipynb #60ea3bf4
+def _check_space(folder: Path, needed: int, limit: int | None, what: str) -> None:
+    "Raise ValueError if `needed` bytes are more than `limit`, or than nine tenths of what the disk has free."
+    folder.mkdir(parents=True, exist_ok=True)
+    allowed = 0.9 * shutil.disk_usage(folder).free if limit is None else limit
+    why = "nine tenths of what is free there" if limit is None else "allowed by `limit`"
+    if needed > allowed:
+        raise ValueError(
+            f"{what} take {size_text(needed)} more in {folder}, over the {size_text(allowed)} that are {why}: "
+            "record fewer steps, in torch.bfloat16, or train again instead (Replay)"
+        )
 
 # %% ../../nbs/core/90_recording.ipynb #b04152be
 class Recorder:
@@ -80,56 +113,46 @@ class Recorder:
         self.steps = frozenset(check_step(s) for s in steps)
         self.dtype = dtype
         self.limit = limit
+        self._has_begun = False
         if not self.steps:
             raise ValueError("there are no steps to record: give some, such as log_steps(10_000)")
-        self._checked = False
 
     def __call__(self, step: int, model: nn.Module | Params) -> Path | None:
         "Save `model`, a module or its parameters {name: tensor}, if `step` is one to record; returns the file."
-        file = self.store.file(step)
-        if step not in self.steps and not file.exists():
-            return None  # also of steps that are there already, for they must be of this training
-        found = record_of(model, step)
-        found = Checkpoint(
-            {n: p.to("cpu", self.dtype) for n, p in found.params.items()},
-            found.buffers and {n: b.cpu() for n, b in found.buffers.items()},
-        )
-        if file.exists():
-            there = self.store.read(step)
-            if there.equals(found) or there.buffers is None and equal_params(there.params, found.params):
-                return file
-            raise ValueError(
-                f"{file} has other weights or buffers than the model at step {step}: it is of another training, or "
-                "this one does "
-                f"not give the same weights again. Record into another folder, or delete {self.store.path}"
-            )
-        if not self._checked:
-            self._check_space({**found.params, **(found.buffers or {})})
-        if isinstance(model, nn.Module):
-            self.store.save_config(model)
-        return self.store.save(step, found)
+        if self.store.file(step).exists():
+            return _compare(self, step, model)  # also if it is none to record, for it must be of this training
+        return _record(self, step, model) if step in self.steps else None
 
     def bytes(self, params: Params) -> int:
         "What all checkpoints to come take, of the shapes and dtypes of `params`, buffers among them."
         return sum(p.nbytes for p in params.values()) * len(self.steps - set(self.store.steps))
 
-    def _check_space(self, params):
-        self.store.path.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.store.path).free
-        needed = self.bytes(params)
-        limit, why = (
-            (0.9 * free, "nine tenths of what is free there")
-            if self.limit is None
-            else (self.limit, "allowed by `limit`")
-        )
-        if needed > limit:
-            raise ValueError(
-                f"{len(self.steps)} checkpoints of {n_parameters(params):,} weights take {size_text(needed)} more in "
-                f"{self.store.path}, over the {size_text(limit)} that are {why}: "
-                "record fewer steps, in torch.bfloat16, or train again instead (Replay)"
-            )
-        print(f"{self.store.path}: {len(self.steps)} checkpoints, {size_text(needed)} to come")
-        self._checked = True
+# %% ../../nbs/core/90_recording.ipynb #21a0414d
+def _compare(recorder: Recorder, step: int, model: nn.Module | Params) -> Path:
+    "The file of a step that is there already, after a look whether the training has come to the same again."
+    file = recorder.store.file(step)
+    found = _on_cpu(record_of(model, step), recorder.dtype)
+    _check_same(recorder.store.read(step), found, file, step)
+    return file
+
+
+def _record(recorder: Recorder, step: int, model: nn.Module | Params) -> Path:
+    found = _on_cpu(record_of(model, step), recorder.dtype)
+    if not recorder._has_begun:
+        _begin(recorder, {**found.params, **(found.buffers or {})})
+    if isinstance(model, nn.Module):
+        recorder.store.save_config(model)
+    return recorder.store.save(step, found)
+
+
+def _begin(recorder: Recorder, params: Params) -> None:
+    "Before the first write: is there space for all?"
+    folder = recorder.store.path
+    needed = recorder.bytes(params)
+    what = f"{len(recorder.steps)} checkpoints of {n_parameters(params):,} weights"
+    _check_space(folder, needed, recorder.limit, what)
+    print(f"{folder}: {len(recorder.steps)} checkpoints, {size_text(needed)} to come")
+    recorder._has_begun = True
 
 # %% ../../nbs/core/90_recording.ipynb #5be70efd
 class PolcaCallback(TrainerCallback):
@@ -156,24 +179,21 @@ class PolcaCallback(TrainerCallback):
         self._save(state, model)
 
 # %% ../../nbs/core/90_recording.ipynb #4eb55b15
-def _random_state():
+def _random_state() -> tuple:
     "Of Python, NumPy and PyTorch."
-    return (
-        random.getstate(),
-        np.random.get_state(),
-        torch.get_rng_state(),
-        torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    )
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_gpus
 
 
-def _set_random_state(state):
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if state[3]:
-        torch.cuda.set_rng_state_all(state[3])
+def _set_random_state(state: tuple) -> None:
+    of_python, of_numpy, of_torch, on_gpus = state
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+    torch.set_rng_state(of_torch)
+    if on_gpus:
+        torch.cuda.set_rng_state_all(on_gpus)
 
-
+# %% ../../nbs/core/90_recording.ipynb #3bb199b5
 @contextmanager
 def _own_state(state: list) -> Iterator[None]:
     """Gradients, and random numbers that go on from `state`, where the last such block has left it; those of the caller
@@ -189,7 +209,24 @@ def _own_state(state: list) -> Iterator[None]:
     finally:
         _set_random_state(outside)
 
+# %% ../../nbs/core/90_recording.ipynb #7cba44bd
+class _Hashes:
+    "Hashes of the weights at each step, in a JSON file."
 
+    def __init__(self, path: Path):
+        self.path = path
+        self.known = _read_hashes(path)
+
+    def compare(self, step: int, weights: str) -> None:
+        "Enter the hash of a step; raises ValueError if there was another."
+        if self.known.setdefault(str(step), weights) != weights:
+            raise ValueError(
+                f"training again gives other weights at step {step} than {self.path} says: seeds, data order, versions "
+                "or the number of threads differ. Train as before, or delete that file and what was computed from it"
+            )
+        write_json(self.path, self.known)
+
+# %% ../../nbs/core/90_recording.ipynb #9253ad63
 def _read_hashes(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
@@ -225,11 +262,8 @@ class Replay(Checkpoints):
         self.path = Path(path)
         if not self._steps:
             raise ValueError("there are no steps to train up to: give some, such as log_steps(10_000)")
-        self._going = None
-        self._at = -1
-        self._found = None
-        self._random = []
-        self._hashes = _read_hashes(self.path)
+        self._hashes = _Hashes(self.path)
+        self._pass: _Pass | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -240,62 +274,62 @@ class Replay(Checkpoints):
 
     def read(self, step: int) -> Checkpoint:
         require_steps(self, [step])
-        if step < self._at:
-            self._going = None
-        try:
-            if self._going is None:
-                self._at = -1
-                self._random = []
-            with _own_state(self._random):
-                if self._going is None:
-                    self._going = self._begin()
-                while self._at < step:
-                    self._advance(step)
-        except (
-            BaseException
-        ):  # a generator that was interrupted has come to its end, and one that has failed is not to be trusted
-            self._going = None
-            raise
-        if self._at != step:
-            raise ValueError(
-                f"the training of {self.path} goes from a step before {step} to {self._at}: let it yield (step, "
-                f"model) at {step}"
-            )
-        return _copied(self._found)
+        return _trained_to(self, step).clone()
 
-    def _begin(self):
-        made = self.training()
-        if not isinstance(made, Iterable):
-            raise ValueError(
-                f"the training of {self.path} returns {type(made).__name__}: let it yield (step, model) as it goes"
-            )
-        return iter(made)
+# %% ../../nbs/core/90_recording.ipynb #c508d662
+class _Pass:
+    "One pass of a training through the steps that count."
 
-    def _advance(self, wanted):
-        "Train up to the next of `steps`, and check that it is what it was."
+    def __init__(self, replay: Replay):
+        self.replay = replay
+        self.at = -1
+        self.found = Checkpoint({})
+        self._random = []
+        with _own_state(self._random):
+            self._going = _started(replay)
+
+    def go_to(self, step: int) -> None:
+        "Train until `step` is reached, or left behind."
+        with _own_state(self._random):
+            while self.at < step:
+                self._advance(step)
+
+    def _advance(self, wanted: int) -> None:
+        "Train up to the next step that counts, and check that it is what it was."
+        replay = self.replay
         for at, model in self._going:
-            if at not in self._steps:
-                continue
-            what = f"the training of {self.path} at step {at}"
-            found = _copied(record_of(model, at))
-            check_finite(found.params, what)
-            self._compare(at, found.hash())
-            self._at = at
-            self._found = found
-            return
+            if at in replay.steps:
+                found = record_of(model, at).clone()
+                check_finite(found.params, f"the training of {replay.path} at step {at}")
+                replay._hashes.compare(at, found.hash())
+                self.at = at
+                self.found = found
+                return
         raise ValueError(
-            f"the training of {self.path} ends before step {wanted}: let it yield (step, model) up to there"
+            f"the training of {replay.path} ends before step {wanted}: let it yield (step, model) up to there"
         )
 
-    def _compare(self, step, found):
-        if self._hashes.setdefault(str(step), found) == found:
-            return write_json(self.path, self._hashes)
+# %% ../../nbs/core/90_recording.ipynb #11038ab0
+def _started(replay: Replay) -> Iterator[tuple[int, nn.Module]]:
+    going = replay.training()
+    if not isinstance(going, Iterable):
         raise ValueError(
-            f"training again gives other weights at step {step} than {self.path} says: seeds, data order, versions "
-            "or the number of threads differ. "
-            "Train as before, or delete that file and what was computed from it"
+            f"the training of {replay.path} returns {type(going).__name__}: let it yield (step, model) as it goes"
         )
+    return iter(going)
 
 
-def _copied(found: Checkpoint) -> Checkpoint:
-    return Checkpoint(*(some and {n: p.clone() for n, p in some.items()} for some in (found.params, found.buffers)))
+def _trained_to(replay: Replay, step: int) -> Checkpoint:
+    "What the training comes to at a step, going on from where it is, or from its start."
+    current = replay._pass
+    replay._pass = None  # one that was interrupted has come to its end, and one that failed is not to be trusted
+    if current is None or step < current.at:
+        current = _Pass(replay)
+    current.go_to(step)
+    replay._pass = current
+    if current.at != step:
+        raise ValueError(
+            f"the training of {replay.path} goes from a step before {step} to {current.at}: let it yield (step, "
+            f"model) at {step}"
+        )
+    return current.found

@@ -25,7 +25,8 @@ from ..analysis.joint import JointClusters, cluster_tokens, scale_curves
 from ..analysis.labels import label_clusters, projection_tokens
 from ..compute.projection import open_projection, project
 from ..compute.subspace import Subspace, hessian_subspace, load_subspace
-from ..core.checkpoints import Checkpoints, losses_at, require_steps, verify_checkpoints
+from ..core.checkpoints import Checkpoints, require_steps
+from ..core.verification import losses_at, verify_checkpoints
 from ..core.files import atomic_path, write_json
 from ..core.losses import TokenLosses, fingerprint, n_parameters
 from ..core.processes import process_number
