@@ -7,12 +7,12 @@ __all__ = ['mean_curvature', 'token_curvature']
 
 # %% ../../nbs/compute/45_along.ipynb #9fb0e89d
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .lanczos import norm
 from .operators import HessianOperator
-from .smooth import _WrittenOut
-from ..core.losses import Params, TokenLosses, flatten, n_parameters, unflatten
+from .smooth import WrittenOut
+from ..core.losses import Params, TokenLosses, flatten, unflatten
 
 # %% ../../nbs/compute/45_along.ipynb #e78545af
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
@@ -20,45 +20,54 @@ def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
 
     Raises ValueError as `hessian @ b` does.
     """
-    return torch.stack([(hessian @ b).double() @ b.double() for b in directions]).to(directions)
+    along = [(hessian @ b).double() @ b.double() for b in directions]
+    return torch.stack(along).to(directions)
 
 # %% ../../nbs/compute/45_along.ipynb #c1d8072e
-def _check_curvature(losses, params, directions, curvature, most=4):
-    """Raise ValueError if the mean of `curvature` (tokens, K), along the directions where it is largest, is not that of
-    Hessian-vector products.
+def _batch_curvature(losses: TokenLosses, params: Params, i: int, direction: Params) -> Tensor:
+    "bᵀH(x)b for every token x of batch i, along one direction b."
+
+    def loss(at):
+        return losses.batch(i, at)
+
+    def slope(at):
+        return torch.func.jvp(loss, (at,), (direction,))[1]
+
+    return torch.func.jvp(slope, (params,), (direction,))[1].detach()
+
+# %% ../../nbs/compute/45_along.ipynb #a4144688
+def _check_curvature(losses: TokenLosses, params: Params, directions: Tensor, curvature: Tensor, most: int = 4):
+    """Raise ValueError if the means of `curvature` (tokens, K) are not those of Hessian-vector products.
+
+    They are compared along the `most` directions where they are largest.
     """
     mean = curvature.double().mean(0)
     hessian = HessianOperator(losses, params)
+    eps = torch.finfo(directions.dtype).eps
     for k in mean.abs().argsort(descending=True)[:most].tolist():
         product = hessian @ directions[k]
-        eps = torch.finfo(directions.dtype).eps
         expected = float(directions[k].double() @ product.double())
         size = float(curvature[:, k].abs().mean()) + norm(product)
         if not abs(float(mean[k]) - expected) <= 30 * eps**0.5 * size + 100 * eps:
             raise ValueError(
                 f"the mean of the tokens' curvature along direction {k} is {float(mean[k]):.4g}, a Hessian-vector "
-                f"product gives {expected:.4g}: "
-                "an operation of this model has a wrong second forward derivative in torch. Use the mean curvature, "
-                "or another rule"
+                f"product gives {expected:.4g}: an operation of this model has a wrong second forward derivative in "
+                "torch. Use the mean curvature, or another rule"
             )
 
-
+# %% ../../nbs/compute/45_along.ipynb #9e0ce2e3
 def token_curvature(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     """λ(x, b) = bᵀH(x)b for every token x and row b of `directions` (K, d): shape (tokens, K).
 
     In nats per squared length. Raises ValueError if the means along the four most curved directions disagree with
     Hessian-vector products by more than 30√ε of mean |λ| + ‖Hb‖, ε the rounding of the dtype.
     """
-
-    def along(i, direction):
-        def slope(p):
-            return torch.func.jvp(lambda q: losses.batch(i, q), (p,), (direction,))[1]
-
-        return torch.func.jvp(slope, (params,), (direction,))[1].detach()
-
-    with _WrittenOut():
-        out = torch.stack(
-            [torch.cat([along(i, unflatten(b, params)) for i in range(len(losses.batches))]) for b in directions], dim=1
-        )
-    _check_curvature(losses, params, directions, out)
-    return out
+    batches = range(len(losses.batches))
+    columns = []
+    with WrittenOut():
+        for b in directions:
+            direction = unflatten(b, params)
+            columns.append(torch.cat([_batch_curvature(losses, params, i, direction) for i in batches]))
+    curvature = torch.stack(columns, dim=1)
+    _check_curvature(losses, params, directions, curvature)
+    return curvature

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .smooth import ForwardHooks, _Tangent
+from .smooth import ForwardHooks, Tangent
 from ..core.losses import Params, TokenLosses
 from ..core.memory import one_sequence
 
@@ -152,7 +152,7 @@ def _push(x: Tensor, delta: Tensor, weights: list[Tensor]) -> Tensor:
 # %% ../../nbs/compute/60_forward.ipynb #dea14b41
 def _forward_with_cut(losses, i, params, leaves, slices, names, cut, chunk):
     "P (tokens of batch `i`, K) with the output layer apart, or None if this model or batch is not of that kind."
-    with _Tangent(losses.model), _Cut(*cut) as call:
+    with Tangent(losses.model), _Cut(*cut) as call:
         loss = losses.batch(i, {**params, **leaves})
     if call.input is None or not loss.requires_grad:
         return None
@@ -179,6 +179,6 @@ def forward_projection(losses, i, params, slices, names, cut, chunk):
     leaves = {n: params[n].detach().requires_grad_() for n in slices}
     if cut and (found := _forward_with_cut(losses, i, params, leaves, slices, names, cut, chunk)):
         return found
-    with _Tangent(losses.model):
+    with Tangent(losses.model):
         loss = losses.batch(i, {**params, **leaves})
     return loss.detach(), _tangents(loss, leaves, slices, chunk).to(next(iter(slices.values()))[0].dtype)

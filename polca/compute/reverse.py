@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .forward import _counts, _is_matrix, _matrices, _plain_weights, _push
-from .smooth import ForwardHooks, _Tangent
+from .smooth import ForwardHooks, Tangent
 from ..core.memory import n_examples, token_slots
 
 # %% ../../nbs/compute/65_reverse.ipynb #4768b04b
@@ -234,7 +234,7 @@ def reverse_projection(losses, i, params, slices, filled, owned, odd):
     counts = _counts(slices)
     K = sum(counts)
     known = [m for m in owned if _known(m)]
-    with _Tangent(losses.model, norms=False), _Record(known, n_examples(losses.batches[i])) as record:
+    with Tangent(losses.model, norms=False), _Record(known, n_examples(losses.batches[i])) as record:
         loss = losses.batch(i, params)
     left = {n for m, names in owned.items() if not _known(m) or m in record.failed | odd for n in names.values()}
     parts = {
