@@ -18,11 +18,12 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from polca.compute.basis import as_subspace
 from polca.compute.engines import project_tokens
 from polca.compute.lanczos import lanczos
 from polca.compute.operators import DifferenceOperator, HessianOperator
 from polca.compute.projection import open_projection, project
-from polca.compute.subspace import as_subspace, hessian_subspace
+from polca.compute.subspace import hessian_subspace
 from polca.core.checkpoints import Checkpoints, losses_at, verify_checkpoints
 from polca.core.losses import TokenLosses, buffers, flatten, n_parameters, parameters
 from polca.core.memory import split_batches

@@ -23,8 +23,10 @@ from ..analysis.clustering import Clusters, cluster_directions, filter_direction
 from ..analysis.decomposition import allocate, explained, rules, trajectories
 from ..analysis.joint import cluster_tokens, scale_curves
 from ..analysis.labels import label_clusters, projection_tokens
+from ..compute.basis import Subspace
+from ..compute.basis_files import load_subspace
 from ..compute.projection import open_projection, project
-from ..compute.subspace import Subspace, hessian_subspace, load_subspace
+from ..compute.subspace import hessian_subspace
 from ..core.checkpoints import Checkpoints, losses_at, require_steps, verify_checkpoints
 from ..core.files import atomic_path, write_json
 from ..core.losses import TokenLosses, fingerprint, n_parameters
