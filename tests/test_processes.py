@@ -5,8 +5,9 @@ import pytest
 import torch
 import xarray as xr
 
+from polca.compute.basis_files import load_subspace
 from polca.compute.projection import open_projection, project
-from polca.compute.subspace import hessian_subspace, load_subspace
+from polca.compute.subspace import hessian_subspace
 from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
 from polca.core.processes import torchrun
@@ -19,7 +20,8 @@ from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
 from polca.core.processes import joined, n_processes, process_number
 from polca.compute.projection import project
-from polca.compute.subspace import hessian_subspace, load_subspace
+from polca.compute.subspace import hessian_subspace
+from polca.compute.basis_files import load_subspace
 
 job, out, dies_in, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 if dies_in: signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, so that the others come to say what they noticed

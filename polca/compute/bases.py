@@ -7,7 +7,7 @@ __all__ = ['random_subspace', 'trajectory_subspace', 'gradient_subspace', 'jacob
            'held_movement', 'overlap', 'describe']
 
 # %% ../../nbs/compute/55_bases.ipynb #c5f77767
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -16,32 +16,39 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from polca.compute.basis import (
+    Subspace,
+    as_subspace,
+    at_least_float32,
+    check_basis,
+    inner_products,
+    orthonormality_error,
+)
 from .lanczos import check_lanczos, lanczos, norm, orthogonalise
 from .operators import GradientOperator, MeanOperator, mean_gradient
-from .subspace import Subspace, as_subspace, check_basis, orthonormality_error
-from ..core.checkpoints import Checkpoints
-from ..core.verification import verify_checkpoints
+from .subspace import losses_with_weights
+from ..core.checkpoints import Checkpoints, verify_checkpoints
 from ..core.losses import Params, TokenLosses, check_params, flatten, n_parameters
 from ..core.memory import memory_bytes
 
-# %% ../../nbs/compute/55_bases.ipynb #8ea494d2
-def _orthonormal_rows(rows, like: Tensor, tol: float = 0.0) -> tuple[Tensor, list[float]]:
+# %% ../../nbs/compute/55_bases.ipynb #470df23f
+def _orthonormal_rows(rows: Iterable[Tensor], like: Tensor, tol: float = 0.0) -> tuple[Tensor, list[float]]:
     """`rows`, one after the other, made orthonormal, and the share of each row's length that was new; rows with a share
     up to `tol` are left out.
     """
     out = like.new_empty(0, like.shape[-1])
-    shares = []
+    new = []
     for row in rows:
         size = norm(row)
         rest = orthogonalise(row, out, exact=True)
-        shares.append(norm(rest) / size if size else 0.0)
-        if shares[-1] <= tol:
+        new.append(norm(rest) / size if size else 0.0)
+        if new[-1] <= tol:
             continue
         rest = orthogonalise(rest / norm(rest), out, exact=True)
         out = torch.cat([out, (rest / norm(rest))[None]])
-    return out, shares
+    return out, new
 
-
+# %% ../../nbs/compute/55_bases.ipynb #8ea494d2
 def random_subspace(params: Params, K: int, seed: int = 0) -> Subspace:
     """`K` random orthonormal directions, uniform, for a model with the parameters `params`.
 
@@ -51,10 +58,102 @@ def random_subspace(params: Params, K: int, seed: int = 0) -> Subspace:
     if not 1 <= K <= d:
         raise ValueError(f"K={K} directions of {d} weights: ask for 1 to {d}")
     generator = torch.Generator().manual_seed(seed)
-    like = flatten(params)
-    like = like.float() if like.element_size() < 4 else like
+    like = at_least_float32(flatten(params))
     rows = (torch.randn(d, generator=generator, dtype=torch.float64).to(like) for _ in range(K))
-    return as_subspace(_orthonormal_rows(rows, like)[0], params)
+    directions, _ = _orthonormal_rows(rows, like)
+    return as_subspace(directions, params)
+
+# %% ../../nbs/compute/55_bases.ipynb #f062440e
+class _Movements:
+    "The vectors θ_end − θ_start of `pairs` of steps, the rows of R, read from `store` in blocks."
+
+    def __init__(self, store, pairs, rows, like: Tensor):
+        self.store = store
+        self.like = like
+        self.blocks = [pairs[i : i + rows] for i in range(0, len(pairs), rows)]
+        self.starts = np.cumsum([0, *map(len, self.blocks)])
+
+    def __len__(self):
+        return len(self.blocks)
+
+    def __getitem__(self, i: int) -> Tensor:
+        out = self.like.new_empty(len(self.blocks[i]), len(self.like))
+        for row, (start, end) in zip(out, self.blocks[i]):
+            torch.sub(self._weights(end), self._weights(start), out=row)
+        return out
+
+    def rows(self, i: int) -> slice:
+        "Where block `i` stands in R."
+        return slice(self.starts[i], self.starts[i + 1])
+
+    def _weights(self, step) -> Tensor:
+        return flatten(self.store.load(step, dtype=self.like.dtype))
+
+
+def _moving_pairs(steps, of) -> list[tuple[int, int]]:
+    "(start, end) of each displacement, or increment."
+    starts = steps if of == "increments" else [steps[0]] * len(steps)
+    return list(zip(starts, steps[1:]))
+
+# %% ../../nbs/compute/55_bases.ipynb #ca63d196
+def _block_products(left, right) -> Tensor:
+    "left rightᵀ, of rows, summed in float64, 8 MiB of them at a time."
+    columns = max(1, (1 << 20) // max(len(left), len(right)))
+    parts = zip(left.split(columns, dim=1), right.split(columns, dim=1))
+    return torch.as_tensor(sum(x.double() @ y.double().T for x, y in parts))
+
+
+def _gram_eigen(movements, progress) -> tuple[Tensor, Tensor]:
+    "Eigenvalues and eigenvectors of RRᵀ, from the top down."
+    n = movements.starts[-1]
+    gram = torch.zeros(n, n, dtype=torch.float64)
+    for i in tqdm(range(len(movements)), desc="components", unit="block", disable=not progress):
+        left = movements[i]
+        for j in range(i, len(movements)):
+            right = left if j == i else movements[j]
+            products = _block_products(left, right)
+            gram[movements.rows(i), movements.rows(j)] = products
+            gram[movements.rows(j), movements.rows(i)] = products.T
+    values, vectors = torch.linalg.eigh(gram)
+    return values.flip(0), vectors.flip(1)
+
+
+def _components(movements, values, vectors) -> Tensor:
+    "Rᵀu/σ, as rows, of the `values` σ² (K,) and `vectors` u (rows of R, K)."
+    out = movements.like.new_zeros(len(values), len(movements.like))
+    for i in range(len(movements)):
+        turn = (vectors[movements.rows(i)] / values.sqrt()).T
+        for columns, block in zip(out.split(1 << 18, dim=1), movements[i].split(1 << 18, dim=1)):
+            columns += (turn @ block.double()).to(columns)
+    return out
+
+# %% ../../nbs/compute/55_bases.ipynb #03a10828
+def _at_least_two(store, steps) -> list[int]:
+    "`steps`, all of `store` by default, in order. Raises ValueError for fewer than two, and for those not in `store`."
+    steps = sorted(map(int, store.steps if steps is None else steps))
+    if len(steps) < 2:
+        raise ValueError(f"{len(steps)} steps: a movement takes two")
+    verify_checkpoints(store, steps)
+    return steps
+
+
+def _rows_that_fit(memory, K, like) -> int:
+    "How many rows of R a block may have: two blocks, K components and three vectors more are held at a time."
+    rows = (memory_bytes(memory) // like.nbytes - K - 3) // 2
+    if rows < 1:
+        raise ValueError(
+            f"memory={memory!r} does not hold {K + 5} vectors of {len(like)} weights: give "
+            f"{(K + 5) * like.nbytes / 2**20:.3g}MiB or more"
+        )
+    return rows
+
+
+def _check_rank(values, K, of):
+    "Raise ValueError for more components than the movements have dimensions."
+    floor = 1e-12 * values[0]
+    if values[K - 1] <= floor:
+        n = int((values > floor).sum())
+        raise ValueError(f"the {of} span only {n} dimensions, {K} components were asked for: ask for fewer")
 
 # %% ../../nbs/compute/55_bases.ipynb #da19e805
 def trajectory_subspace(
@@ -76,68 +175,23 @@ def trajectory_subspace(
     steps that are not in `store`, more components than the vectors have dimensions, and a memory too small for K + 5
     vectors.
     """
-    steps = sorted(map(int, store.steps if steps is None else steps))
-    if len(steps) < 2:
-        raise ValueError(f"{len(steps)} steps: a movement takes two")
-    verify_checkpoints(store, steps)
+    steps = _at_least_two(store, steps)
     if of not in ("displacements", "increments"):
         raise ValueError(f"of={of!r}: use 'displacements' or 'increments'")
     params = store.load(steps[0])
-    first = flatten(params)
-    pairs = list(zip(steps if of == "increments" else [steps[0]] * len(steps), steps[1:]))
-    if not 1 <= K <= min(len(pairs), len(first)):
-        raise ValueError(f"K={K} components of {len(pairs)} {of}: ask for 1 to {min(len(pairs), len(first))}")
-    first = first.float() if first.element_size() < 4 else first
-    rows = (memory_bytes(memory) // first.nbytes - K - 3) // 2
-    if rows < 1:
-        raise ValueError(
-            f"memory={memory!r} does not hold {K + 5} vectors of {len(first)} weights: give "
-            f"{(K + 5) * first.nbytes / 2**20:.3g}MiB or more"
-        )
-    blocks = [pairs[k : k + rows] for k in range(0, len(pairs), rows)]
-
-    def load(step):
-        return flatten(store.load(step, dtype=first.dtype))
-
-    def block(b):
-        out = first.new_empty(len(b), len(first))
-        for row, (start, end) in zip(out, b):
-            torch.sub(load(end), load(start), out=row)
-        return out
-
-    values, vectors = _gram_eigen(blocks, block, progress)
-    if values[K - 1] <= 1e-12 * values[0]:
-        raise ValueError(
-            f"the {of} span only {int((values > 1e-12 * values[0]).sum())} dimensions, {K} components were asked "
-            "for: ask for fewer"
-        )
-    components = first.new_zeros(K, len(first))
-    at = 0
-    for b in blocks:
-        turn = (vectors[at : at + len(b), :K] / values[:K].sqrt()).T
-        for out, part in zip(components.split(1 << 18, dim=1), block(b).split(1 << 18, dim=1)):
-            out += (turn @ part.double()).to(out)
-        at += len(b)
-    table = pd.DataFrame({"source_step": -1, "energy": (values[:K] / values.clamp_min(0).sum()).numpy()})
-    return as_subspace(_orthonormal_rows(components, first)[0], params, table)
-
-# %% ../../nbs/compute/55_bases.ipynb #f954d3cd
-def _gram_eigen(blocks, block, progress):
-    "Eigenvalues and eigenvectors of RRᵀ, from the top down, for R in blocks of rows; products are summed in float64."
-    starts = np.cumsum([0, *map(len, blocks)])
-    gram = torch.zeros(starts[-1], starts[-1], dtype=torch.float64)
-    for i, b in enumerate(tqdm(blocks, desc="components", unit="block", disable=not progress)):
-        left = block(b)
-        for j in range(i, len(blocks)):
-            right = left if j == i else block(blocks[j])
-            columns = max(1, (1 << 20) // max(len(left), len(right)))  # of float64, 8 MiB at a time
-            part = sum(
-                x.double() @ y.double().T for x, y in zip(left.split(columns, dim=1), right.split(columns, dim=1))
-            )
-            gram[starts[i] : starts[i + 1], starts[j] : starts[j + 1]] = part
-            gram[starts[j] : starts[j + 1], starts[i] : starts[i + 1]] = part.T
-    values, vectors = torch.linalg.eigh(gram)
-    return values.flip(0), vectors.flip(1)
+    like = flatten(params)
+    pairs = _moving_pairs(steps, of)
+    most = min(len(pairs), len(like))
+    if not 1 <= K <= most:
+        raise ValueError(f"K={K} components of {len(pairs)} {of}: ask for 1 to {most}")
+    like = at_least_float32(like)
+    movements = _Movements(store, pairs, _rows_that_fit(memory, K, like), like)
+    values, vectors = _gram_eigen(movements, progress)
+    _check_rank(values, K, of)
+    energy = values[:K] / values.clamp_min(0).sum()
+    components = _components(movements, values[:K], vectors[:, :K])
+    directions, _ = _orthonormal_rows(components, like)
+    return as_subspace(directions, params, pd.DataFrame({"source_step": -1, "energy": energy.numpy()}))
 
 # %% ../../nbs/compute/55_bases.ipynb #9bef9a91
 def _steps_for(store, losses, steps) -> list[int]:
@@ -149,19 +203,19 @@ def _steps_for(store, losses, steps) -> list[int]:
     return steps
 
 
-def _float_weights(losses) -> Tensor:
-    "The weights of the model as a flat vector, in float32 at least."
-    like = flatten(losses.params)
-    return like.float() if like.element_size() < 4 else like
-
-
-def _at(losses, store, step, like) -> tuple[TokenLosses, Params]:
+def _at(losses, store, step, like: Tensor) -> tuple[TokenLosses, Params]:
     "`losses` with the buffers of a checkpoint, and its weights on the device and in the dtype of `like`."
-    found = store.read(step)
-    params = {n: p.to(like.device, like.dtype) for n, p in found.params.items()}
-    return losses if found.buffers is None else losses.at_buffers(found.buffers), params
+    return losses_with_weights(losses, store.read(step), like.device, like.dtype)
 
 
+def _gradient(losses, store, step, like) -> Tensor:
+    "The mean gradient at a checkpoint; errors name it."
+    try:
+        return mean_gradient(*_at(losses, store, step, like))
+    except ValueError as e:
+        raise ValueError(f"at step {step} of {store.path}: {e}") from e
+
+# %% ../../nbs/compute/55_bases.ipynb #1a88655c
 def gradient_subspace(
     store: Checkpoints, losses: TokenLosses, steps: Sequence[int], *, progress: bool = True
 ) -> Subspace:
@@ -171,15 +225,9 @@ def gradient_subspace(
     Raises ValueError for steps that are not in `store`, and for a gradient that lies in the span of those before.
     """
     steps = _steps_for(store, losses, steps)
-    like = _float_weights(losses)
-
-    def gradient(step):
-        try:
-            return mean_gradient(*_at(losses, store, step, like))
-        except ValueError as e:
-            raise ValueError(f"at step {step} of {store.path}: {e}") from e
-
-    rows = (gradient(step) for step in tqdm(steps, desc="gradients", unit="step", disable=not progress))
+    like = at_least_float32(flatten(losses.params))
+    shown = tqdm(steps, desc="gradients", unit="step", disable=not progress)
+    rows = (_gradient(losses, store, step, like) for step in shown)
     tol = 1e3 * torch.finfo(like.dtype).eps
     directions, new = _orthonormal_rows(rows, like, tol)
     if min(new) <= tol:
@@ -188,6 +236,18 @@ def gradient_subspace(
             "leave this step out"
         )
     return as_subspace(directions, losses.params, pd.DataFrame({"source_step": steps, "new": new}))
+
+# %% ../../nbs/compute/55_bases.ipynb #009d084c
+def _stacked(losses, store, steps, like, memory) -> MeanOperator:
+    "The second moment of the tokens' gradients at all of `steps`, each with its share of the memory."
+    share = memory_bytes(memory) // len(steps)
+    first = GradientOperator(*_at(losses, store, steps[0], like), share)
+    others = (_at(losses, store, step, like) for step in steps[1:])
+    return MeanOperator([first, *(first.at(params, at.buffers) for at, params in others)])
+
+
+def _singular(eigenvalues) -> np.ndarray:
+    return np.sqrt(np.maximum(eigenvalues, 0))
 
 # %% ../../nbs/compute/55_bases.ipynb #975aec53
 def jacobian_subspace(
@@ -210,32 +270,48 @@ def jacobian_subspace(
     in `lanczos`. Raises ValueError as `lanczos` does, and for steps that are not in `store`.
     """
     steps = _steps_for(store, losses, steps)
-    like = _float_weights(losses)
-    check_lanczos(len(like), K, tol=tol, max_iterations=max_iterations, memory=memory, dtype=like.dtype)
-    share = memory_bytes(memory) // len(steps)
-    first = GradientOperator(*_at(losses, store, steps[0], like), share)
-    others = (_at(losses, store, step, like) for step in steps[1:])
-    stacked = MeanOperator([first, *(first.at(params, at.buffers) for at, params in others)])
-    pairs = lanczos(
-        stacked.__matmul__,
-        len(like),
-        K,
-        tol=tol,
-        max_iterations=max_iterations,
-        seed=seed,
-        dtype=like.dtype,
-        device=like.device,
-        memory=memory,
-    )
-    table = (
-        pairs.table().reset_index(drop=True).assign(source_step=-1, singular_value=np.sqrt(np.maximum(pairs.values, 0)))
-    )
-    return as_subspace(pairs.vectors, losses.params, table.drop(columns="eigenvalue"))
+    like = at_least_float32(flatten(losses.params))
+    d = len(like)
+    check_lanczos(d, K, tol=tol, max_iterations=max_iterations, memory=memory, dtype=like.dtype)
+    moment = _stacked(losses, store, steps, like, memory)
+    budget = {"tol": tol, "max_iterations": max_iterations, "memory": memory}
+    pairs = lanczos(moment.__matmul__, d, K, seed=seed, dtype=like.dtype, device=like.device, **budget)
+    table = pairs.table().reset_index(drop=True)
+    table = table.assign(source_step=-1, singular_value=_singular(pairs.values)).drop(columns="eigenvalue")
+    return as_subspace(pairs.vectors, losses.params, table)
 
-# %% ../../nbs/compute/55_bases.ipynb #446ada8e
+# %% ../../nbs/compute/55_bases.ipynb #4f48fb78
 _CRITERIA = {"varimax": 1.0, "quartimax": 0.0}
 
 
+def _best_angle(x, y, weight) -> float:
+    """The angle that maximises Σ (x′⁴ + y′⁴) − weight/n Σ ((Σx′²)² + (Σy′²)²) for x, y turned by it; both criteria are
+    of this form.
+    """
+    n = len(x)
+    u = x * x - y * y
+    v = 2 * x * y
+    A = u.sum()
+    B = v.sum()
+    sine = 2 * (u @ v) - 2 * weight * A * B / n
+    cosine = u @ u - v @ v - weight * (A * A - B * B) / n
+    return 0.0 if np.hypot(sine, cosine) <= 1e-12 * n else np.arctan2(sine, cosine) / 4
+
+
+def _sweep(columns, R, weight, tol) -> float:
+    "Turn each pair of `columns`, and of those of `R`, by its best angle, in place; the largest angle above `tol`."
+    largest = 0.0
+    for i, j in combinations(range(len(R)), 2):
+        angle = _best_angle(columns[i], columns[j], weight)
+        if abs(angle) <= tol:
+            continue
+        largest = max(largest, abs(angle))
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        columns[[i, j]] = turn @ columns[[i, j]]
+        R[:, [i, j]] = R[:, [i, j]] @ turn.T
+    return largest
+
+# %% ../../nbs/compute/55_bases.ipynb #446ada8e
 def rotation(
     P: Tensor | np.ndarray, criterion: str = "varimax", tol: float = 1e-6, max_sweeps: int = 200
 ) -> np.ndarray:
@@ -253,32 +329,10 @@ def rotation(
     columns /= np.sqrt(np.square(columns).mean()) or 1.0
     R = np.eye(len(columns))
     for _ in range(max_sweeps):
-        largest = 0.0
-        for i, j in combinations(range(len(R)), 2):
-            angle = _best_angle(columns[i], columns[j], _CRITERIA[criterion])
-            if abs(angle) <= tol:
-                continue
-            largest = max(largest, abs(angle))
-            turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-            columns[[i, j]] = turn @ columns[[i, j]]
-            R[:, [i, j]] = R[:, [i, j]] @ turn.T
-        if largest <= tol:
-            return R[:, np.argsort(-np.square(columns).sum(1), kind="stable")]
+        if _sweep(columns, R, _CRITERIA[criterion], tol) <= tol:
+            lengths = np.square(columns).sum(1)
+            return R[:, np.argsort(-lengths, kind="stable")]
     raise ValueError(f"the rotation did not converge in {max_sweeps} sweeps: raise max_sweeps or tol")
-
-
-def _best_angle(x, y, weight) -> float:
-    """The angle that maximises Σ (x′⁴ + y′⁴) − weight/n Σ ((Σx′²)² + (Σy′²)²) for x, y turned by it; both criteria are
-    of this form.
-    """
-    u = x * x - y * y
-    v = 2 * x * y
-    n = len(x)
-    A = u.sum()
-    B = v.sum()
-    sine = 2 * (u @ v) - 2 * weight * A * B / n
-    cosine = u @ u - v @ v - weight * (A * A - B * B) / n
-    return 0.0 if np.hypot(sine, cosine) <= 1e-12 * n else np.arctan2(sine, cosine) / 4
 
 # %% ../../nbs/compute/55_bases.ipynb #1074a7a3
 def rotate(basis: Subspace, P: Tensor | np.ndarray, criterion: str = "varimax") -> Subspace:
@@ -289,17 +343,24 @@ def rotate(basis: Subspace, P: Tensor | np.ndarray, criterion: str = "varimax") 
     The table has `from_direction`, the old direction with the largest part in each new one, and `part`, its squared
     cosine. Raises ValueError for P of another number of directions, and as `rotation` does.
     """
+    K = len(basis)
     P = np.asarray(P)
-    if P.shape[-1] != len(basis):
-        raise ValueError(f"P has {P.shape[-1]} columns for {len(basis)} directions: give the projections on this basis")
-    R = rotation(P.reshape(-1, len(basis)), criterion)
-    table = pd.DataFrame(
-        {"source_step": -1, "from_direction": np.abs(R).argmax(0), "part": np.square(R).max(0)}
-    ).rename_axis("direction")
-    directions = torch.as_tensor(R.T).to(basis.directions) @ basis.directions
-    return Subspace(_orthonormal_rows(directions, directions)[0], table, basis.shapes)
+    if P.shape[-1] != K:
+        raise ValueError(f"P has {P.shape[-1]} columns for {K} directions: give the projections on this basis")
+    R = rotation(P.reshape(-1, K), criterion)
+    origin = {"source_step": -1, "from_direction": np.abs(R).argmax(0), "part": np.square(R).max(0)}
+    turned = torch.as_tensor(R.T).to(basis.directions) @ basis.directions
+    directions, _ = _orthonormal_rows(turned, turned)
+    return Subspace(directions, pd.DataFrame(origin).rename_axis("direction"), basis.shapes)
 
 # %% ../../nbs/compute/55_bases.ipynb #c8b72cb6
+def _share_held(directions, movement) -> float:
+    "‖Bᵀv‖²/‖v‖² of the directions B (K, d) and a movement v (d,) in float64; NaN for one of no length."
+    parts = zip(directions.split(1 << 18, dim=1), movement.split(1 << 18))
+    along = torch.as_tensor(sum(b.double() @ v for b, v in parts))
+    return float(along.square().sum() / movement.square().sum())
+
+
 def held_movement(basis: Subspace, store: Checkpoints, steps: Sequence[int] | None = None) -> pd.DataFrame:
     """The share of the squared movement that lies in `basis`, by interval (rows, the step it ends at): `interval`, of
     the movement from the checkpoint before to this one; `net`, of that from the first checkpoint to this one. NaN where
@@ -307,45 +368,30 @@ def held_movement(basis: Subspace, store: Checkpoints, steps: Sequence[int] | No
 
     Raises ValueError for fewer than two steps, steps that are not in `store`, or a basis of another model.
     """
-    steps = sorted(map(int, store.steps if steps is None else steps))
-    if len(steps) < 2:
-        raise ValueError(f"{len(steps)} steps: a movement takes two")
-    verify_checkpoints(store, steps)
+    steps = _at_least_two(store, steps)
     like = store.load(steps[0])
     check_params(basis.shapes, like, "the basis")
-    check_basis(basis.directions, n_parameters(like))
-
-    def load(step):
-        return flatten(store.load(step, basis.directions.device, torch.float64))
-
-    def share(v):
-        return float(
-            sum(b.double() @ x for b, x in zip(basis.directions.split(1 << 18, dim=1), v.split(1 << 18))).square().sum()
-            / v.square().sum()
-        )
-
-    first = previous = load(steps[0])
+    B = basis.directions
+    check_basis(B, n_parameters(like))
+    first = previous = flatten(store.load(steps[0], B.device, torch.float64))
     rows = []
-    for end in steps[1:]:
-        here = load(end)
-        rows.append({"interval": share(here - previous), "net": share(here - first)})
-        previous = here
+    for step in steps[1:]:
+        weights = flatten(store.load(step, B.device, torch.float64))
+        rows.append({"interval": _share_held(B, weights - previous), "net": _share_held(B, weights - first)})
+        previous = weights
     return pd.DataFrame(rows, index=pd.Index(steps[1:], name="step"))
 
-# %% ../../nbs/compute/55_bases.ipynb #f210ed4a
+# %% ../../nbs/compute/55_bases.ipynb #d3ef8ef4
 def overlap(a: Subspace, b: Subspace) -> np.ndarray:
     """The cosines of the principal angles between two bases of one model, from 1 (a shared direction) down: (min(K,
     K'),).
     """
     if a.shapes != b.shapes:
         raise ValueError("these are bases of different models: they cannot be compared")
-    inner = sum(
-        x.double() @ y.to(x.device).double().T
-        for x, y in zip(a.directions.split(1 << 20, dim=1), b.directions.split(1 << 20, dim=1))
-    )
-    return torch.linalg.svdvals(inner).clamp_max(1).cpu().numpy()
+    inner = inner_products(a.directions, b.directions.to(a.directions.device))
+    return torch.linalg.svdvals(inner).clamp_max(1).numpy()
 
-
+# %% ../../nbs/compute/55_bases.ipynb #f210ed4a
 def describe(
     basis: Subspace, store: Checkpoints, steps: Sequence[int] | None = None, account=None, other: Subspace | None = None
 ) -> pd.Series:
@@ -364,9 +410,11 @@ def describe(
     rows = {"directions": len(basis), "orthonormality error": orthonormality_error(basis.directions)}
     if "residual" in basis.table:
         rows["largest residual"] = basis.table["residual"].max()
-    rows |= {"movement held, net": held["net"].iloc[-1], "movement held, mean interval": held["interval"].mean()}
+    rows["movement held, net"] = held["net"].iloc[-1]
+    rows["movement held, mean interval"] = held["interval"].mean()
     if account is not None:
         rows |= {f"loss, {name}": account.attrs[name] for name in ("true", "net", "gross", "outside", "error")}
     if other is not None:
-        rows["overlap"] = float(np.square(overlap(basis, other)).sum() / min(len(basis), len(other)))
+        squares = np.square(overlap(basis, other))
+        rows["overlap"] = float(squares.sum() / min(len(basis), len(other)))
     return pd.Series(rows)

@@ -23,12 +23,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .along import mean_curvature, token_curvature
+from .basis import Subspace, check_subspace
 from .engines import Projector
 from .lanczos import dots, norm
 from .operators import HessianOperator, SharedOperator
-from .subspace import Subspace, check_subspace
-from ..core.checkpoints import Checkpoints
-from ..core.verification import losses_at, verify_checkpoints
+from ..core.checkpoints import Checkpoints, losses_at, verify_checkpoints
 from ..core.losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from ..core.memory import part_of
 from polca.core.processes import (

@@ -23,7 +23,7 @@ except ImportError as e:
     ) from e
 
 from ..analysis.decomposition import rules
-from ..compute.subspace import load_subspace
+from ..compute.basis_files import load_subspace
 from ..core.files import atomic_path
 from polca.explorer.pages import (
     PIECES_STYLE,

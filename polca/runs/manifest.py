@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ..compute.subspace import fingerprint_subspace
+from ..compute.basis_files import fingerprint_subspace
 from ..core.checkpoints import Checkpoint, Checkpoints
 from ..core.files import hash_path, read_checked, write_json
 from .task import Task, plain_values

@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from ..analysis.clustering import Clusters
-from ..compute.subspace import Subspace
+from ..compute.basis import Subspace
 from ..core.checkpoints import Checkpoints
 from ..core.files import locked, size_on_disk
 from ..core.processes import from_first, n_processes, on_first, process_number

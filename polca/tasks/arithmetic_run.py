@@ -39,8 +39,8 @@ from polca.analysis.decomposition import (
 )
 from ..analysis.joint import cluster_tokens, distinct_clusters
 from ..analysis.scores import agreement, linear_probe, skill_scores
+from ..compute.basis import Subspace, orthonormality_error, weight_axes
 from ..compute.projection import project
-from ..compute.subspace import Subspace, orthonormality_error, weight_axes
 from ..core.checkpoints import Checkpoints
 from ..core.files import atomic_path, locked
 from ..core.losses import n_parameters, parameters
