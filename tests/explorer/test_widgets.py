@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from partial_runs import copy_without
 
 from polca.explorer.pages import first_shown
 from polca.explorer.views import open_view, view_of
@@ -18,14 +19,12 @@ from polca.tasks.arithmetic import addition_preset
 from polca.tasks.arithmetic_run import ArithmeticTask
 
 
-def make(folder, until):
-    Run.create(folder, ArithmeticTask(addition_preset("tiny"))).make(until, progress=False, say=None)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("runs") / "tiny", "cluster")
+    "A run with clusters."
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    Run.create(folder, ArithmeticTask(addition_preset("tiny"))).make("cluster", progress=False, say=None)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +37,24 @@ def projection(view):
     return view.projection.load()
 
 
-@pytest.fixture
-def explorer(view):
-    yield Explorer(view)
+@pytest.fixture(scope="module")
+def small(view):
+    "Settings that find clusters along direction 0."
+    return replace(view.settings, min_cluster_size=7, min_samples=2)
+
+
+@pytest.fixture(scope="module")
+def one_explorer(view, small):
+    yield Explorer(view, replace(first_shown(view), direction=0, joint=None, settings=small))
     plt.close("all")
 
 
 @pytest.fixture
-def clustered(explorer):
-    "An explorer of a direction with clusters."
-    explorer.show(direction=0)
-    explorer.controls.min_cluster_size.value = 7
-    explorer.controls.min_samples.value = 2
-    return explorer
+def explorer(one_explorer, small):
+    "An explorer of a direction with clusters, whatever was done with it before."
+    one_explorer.tabs.selected_index = 0
+    one_explorer.show(direction=0, joint=None, settings=small, cluster=None, span=None, token=None, text="", by="place")
+    return one_explorer
 
 
 # what depends on what
@@ -101,9 +105,9 @@ def test_a_pane_tells_what_is_picked():
 
 
 def test_picks_change_what_is_shown_and_the_controls_follow(explorer):
-    for pick in ("direction:0", "span:35:125.4", "sort:net", "token:17"):
+    for pick in ("direction:1", "span:35:125.4", "sort:net", "token:17"):
         explorer.screen.pick(pick)
-    assert explorer.shown.direction == 0
+    assert explorer.shown.direction == 1
     assert explorer.shown.span == (40, 120)
     assert explorer.shown.sort == "net" and explorer.shown.descending
     assert explorer.shown.token == 17
@@ -111,42 +115,45 @@ def test_picks_change_what_is_shown_and_the_controls_follow(explorer):
     assert not explorer.failures
 
 
-def test_moved_sliders_cluster_anew(clustered):
-    assert clustered.shown.settings.min_cluster_size == 7
-    assert "clustered now" in clustered.panes["clusters"].html
+def test_moved_sliders_cluster_anew(explorer):
+    explorer.controls.min_cluster_size.value = 8
+    explorer.controls.min_samples.value = 3
+    assert explorer.shown.settings.min_cluster_size == 8
+    assert explorer.shown.settings.min_samples == 3
+    assert "clustered now" in explorer.panes["clusters"].html
 
 
-def test_a_cluster_shows_its_tokens_and_a_second_click_all_of_them(clustered):
-    clustered.screen.pick("cluster:0")
-    assert clustered.shown.cluster == 0
-    assert "of cluster 0" in clustered.panes["tokens"].html
-    clustered.screen.pick("cluster:0")
-    assert clustered.shown.cluster is None
+def test_a_cluster_shows_its_tokens_and_a_second_click_all_of_them(explorer):
+    explorer.screen.pick("cluster:0")
+    assert explorer.shown.cluster == 0
+    assert "of cluster 0" in explorer.panes["tokens"].html
+    explorer.screen.pick("cluster:0")
+    assert explorer.shown.cluster is None
 
 
-def test_a_tab_is_drawn_when_it_is_looked_at(clustered):
-    clustered.screen.pick("token:17")
-    assert clustered.panes["trust"].html == clustered.panes["compare"].html == ""
+def test_a_tab_is_drawn_when_it_is_looked_at(explorer):
+    explorer.screen.pick("token:17")
+    assert "Token 17" not in explorer.panes["token"].html
     for number in range(len(TABS)):
-        clustered.tabs.selected_index = number
-    assert "Token 17" in clustered.panes["token"].html
-    assert "Where the loss change went" in clustered.panes["trust"].html
-    assert "adjusted Rand" in clustered.panes["compare"].html
+        explorer.tabs.selected_index = number
+    assert "Token 17" in explorer.panes["token"].html
+    assert "Where the loss change went" in explorer.panes["trust"].html
+    assert "adjusted Rand" in explorer.panes["compare"].html
 
 
-def test_stability_is_measured_and_forgotten_with_its_clusters(clustered):
-    clustered.controls.stability.click()
-    assert re.search(r"<td>0\.\d\d</td>", clustered.panes["clusters"].html)
-    assert not clustered.failures
-    clustered.controls.min_samples.value = 3
-    assert clustered.screen.measurer.stability is None
+def test_stability_is_measured_and_forgotten_with_its_clusters(explorer):
+    explorer.controls.stability.click()
+    assert re.search(r"<td>0\.\d\d</td>", explorer.panes["clusters"].html)
+    assert not explorer.failures
+    explorer.controls.min_samples.value = 3
+    assert explorer.screen.measurer.stability is None
 
 
-def test_a_view_is_saved_and_says_where(clustered, tmp_path):
-    clustered.screen.pick("token:17")
-    clustered.controls.path.value = str(tmp_path / "view.html")
-    clustered.controls.save.click()
-    assert "saved as" in clustered.panes["said"].html
+def test_a_view_is_saved_and_says_where(explorer, tmp_path):
+    explorer.screen.pick("token:17")
+    explorer.controls.path.value = str(tmp_path / "view.html")
+    explorer.controls.save.click()
+    assert "saved as" in explorer.panes["said"].html
     assert "Token 17" in (tmp_path / "view.html").read_text()
 
 
@@ -222,13 +229,13 @@ def test_what_is_no_run_is_said_in_its_place(tmp_path, missing):
         message.to_html("x.html")
 
 
-def test_of_an_unfinished_run_there_is_what_it_has(tmp_path):
-    message = explore(make(tmp_path / "unfinished", "subspace")).html
+def test_of_an_unfinished_run_there_is_what_it_has(folder, tmp_path):
+    message = explore(copy_without(folder, tmp_path / "unfinished", ["project", "decompose", "cluster"])).html
     assert "polca project" in message and "eigenvalue" in message and "complete" in message
 
 
-def test_without_clusters_the_head_says_what_makes_them(tmp_path):
-    without = explore(make(tmp_path / "half", "project"))
+def test_without_clusters_the_head_says_what_makes_them(folder, tmp_path):
+    without = explore(copy_without(folder, tmp_path / "half", ["decompose", "cluster"]))
     assert "polca cluster" in without.panes["head"].html
     assert "polca decompose" in without.panes["head"].html
     assert not without.failures
