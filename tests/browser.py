@@ -1,4 +1,6 @@
-"""Real browsers for the tests of widgets: servers for JupyterLab, Notebook and Voilà, what a page complains of, and hands for widgets."""
+"""Real browsers for the tests of widgets: servers for JupyterLab, Notebook and Voilà, what a page complains of, and
+hands for widgets.
+"""
 
 import contextlib
 import io
@@ -7,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
+from commands import free_port
 
 WAIT = 30  # seconds, for what takes one second where nothing else runs
 ARGS = [
@@ -157,12 +159,6 @@ def environment(home):
     return {**kept, **folders, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def answers(url):
     try:
         urllib.request.urlopen(url, timeout=WAIT).close()
@@ -228,12 +224,6 @@ def jupyter_lab(folder, home):
     return serve("jupyterlab", [], jupyter_config(folder), home, folder)
 
 
-def jupyter_notebook(folder, home):
-    "Notebook 7, as `jupyter_lab`; skipped where it is not installed."
-    pytest.importorskip("notebook", minversion="7", reason="no Notebook: `pip install notebook`")
-    return serve("notebook", [], jupyter_config(folder), home, folder)
-
-
 def voila(notebook, home):
     "Voilà for one notebook."
     pytest.importorskip("voila", reason="no Voilà: `pip install voila`")
@@ -267,13 +257,14 @@ def run_all(page, timeout=WAIT):
     page.wait_for_function("() => window.ranAll", timeout=timeout * 1000)
 
 
-def output(page):
-    "The first output with widgets: what is looked for in it is not found in the source above it."
-    return page.locator(OUTPUT).first
+def output(page, number=0):
+    "An output with widgets, the first one: what is looked for in it is not found in the source above it."
+    return page.locator(OUTPUT).nth(number)
 
 
-def open_in(page, server, address, theme, timeout):
-    server.end_sessions()
+def open_in(page, server, address, theme, new_kernel, timeout):
+    if new_kernel:
+        server.end_sessions()
     set_settings(server, theme)
     page.goto(f"{server.url}/{address}")
     run_all(page, timeout)
@@ -281,14 +272,17 @@ def open_in(page, server, address, theme, timeout):
     settle(page)
 
 
-def open_lab(page, server, notebook, theme="light", timeout=WAIT):
-    "Opens a notebook of the server's folder in JupyterLab, alone and with a new kernel, and runs it."
-    open_in(page, server, f"doc/tree/{quote(str(notebook))}?reset", theme, timeout)
+def open_lab(page, server, notebook, theme="light", new_kernel=True, timeout=WAIT):
+    """Opens a notebook of the server's folder in JupyterLab, alone, and runs it: with a new kernel, or with the one
+    that it had when it was last open, which has imported what it needs.
+    """
+    open_in(page, server, f"doc/tree/{quote(str(notebook))}?reset", theme, new_kernel, timeout)
 
 
-def open_notebook(page, server, notebook, theme="light", timeout=WAIT):
-    "As `open_lab`, in Notebook 7."
-    open_in(page, server, f"notebooks/{quote(str(notebook))}", theme, timeout)
+def open_notebook(page, server, notebook, theme="light", new_kernel=True, timeout=WAIT):
+    "As `open_lab`, in Notebook 7, which the server of JupyterLab has, too; skipped where it is not installed."
+    pytest.importorskip("notebook", minversion="7", reason="no Notebook: `pip install notebook`")
+    open_in(page, server, f"notebooks/{quote(str(notebook))}", theme, new_kernel, timeout)
 
 
 def open_voila(page, server, theme="light", timeout=WAIT):

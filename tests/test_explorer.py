@@ -2,7 +2,10 @@
 
     pytest tests/test_explorer.py
 
-needs Chromium, which is installed from Debian's packages where that is possible, and `pip install -e ".[dev]"`. With POLCA_SCREENSHOTS=1 the pictures in tests/screenshots are taken anew.
+needs Chromium, which is installed from Debian's packages where that is possible, and `pip install -e ".[dev]"`. One
+walk through everything is made in JupyterLab; in its dark theme, in Notebook and in Voilà it is seen that the explorer
+comes up and answers. With POLCA_ALL_BROWSERS=1 the walk is made in all of them. With POLCA_SCREENSHOTS=1 the pictures
+in tests/screenshots are taken anew.
 """
 
 import os
@@ -12,41 +15,45 @@ from pathlib import Path
 
 import browser as b
 import pytest
+from partial_runs import copy_without
 
 expect = pytest.importorskip("playwright.sync_api", reason="no Playwright: `pip install playwright`").expect
 
+from polca.runs.manifest import STAGES
 from polca.runs.run import Run
 from polca.tasks.arithmetic import addition_preset
 from polca.tasks.arithmetic_run import ArithmeticTask
 
+ALL = bool(os.environ.get("POLCA_ALL_BROWSERS"))
+AGAIN = bool(os.environ.get("POLCA_SCREENSHOTS"))
 PICTURES = Path(__file__).parent / "screenshots"
 STEPS = "Chosen: steps"
 
 
 def make(folder, until, **settings):
-    return Run.create(
-        folder, ArithmeticTask(replace(addition_preset("tiny"), min_cluster_size=8, min_samples_divisor=50, **settings))
-    ).make(until, progress=False, say=None)
+    config = replace(addition_preset("tiny"), min_cluster_size=8, min_samples_divisor=50, **settings)
+    Run.create(folder, ArithmeticTask(config)).make(until, progress=False, say=None)
+
+
+OPEN = """
+from polca.explorer.widgets import explore
+explorer = explore("run", direction=0, joint=None)
+explorer
+"""
+OPEN_WHAT_CANNOT_BE = """
+import ipywidgets as w
+w.VBox([explore(folder) for folder in ("unfinished", "nowhere")])
+"""
 
 
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
-    """A folder with a complete run, another one on the same tokens, one that is unfinished, and a notebook that opens
-    the first.
-    """
+    "A notebook that opens a run, and two that cannot be opened, beside a run on the same tokens."
     folder = tmp_path_factory.mktemp("notebooks")
-    make(folder / "run", "report")
+    make(folder / "run", "cluster")
     make(folder / "other", "cluster", which="magnitude", k=2)
-    make(folder / "unfinished", "subspace")
-    b.write_notebook(
-        folder / "broken.ipynb",
-        "from polca.explorer.widgets import explore\nimport ipywidgets as w\nw.VBox([explore(f) for f in "
-        "('unfinished', 'nowhere')])",
-    )
-    return b.write_notebook(
-        folder / "explore.ipynb",
-        "from polca.explorer.widgets import explore\nexplorer = explore('run', direction=0, joint=None)\nexplorer",
-    )
+    copy_without(folder / "run", folder / "unfinished", STAGES[2:5])
+    return b.write_notebook(folder / "explore.ipynb", OPEN, OPEN_WHAT_CANNOT_BE)
 
 
 @pytest.fixture(scope="module")
@@ -154,33 +161,63 @@ def look_at_tokens(page):
     b.open_tab(page, "Tokens")
 
 
-def picture(page, folder, name, width):
-    path = b.screenshot(
-        page, (PICTURES if os.environ.get("POLCA_SCREENSHOTS") else folder) / f"{name}-{width}.png", width
-    )
-    assert path.stat().st_size <= 150_000
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_in_jupyterlab(page, lab, notebook, tmp_path, theme):
-    b.open_lab(page, lab, "explore.ipynb", theme)
-    assert b.theme(page) == theme
-    choose_and_brush(page)
-    cluster_again(page)
+def take_pictures(page, folder, theme):
     for width in (1280, 900):
-        picture(page, tmp_path, f"explorer-{theme}", width)
-    if theme == "light":
-        look_at_tokens(page)
-        b.write(page, "save as", "saved.html")
-        b.press(page, "Save this view")
-        expect(b.output(page)).to_contain_text("saved as saved.html")
-        saved = (notebook.parent / "saved.html").read_text()
-        assert "<script" not in saved and STEPS in saved and "of cluster 0" in saved
+        file = (PICTURES if AGAIN else folder) / f"explorer-{theme}-{width}.png"
+        b.screenshot(page, file, width)
+        assert file.stat().st_size <= 150_000
+
+
+def answer_a_click(page):
+    "The explorer has come up, and a click drives what is below it."
+    expect(pane(page, "directions").locator("tr.on")).to_contain_text("0")
+    b.part(page, pick="direction:2").click()
+    expect(b.output(page)).to_contain_text(told(2))
+
+
+def walk(page, keys=True):
+    "All that drives something: in every host where it is asked for."
+    choose_and_brush(page)
+    cluster_again(page, keys)
+
+
+def test_the_whole_walk_in_jupyterlab(page, lab, notebook, tmp_path):
+    b.open_lab(page, lab, "explore.ipynb")
+    assert b.theme(page) == "light"
+    walk(page)
+    take_pictures(page, tmp_path, "light")
+    look_at_tokens(page)
+    b.write(page, "save as", "saved.html")
+    b.press(page, "Save this view")
+    expect(b.output(page)).to_contain_text("saved as saved.html")
+    saved = (notebook.parent / "saved.html").read_text()
+    assert "<script" not in saved
+    assert STEPS in saved and "of cluster 0" in saved
+    b.assert_clean(page)
+
+
+def test_in_the_dark(page, lab, tmp_path):
+    b.open_lab(page, lab, "explore.ipynb", "dark", new_kernel=False)
+    assert b.theme(page) == "dark"
+    if ALL or AGAIN:
+        walk(page)
+        take_pictures(page, tmp_path, "dark")
+    else:
+        answer_a_click(page)
+    b.assert_clean(page)
+
+
+def test_what_cannot_be_opened_is_told_in_place(page, lab):
+    b.open_lab(page, lab, "explore.ipynb", new_kernel=False)
+    out = b.output(page, 1)
+    expect(out).to_contain_text("polca project unfinished")
+    expect(out).to_contain_text("eigenvalue")  # what there is of it
+    expect(out).to_contain_text("nowhere is no run of polca")
     b.assert_clean(page)
 
 
 def test_a_restarted_kernel_is_told_and_the_cell_runs_again(page, lab):
-    b.open_lab(page, lab, "explore.ipynb")
+    b.open_lab(page, lab, "explore.ipynb", new_kernel=False)
     b.restart(page)
     expect(b.output(page).get_by_text("The kernel was restarted: run this cell again.").first).to_be_visible()
     b.part(page, pick="direction:1").click()
@@ -190,28 +227,22 @@ def test_a_restarted_kernel_is_told_and_the_cell_runs_again(page, lab):
     b.assert_clean(page)
 
 
-def test_what_cannot_be_opened_is_told_in_place(page, lab):
-    b.open_lab(page, lab, "broken.ipynb")
-    out = b.output(page)
-    expect(out).to_contain_text("polca project unfinished")
-    expect(out).to_contain_text("eigenvalue")  # what there is of it
-    expect(out).to_contain_text("nowhere is no run of polca")
+def test_in_notebook(page, lab):
+    b.open_notebook(page, lab, "explore.ipynb", new_kernel=False)
+    if ALL:
+        walk(page, keys=False)
+    else:
+        answer_a_click(page)
     b.assert_clean(page)
-
-
-def test_in_notebook(page, notebook, tmp_path):
-    with b.jupyter_notebook(notebook.parent, tmp_path) as server:
-        b.open_notebook(page, server, "explore.ipynb")
-        choose_and_brush(page)
-        cluster_again(page, keys=False)
-        b.assert_clean(page)
 
 
 def test_in_voila(page, notebook, tmp_path):
     with b.voila(notebook, tmp_path) as server:
         b.open_voila(page, server)
-        choose_and_brush(page)
-        cluster_again(page)
+        if ALL:
+            walk(page)
+        else:
+            answer_a_click(page)
         b.assert_clean(page)
         server.kill_kernels()
         expect(b.output(page).get_by_text("The kernel is gone: reload this page.").first).to_be_visible()

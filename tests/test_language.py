@@ -1,4 +1,6 @@
-"""The language experiment as a user meets it, and Wikipedia as `datasets` reads it from a folder laid out as on the hub."""
+"""The language experiment as a user meets it, and Wikipedia as `datasets` reads it from a folder laid out as on the
+hub.
+"""
 
 import json
 import shutil

@@ -1,0 +1,288 @@
+"""The explorer without a browser: what is clicked, moved and typed, what is not there, and what is too much."""
+
+import re
+import shutil
+import time
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+from partial_runs import copy_without
+
+from polca.explorer.pages import first_shown
+from polca.explorer.views import open_view, view_of
+from polca.explorer.widgets import TABS, Drawer, Explorer, Pane, explore, moved_span, stale_panes
+from polca.runs.run import Run
+from polca.tasks.arithmetic import addition_preset
+from polca.tasks.arithmetic_run import ArithmeticTask
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A run with clusters."
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    Run.create(folder, ArithmeticTask(addition_preset("tiny"))).make("cluster", progress=False, say=None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def view(folder):
+    return open_view(folder)
+
+
+@pytest.fixture(scope="module")
+def projection(view):
+    return view.projection.load()
+
+
+@pytest.fixture(scope="module")
+def small(view):
+    "Settings that find clusters along direction 0."
+    return replace(view.settings, min_cluster_size=7, min_samples=2)
+
+
+@pytest.fixture(scope="module")
+def one_explorer(view, small):
+    yield Explorer(view, replace(first_shown(view), direction=0, joint=None, settings=small))
+    plt.close("all")
+
+
+@pytest.fixture
+def explorer(one_explorer, small):
+    "An explorer of a direction with clusters, whatever was done with it before."
+    one_explorer.tabs.selected_index = 0
+    one_explorer.show(direction=0, joint=None, settings=small, cluster=None, span=None, token=None, text="", by="place")
+    return one_explorer
+
+
+# what depends on what
+
+
+@pytest.mark.parametrize(
+    "changes, stale",
+    [
+        ({"sort": "net"}, ["directions"]),
+        ({"token": 3}, ["tokens", "token"]),
+    ],
+)
+def test_a_change_draws_what_depends_on_it(view, changes, stale):
+    shown = first_shown(view)
+    assert stale_panes(shown, replace(shown, **changes)) == stale
+
+
+def test_sizes_do_not_touch_what_depends_on_the_rule_alone(view):
+    shown = first_shown(view)
+    larger = replace(shown.settings, min_cluster_size=9)
+    other_rule = replace(shown.settings, rule="first")
+    assert "trust" not in stale_panes(shown, replace(shown, settings=larger))
+    assert "trust" in stale_panes(shown, replace(shown, settings=other_rule))
+
+
+@pytest.mark.parametrize(
+    "span, by, moved",
+    [
+        ((20, 60), {"move": 1}, (40, 80)),
+        ((20, 60), {"grow": -1}, (20, 40)),
+        ((0, 40), {"move": -1}, (0, 40)),
+        (None, {}, (0, 20)),
+    ],
+)
+def test_a_span_moves_by_checkpoints_and_stays_within_the_training(view, span, by, moved):
+    assert moved_span(view, span, **by) == moved
+
+
+# what a person does
+
+
+def test_a_pane_tells_what_is_picked():
+    pane = Pane()
+    picked = []
+    assert pane.on_pick(picked.append) is pane
+    pane._handle_custom_msg({"pick": "direction:3"}, [])
+    assert picked == ["direction:3"]
+
+
+def test_picks_change_what_is_shown_and_the_controls_follow(explorer):
+    for pick in ("direction:1", "span:35:125.4", "sort:net", "token:17"):
+        explorer.screen.pick(pick)
+    assert explorer.shown.direction == 1
+    assert explorer.shown.span == (40, 120)
+    assert explorer.shown.sort == "net" and explorer.shown.descending
+    assert explorer.shown.token == 17
+    assert explorer.controls.span.index == (2, 6)
+    assert not explorer.failures
+
+
+def test_moved_sliders_cluster_anew(explorer):
+    explorer.controls.min_cluster_size.value = 8
+    explorer.controls.min_samples.value = 3
+    assert explorer.shown.settings.min_cluster_size == 8
+    assert explorer.shown.settings.min_samples == 3
+    assert "clustered now" in explorer.panes["clusters"].html
+
+
+def test_a_cluster_shows_its_tokens_and_a_second_click_all_of_them(explorer):
+    explorer.screen.pick("cluster:0")
+    assert explorer.shown.cluster == 0
+    assert "of cluster 0" in explorer.panes["tokens"].html
+    explorer.screen.pick("cluster:0")
+    assert explorer.shown.cluster is None
+
+
+def test_a_tab_is_drawn_when_it_is_looked_at(explorer):
+    explorer.screen.pick("token:17")
+    assert "Token 17" not in explorer.panes["token"].html
+    for number in range(len(TABS)):
+        explorer.tabs.selected_index = number
+    assert "Token 17" in explorer.panes["token"].html
+    assert "Where the loss change went" in explorer.panes["trust"].html
+    assert "adjusted Rand" in explorer.panes["compare"].html
+
+
+def test_stability_is_measured_and_forgotten_with_its_clusters(explorer):
+    explorer.controls.stability.click()
+    assert re.search(r"<td>0\.\d\d</td>", explorer.panes["clusters"].html)
+    assert not explorer.failures
+    explorer.controls.min_samples.value = 3
+    assert explorer.screen.measurer.stability is None
+
+
+def test_a_view_is_saved_and_says_where(explorer, tmp_path):
+    explorer.screen.pick("token:17")
+    explorer.controls.path.value = str(tmp_path / "view.html")
+    explorer.controls.save.click()
+    assert "saved as" in explorer.panes["said"].html
+    assert "Token 17" in (tmp_path / "view.html").read_text()
+
+
+def test_show_snaps_a_span_to_checkpoints(explorer):
+    assert explorer.show(span=(33, 66)).shown.span == (40, 60)
+
+
+def test_what_is_searched_for_and_not_there_is_said(explorer):
+    explorer.controls.text.value = "never there"
+    assert "search for something else" in explorer.panes["tokens"].html
+
+
+# errors
+
+
+def test_a_wrong_wish_is_refused_and_the_controls_still_work(explorer):
+    with pytest.raises(ValueError, match="there is no direction 77"):
+        explorer.show(direction=77)
+    with pytest.raises(ValueError, match="there is no by 'x'"):
+        explorer.show(by="x")
+    explorer.controls.by.value = "carry"
+    assert explorer.shown.by == "carry"
+
+
+def test_a_snapshot_of_a_pane_that_there_is_not(explorer):
+    with pytest.raises(ValueError, match="no pane 'all': use directions, figure, clusters, tokens, token, trust"):
+        explorer.snapshot("all")
+
+
+def test_what_cannot_be_compared_is_said_in_its_pane(explorer, folder):
+    explorer.controls.other.value = str(folder.parent / "nothing")
+    explorer.tabs.selected_index = 3
+    assert "is no run of polca" in explorer.panes["compare"].html
+    explorer.controls.other.value = ""
+    explorer.controls.other_direction.value = "x"
+    assert "is no number" in explorer.panes["compare"].html
+    assert not explorer.failures
+
+
+def test_an_error_that_nobody_expects_becomes_a_message_and_is_kept():
+    drawer = Drawer({"figure": Pane()}, [])
+    drawer.draw(["figure"], "", {"figure": [{}.popitem]})
+    assert "This could not be shown (KeyError" in drawer.panes["figure"].html
+    assert isinstance(drawer.failures[0], KeyError)
+    assert not drawer.panes["figure"].busy
+
+
+def test_files_that_go_away_while_a_run_is_looked_at(folder, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(folder, gone)
+    losing = explore(gone)
+    shutil.rmtree(gone)
+    losing.tabs.selected_index = 1
+    losing.show(token=3)
+    assert "have gone" in losing.panes["token"].html
+    assert not losing.failures
+
+
+# what is not there
+
+
+@pytest.mark.parametrize("missing", ["nothing", "format"])
+def test_what_is_no_run_is_said_in_its_place(tmp_path, missing):
+    place = tmp_path / missing
+    words = "is no run of polca"
+    if missing == "format":
+        words = "use the version that made it"
+        place.mkdir()
+        (place / "run.json").write_text('{"format": 99, "task": "texts", "config": {}, "stages": {}, "polca": "9.9"}')
+    message = explore(place)
+    assert words in message.html
+    with pytest.raises(ValueError, match=words):
+        message.to_html("x.html")
+
+
+def test_of_an_unfinished_run_there_is_what_it_has(folder, tmp_path):
+    message = explore(copy_without(folder, tmp_path / "unfinished", ["project", "decompose", "cluster"])).html
+    assert "polca project" in message and "eigenvalue" in message and "complete" in message
+
+
+def test_without_clusters_the_head_says_what_makes_them(folder, tmp_path):
+    without = explore(copy_without(folder, tmp_path / "half", ["decompose", "cluster"]))
+    assert "polca cluster" in without.panes["head"].html
+    assert "polca decompose" in without.panes["head"].html
+    assert not without.failures
+
+
+def test_a_single_token(projection):
+    one = explore(projection.isel(token=[5]).assign_coords(token=[0]))
+    for number in range(len(TABS)):
+        one.tabs.selected_index = number
+    assert "<img" in one.panes["figure"].html
+    assert not one.failures
+
+
+def test_tokens_without_labels(projection):
+    of_tokens = [name for name, values in projection.coords.items() if values.dims == ("token",)]
+    bare = explore(projection.drop_vars(set(of_tokens) - {"token", "target_id"}))
+    assert not bare.failures
+
+
+def test_directions_of_no_step(projection):
+    nowhere = view_of(projection.assign_coords(source_step=("direction", [np.nan] * 4)))
+    assert "<img" in explore(nowhere).panes["figure"].html
+
+
+def test_many_tokens_are_shown_and_not_clustered_while_one_waits():
+    n = 100_000
+    values = np.random.default_rng(0).normal(size=(8, n, 2)).astype(np.float32)
+    large = xr.Dataset(
+        {
+            "loss": (("step", "token"), values[:, :, 0].cumsum(0)),
+            "gradient": (("step", "token", "direction"), values),
+            "movement": (("interval", "direction"), np.ones((7, 2), "f4")),
+            "outside": (("interval", "token", "end"), np.zeros((7, n, 2), "f4")),
+        },
+        {
+            "step": range(8),
+            "interval": range(7),
+            "interval_end": ("interval", range(1, 8)),
+            "token": range(n),
+            "direction": range(2),
+            "end": ["start", "end"],
+        },
+    )
+    began = time.process_time()
+    crowd = explore(large)
+    crowd.screen.pick("direction:1")
+    assert "too many to cluster anew" in crowd.panes["clusters"].html
+    assert "<img" in crowd.panes["figure"].html
+    assert not crowd.failures
+    assert time.process_time() - began < 10

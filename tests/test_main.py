@@ -1,0 +1,55 @@
+"""The parser of the command line: what it says, what it makes of options, and what it does not import."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from polca.__main__ import STAGE_WORDS, command_parser, main
+from polca.runs.manifest import STAGES
+
+ANALYZE = "analyze --model m --checkpoints c --texts a b"
+
+
+def test_there_is_a_command_for_every_stage():
+    assert tuple(STAGE_WORDS) == STAGES
+
+
+def test_what_is_wrong_with_the_options_is_a_document_too(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["status", "--json"])
+    assert "RUN" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_misspelt_option_is_guessed_below_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*ANALYZE.split(), "--contxt", "64"])
+    errors = capsys.readouterr().err
+    assert "did you mean --context?" in errors
+    assert "usage: polca analyze" in errors
+
+
+@pytest.mark.parametrize(
+    "words", ["--model", "--checkpoints", "--texts", "--path-tol", "--out", "--until", "(default: 40)"]
+)
+def test_the_help_of_analyze_has_every_option_and_its_default(capsys, words):
+    with pytest.raises(SystemExit, match="0"):
+        main(["analyze", "--help"])
+    assert words in capsys.readouterr().out
+
+
+def test_options_have_the_types_of_their_fields():
+    options = command_parser("analyze").parse_args([*ANALYZE.split(), "--tol", "0.1", "--k", "2"])
+    assert options.tol == 0.1
+    assert options.k == 2
+    assert options.texts == ["a", "b"]
+    assert options.context is None  # the defaults stand in one place, and not here
+
+
+def test_the_parser_imports_nothing_that_takes_time():
+    code = (
+        "import sys; from polca.__main__ import command_parser; command_parser().format_help(); "
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
