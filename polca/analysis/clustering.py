@@ -411,7 +411,7 @@ def _plain(value):
 
 
 def _kind_shares(kinds: pd.DataFrame, members: np.ndarray) -> list[list]:
-    "[values of `kinds`, share of the `members` (token) that have them], for all that there are, in order of appearance."
+    "[values of `kinds`, share of the `members` (token) that have them], for all that there are, as they appear."
     shares = kinds[members].value_counts(normalize=True)
     every = kinds.drop_duplicates().itertuples(index=False, name=None)
     return [[*map(_plain, kind), round(float(shares.get(kind, 0.0)), 5)] for kind in every]
