@@ -17,6 +17,30 @@ from sklearn.preprocessing import StandardScaler
 
 from .clustering import OUTLIER, Clusters, curves_along
 
+# %% ../../nbs/analysis/40_scores.ipynb #6c908fe9
+def _skill_score(members: np.ndarray, clustered: np.ndarray, skill: np.ndarray, counted: np.ndarray) -> dict:
+    """How well a cluster's `members` are the tokens with a skill; all four are masks (token).
+
+    clustered   the tokens that are in any cluster
+    skill       the tokens that need the skill
+    counted     those of them that are in the places that count
+    """
+    placed = (members & counted).sum()
+    homogeneity = (members & skill).sum() / members.sum()
+    recall = placed / (clustered & counted).sum()
+    return {
+        "homogeneity": homogeneity,
+        "recall": recall,
+        "f1": 2 * homogeneity * recall / (homogeneity + recall),
+        "coverage": placed / counted.sum(),
+    }
+
+
+def _is_placed(members: np.ndarray, skill: np.ndarray, counted: np.ndarray, share: float) -> bool:
+    "Whether the cluster has tokens with the skill, and over `share` of them are in the places that count."
+    hits = (members & skill).sum()
+    return bool(hits) and (members & counted).sum() / hits > share
+
 # %% ../../nbs/analysis/40_scores.ipynb #40a1a6fb
 def skill_scores(
     clusters: Clusters, skill: np.ndarray, places: np.ndarray | None = None, share: float = 0.85
@@ -28,33 +52,41 @@ def skill_scores(
             there, and recall and coverage are over the skilled tokens there; default: everywhere
     """
     skill = np.asarray(skill, bool)
+    counted = skill if places is None else skill & np.asarray(places, bool)
     rows = []
-    places = np.ones_like(skill) if places is None else np.asarray(places, bool)
-    for row in clusters.table.itertuples():
-        which = getattr(row, clusters.key)
-        members = clusters.members(which, row.cluster)
-        hits = (members & skill).sum()
-        placed = (members & skill & places).sum()
-        if hits == 0 or placed / hits <= share:
+    for which, cluster, size in clusters.table[[clusters.key, "cluster", "size"]].itertuples(index=False):
+        members = clusters.members(which, cluster)
+        if not _is_placed(members, skill, counted, share):
             continue
-        clustered = (clusters.labels.sel({clusters.key: which}).values >= 0) & skill & places
-        homogeneity = hits / members.sum()
-        recall = placed / clustered.sum()
-        rows.append(
-            {
-                clusters.key: which,
-                "cluster": row.cluster,
-                "size": row.size,
-                "homogeneity": homogeneity,
-                "recall": recall,
-                "f1": 2 * homogeneity * recall / (homogeneity + recall),
-                "coverage": placed / (skill & places).sum(),
-            }
-        )
+        clustered = clusters.labels.sel({clusters.key: which}).values >= 0
+        named = {clusters.key: which, "cluster": cluster, "size": size}
+        rows.append(named | _skill_score(members, clustered, skill, counted))
     columns = [clusters.key, "cluster", "size", "homogeneity", "recall", "f1", "coverage"]
-    return pd.DataFrame(rows, columns=columns).sort_values(
-        "homogeneity", ascending=False, ignore_index=True, kind="stable"
-    )
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values("homogeneity", ascending=False, ignore_index=True, kind="stable")
+
+# %% ../../nbs/analysis/40_scores.ipynb #3c730a51
+def _agreement(labels: np.ndarray, truth: np.ndarray) -> dict:
+    "The numbers of `agreement` of one labelling (token), but for the silhouette."
+    kept = labels >= OUTLIER
+    clustered = labels >= 0
+    n = len(set(labels[clustered]))
+    outliers = rand = rand_clustered = np.nan
+    if kept.any():
+        outliers = (labels == OUTLIER).sum() / kept.sum()
+        rand = adjusted_rand_score(truth[kept], labels[kept])
+    if n:
+        rand_clustered = adjusted_rand_score(truth[clustered], labels[clustered])
+    return {"clusters": n, "outliers": outliers, "rand": rand, "rand_clustered": rand_clustered}
+
+
+def _silhouette(labels: np.ndarray, curves: np.ndarray) -> float:
+    "Of the clustered tokens, from their `curves` (tokens, steps); not a number where it is not defined."
+    clustered = labels >= 0
+    n = len(set(labels[clustered]))
+    if not 2 <= n < clustered.sum():
+        return np.nan
+    return silhouette_score(curves[clustered], labels[clustered])
 
 # %% ../../nbs/analysis/40_scores.ipynb #f8462c5e
 def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None = None) -> pd.DataFrame:
@@ -72,23 +104,22 @@ def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None
     rows = []
     for which in clusters.labels[clusters.key].values:
         labels = clusters.labels.sel({clusters.key: which}).values
-        kept = labels >= OUTLIER
-        clustered = labels >= 0
-        n = len(set(labels[clustered]))
-        row = {clusters.key: int(which)}
-        row |= {
-            "clusters": n,
-            "outliers": (labels == OUTLIER).sum() / kept.sum() if kept.any() else np.nan,
-            "rand": adjusted_rand_score(truth[kept], labels[kept]) if kept.any() else np.nan,
-            "rand_clustered": adjusted_rand_score(truth[clustered], labels[clustered]) if n else np.nan,
-            "silhouette": np.nan,
-        }
-        if curves is not None and 2 <= n < clustered.sum():
-            row["silhouette"] = silhouette_score(curves_along(curves, which)[clustered], labels[clustered])
+        row = {clusters.key: int(which)} | _agreement(labels, truth)
+        row["silhouette"] = np.nan if curves is None else _silhouette(labels, curves_along(curves, which))
         rows.append(row)
     return pd.DataFrame(rows).set_index(clusters.key)
 
 # %% ../../nbs/analysis/40_scores.ipynb #c49b0e9c
+def _check_probe(y: np.ndarray):
+    with_skill = y.sum()
+    without = (~y).sum()
+    if min(with_skill, without) < 10:
+        raise ValueError(
+            f"a probe needs at least 10 tokens with the skill and 10 without, not {with_skill} and {without}: "
+            "analyse more tokens"
+        )
+
+
 def linear_probe(curves: xr.DataArray, skill: np.ndarray, tokens: np.ndarray | None = None, seed: int = 0) -> dict:
     """How well a logistic regression on the curve along *one* direction tells the tokens that need `skill` from the
     others.
@@ -101,20 +132,17 @@ def linear_probe(curves: xr.DataArray, skill: np.ndarray, tokens: np.ndarray | N
     `majority`, the accuracy of always giving the commoner answer. Raises ValueError with under 10 tokens of either
     kind.
     """
-    chosen = np.flatnonzero(np.ones(len(skill), bool) if tokens is None else tokens)
+    chosen = np.arange(len(skill)) if tokens is None else np.flatnonzero(tokens)
     y = np.asarray(skill, bool)[chosen]
-    if min(y.sum(), (~y).sum()) < 10:
-        raise ValueError(
-            f"a probe needs at least 10 tokens with the skill and 10 without, not {y.sum()} and {(~y).sum()}: "
-            "analyse more tokens"
-        )
+    _check_probe(y)
     x = curves.transpose("direction", "token", "step").values[:, chosen]
     fit, held = train_test_split(np.arange(len(y)), test_size=0.5, stratify=y, random_state=seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    inner = [cross_val_score(model, part[fit], y[fit], cv=5).mean() for part in x]
+    inner = [cross_val_score(model, along[fit], y[fit], cv=5).mean() for along in x]
     best = int(np.argmax(inner))
+    fitted = model.fit(x[best, fit], y[fit])
     return {
-        "accuracy": float(model.fit(x[best, fit], y[fit]).score(x[best, held], y[held])),
+        "accuracy": float(fitted.score(x[best, held], y[held])),
         "direction": int(curves["direction"][best]),
         "majority": float(max(y[held].mean(), 1 - y[held].mean())),
     }
