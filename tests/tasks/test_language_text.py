@@ -44,7 +44,7 @@ def run(tmp_path_factory):
     "A folder with a file of text, and the configuration and text of a run on it."
     folder = tmp_path_factory.mktemp("run")
     source = folder / "own.txt"
-    source.write_text("\n\n".join(topics.values())[:300_000])
+    source.write_text("\n\n".join(topics.values())[:100_000])
     config = language_preset("tiny", texts=(str(source),))
     return folder, config, open_text(config, folder / "run" / "text")
 
