@@ -8,7 +8,8 @@ import shutil
 import pytest
 from commands import polca
 
-from polca.tasks.language import embedded_texts, language_preset, wikipedia_texts
+from polca.tasks.english import embedded_texts, wikipedia_texts
+from polca.tasks.language import language_preset
 
 
 def test_a_run_on_the_text_that_is_everywhere(tmp_path):

@@ -11,8 +11,8 @@ import codecs
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,57 +33,58 @@ def read_texts(paths: str | Path | Iterable[str | Path]) -> dict[str, str]:
     Raises ValueError for a path that does not exist, a folder without texts, a file that is not UTF-8 (with the place),
     and if there is no text at all.
     """
-    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    files = {}
-    for p in paths:
-        for f in _files_in(p) if p.is_dir() else [p]:
-            files.setdefault(f.resolve(), f)
-    texts = {str(f): _read(f) for f in files.values()}
+    given = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    files: dict[Path, Path] = {}
+    for path in given:
+        for file in _files_in(path) if path.is_dir() else [path]:
+            files.setdefault(file.resolve(), file)
+    texts = {str(file): _read(file) for file in files.values()}
     texts = {name: text for name, text in texts.items() if text.strip()}
     if not texts:
-        raise ValueError(
-            f"there is no text in {', '.join(map(str, paths[:3])) or 'no files'}: give files with text in them"
-        )
+        where = ", ".join(map(str, given[:3])) or "no files"
+        raise ValueError(f"there is no text in {where}: give files with text in them")
     return texts
 
 
 def _files_in(folder: Path) -> list[Path]:
-    files = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in SUFFIXES
-        and p.is_file()
-        and not any(n.startswith(".") for n in p.relative_to(folder).parts)
-    )
-    if not files:
-        raise ValueError(f"{folder} has no text files ({', '.join('*' + s for s in SUFFIXES)}): give others by name")
-    return files
+    "The text files in `folder` and below, in the order of their names. Raises ValueError if there are none."
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    shown = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    if not shown:
+        kinds = ", ".join("*" + suffix for suffix in SUFFIXES)
+        raise ValueError(f"{folder} has no text files ({kinds}): give others by name")
+    return shown
 
-
+# %% ../../nbs/runs/10_texts.ipynb #fb189836
 def _read(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError as e:
-        raise ValueError(f"{file} does not exist: check the path of the texts") from e
-    except OSError as e:
-        raise ValueError(f"{file} cannot be read ({e.strerror}): check its permissions, or leave it out") from e
+    "The text of a file. Raises ValueError if it is not UTF-8, or cannot be read."
+    data = _read_bytes(file)
     marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if marked or 0 in data:
+        why = "it begins as UTF-16 does" if marked else f"a zero at byte {data.index(0)}"
         raise ValueError(
-            f"{file} is UTF-16, or no text "
-            f"({'it begins as UTF-16 does' if marked else f'a zero at byte {data.index(0)}'}): "
-            "convert it, as with `iconv -f utf-16 -t utf-8`, or leave it out"
+            f"{file} is UTF-16, or no text ({why}): convert it, as with `iconv -f utf-16 -t utf-8`, or leave it out"
         )
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as e:
+        wrong = data[e.start : e.start + 4]
         raise ValueError(
-            f"{file} is not UTF-8 at byte {e.start} ({data[e.start : e.start + 4]!r}): convert it, as with `iconv -f "
-            "latin1 -t utf-8`, or leave it out"
+            f"{file} is not UTF-8 at byte {e.start} ({wrong!r}): convert it, as with `iconv -f latin1 -t utf-8`, or "
+            "leave it out"
         ) from e
 
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as e:
+        raise ValueError(f"{file} does not exist: check the path of the texts") from e
+    except OSError as e:
+        raise ValueError(f"{file} cannot be read ({e.strerror}): check its permissions, or leave it out") from e
+
 # %% ../../nbs/runs/10_texts.ipynb #ddb7ff8f
-def cut_windows(texts: dict[str, str], tokenizer, context: int) -> list[dict]:
+def cut_windows(texts: Mapping[str, str], tokenizer, context: int) -> list[dict]:
     """The windows of `texts`, one after the other, each with `document`, `start` and `offset` (tokens and letters
     before it in the document), `ids` (at most `context`) and `text` (the piece of text of each token).
 
@@ -96,68 +97,65 @@ def cut_windows(texts: dict[str, str], tokenizer, context: int) -> list[dict]:
         raise ValueError(f"context={context}: a token is predicted from the one before it, so use at least 2")
     windows = []
     lost = Counter()
-    unknown = 0
+    n_unknown = 0
     n_ids = 0
     for name, text in texts.items():
         # verbose would warn that the text is longer than the model's context
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        pieces = _pieces(tokenizer, text, ids)
-        offsets = _offsets(pieces)
+        windows += _windows_of(name, ids, _pieces(tokenizer, text, ids), context)
         lost += lost_characters(tokenizer, text, ids)
-        unknown += sum(i == tokenizer.unk_token_id for i in ids)
+        n_unknown += sum(i == tokenizer.unk_token_id for i in ids)
         n_ids += len(ids)
-        for start in range(0, len(ids) - 1, context):
-            part = slice(start, start + context)
-            if len(ids[part]) > 1:
-                windows.append(
-                    {"document": name, "start": start, "offset": offsets[start], "ids": ids[part], "text": pieces[part]}
-                )
-    check_coverage(lost, sum(len("".join(text.split())) for text in texts.values()), unknown, n_ids)
+    n_letters = sum(len("".join(text.split())) for text in texts.values())
+    check_coverage(lost, n_letters, n_unknown, n_ids)
     if not windows:
-        raise ValueError(
-            f"{', '.join(list(texts)[:3])}: no text of two tokens or more, so there is nothing to predict: give "
-            "longer texts"
-        )
+        names = ", ".join(list(texts)[:3])
+        raise ValueError(f"{names}: no text of two tokens or more, so there is nothing to predict: give longer texts")
     return windows
 
 
-def _offsets(pieces: Sequence[str]) -> list[int]:
-    return [0, *accumulate(map(len, pieces))]
+def _windows_of(document: str, ids: list[int], pieces: list[str], context: int) -> list[dict]:
+    "The windows of two tokens or more of one document; `pieces` are the texts of its tokens."
+    offsets = [0, *accumulate(map(len, pieces))]
+    windows = []
+    for start in range(0, len(ids) - 1, context):
+        part = slice(start, start + context)
+        place = {"document": document, "start": start, "offset": offsets[start]}
+        windows.append(place | {"ids": ids[part], "text": pieces[part]})
+    return windows
 
 # %% ../../nbs/runs/10_texts.ipynb #54c1d74d
-def _pieces(tokenizer, text, ids) -> list[str]:
+def _pieces(tokenizer, text: str, ids: list[int]) -> list[str]:
     """What each token stands for in the text: cut at its offsets where the tokenizer knows them, else what it adds to
     the decoded text.
     """
     if not tokenizer.is_fast:
         return _decoded_pieces(tokenizer, ids)
-    offsets = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
-    ends = [0, *np.maximum.accumulate([b for _, b in offsets])]
+    offsets = _offset_mapping(tokenizer, text)
+    ends = [0, *np.maximum.accumulate([end for _, end in offsets])]
     # with the spaces that offsets may leave out; of a letter that takes several tokens the first one has it
-    return [text[end : max(b, end)] for (_, b), end in zip(offsets, ends)]
+    return [text[before : max(end, before)] for (_, end), before in zip(offsets, ends)]
 
 
-def _decoded_pieces(tokenizer, ids, block=16, around=8) -> list[str]:
+def _offset_mapping(tokenizer, text: str) -> list[tuple[int, int]]:
+    "(start, end) of every token in `text`, in letters."
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    return encoded["offset_mapping"]
+
+
+def _decode(tokenizer, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+# %% ../../nbs/runs/10_texts.ipynb #0db245eb
+def _decoded_pieces(tokenizer, ids: list[int], block: int = 16, around: int = 8) -> list[str]:
     """What each token adds to the decoded text, a block at a time with some tokens around it; of a letter that takes
     several tokens the last one has it.
     """
-
-    def decode(part):
-        return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
     pieces = []
     for start in range(0, len(ids), block):
-        first = max(0, start - around)
         stop = min(start + block, len(ids))
-        whole = decode(ids[first : stop + around])
-        ends = [len(os.path.commonprefix([decode(ids[first:i]), whole])) for i in range(start, stop + 1)]
-        if start == 0:
-            ends[0] = 0
-        if stop == len(ids):
-            ends[-1] = len(whole)
-        ends = np.maximum.accumulate(ends)
-        pieces += [whole[a:b] for a, b in zip(ends, ends[1:])]
-    if "".join(pieces) != decode(ids):
+        pieces += _block_pieces(tokenizer, ids, start, stop, around)
+    if "".join(pieces) != _decode(tokenizer, ids):
         warnings.warn(
             f"{type(tokenizer).__name__} decodes a token by others far from it: the texts of single tokens may be "
             "wrong. A fast tokenizer tells them exactly",
@@ -165,20 +163,38 @@ def _decoded_pieces(tokenizer, ids, block=16, around=8) -> list[str]:
         )
     return pieces
 
+
+def _block_pieces(tokenizer, ids: list[int], start: int, stop: int, around: int) -> list[str]:
+    "What the tokens from `start` to `stop` add to the text of these and of `around` tokens on either side."
+    first = max(0, start - around)
+    whole = _decode(tokenizer, ids[first : stop + around])
+    ends = []
+    for i in range(start, stop + 1):
+        decoded = _decode(tokenizer, ids[first:i])
+        ends.append(len(os.path.commonprefix([decoded, whole])))
+    if start == 0:
+        ends[0] = 0
+    if stop == len(ids):
+        ends[-1] = len(whole)
+    return [whole[a:b] for a, b in pairwise(np.maximum.accumulate(ends))]
+
 # %% ../../nbs/runs/10_texts.ipynb #bc8a7ec0
 def lost_characters(tokenizer, text: str, ids: Sequence[int]) -> Counter:
     "The letters of `text`, less blanks, that are in none of its tokens `ids`, and how often."
-    if not tokenizer.is_fast:  # what decoding does not give back; a tokenizer may change letters, but not their number
-        decoded = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        n_lost = len("".join(text.split())) - len("".join(decoded.split()))
-        missing = Counter("".join(text.split())) - Counter("".join(decoded.split()))
-        return Counter(dict(missing.most_common())) if n_lost > 0 else Counter()
-    seen = np.zeros(len(text) + 1, dtype=int)
-    for a, b in tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]:
-        seen[a] += 1
-        seen[b] -= 1
-    covered = seen.cumsum()[:-1] > 0
+    if not tokenizer.is_fast:
+        return _lost_in_decoding("".join(text.split()), "".join(_decode(tokenizer, ids).split()))
+    steps = np.zeros(len(text) + 1, dtype=int)  # +1 where a token begins, −1 where it ends
+    for start, end in _offset_mapping(tokenizer, text):
+        steps[start] += 1
+        steps[end] -= 1
+    covered = steps.cumsum()[:-1] > 0
     return Counter(text[i] for i in np.flatnonzero(~covered) if not text[i].isspace())
+
+
+def _lost_in_decoding(letters: str, decoded: str) -> Counter:
+    "What decoding does not give back; a tokenizer may change letters, but not their number."
+    missing = Counter(letters) - Counter(decoded)
+    return Counter(dict(missing.most_common())) if len(letters) > len(decoded) else Counter()
 
 
 def check_coverage(lost: Counter, n_letters: int, unknown: int, n_ids: int) -> None:
@@ -187,24 +203,24 @@ def check_coverage(lost: Counter, n_letters: int, unknown: int, n_ids: int) -> N
     Warns from a thousandth of the letters, and from 5% of the tokens, on.
     """
     n_lost = sum(lost.values())
-    most = ", ".join(repr(c) for c, _ in lost.most_common(5))
-    told = f"{n_lost / max(1, n_letters):.1%} of the letters of these texts are in no token (most of all {most})"
+    most = ", ".join(repr(letter) for letter, _ in lost.most_common(5))
+    fact = f"{n_lost / max(1, n_letters):.1%} of the letters of these texts are in no token (most of all {most})"
     if n_lost > 0.05 * n_letters:
-        raise ValueError(
-            f"{told}: the tokenizer drops them. Give the one that the model was trained with, with --tokenizer, or "
-            "other texts"
-        )
+        raise ValueError(f"{fact}: the tokenizer drops them. {_OTHER_TOKENIZER}")
     if n_lost > 0.001 * n_letters:
-        warnings.warn(f"{told}: the tokenizer drops them, and they are not analysed", stacklevel=3)
-    told = f"{unknown / max(1, n_ids):.0%} of the tokens of these texts are unknown to the tokenizer"
+        warnings.warn(f"{fact}: the tokenizer drops them, and they are not analysed", stacklevel=3)
+    fact = f"{unknown / max(1, n_ids):.0%} of the tokens of these texts are unknown to the tokenizer"
     if unknown > 0.5 * n_ids:
-        raise ValueError(
-            f"{told}: the texts are in another language or alphabet, or it is not the tokenizer that the model was "
-            "trained with. Give "
-            "other texts, or another one with --tokenizer"
-        )
+        raise ValueError(f"{fact}: {_OTHER_TEXTS}")
     if unknown > 0.05 * n_ids:
-        warnings.warn(told, stacklevel=3)
+        warnings.warn(fact, stacklevel=3)
+
+# %% ../../nbs/runs/10_texts.ipynb #4eb4f396
+_OTHER_TOKENIZER = "Give the one that the model was trained with, with --tokenizer, or other texts"
+_OTHER_TEXTS = (
+    "the texts are in another language or alphabet, or it is not the tokenizer that the model was trained with. Give "
+    "other texts, or another one with --tokenizer"
+)
 
 # %% ../../nbs/runs/10_texts.ipynb #52baedf2
 def window_batch(windows: Sequence[dict], context: int) -> dict[str, Tensor]:
@@ -215,54 +231,66 @@ def window_batch(windows: Sequence[dict], context: int) -> dict[str, Tensor]:
     """
     if not windows:
         raise ValueError("there are no windows: give at least one of those that cut_windows makes")
-    longest = max(len(w["ids"]) for w in windows)
-    if longest > context:
+    lengths = [len(window["ids"]) for window in windows]
+    if max(lengths) > context:
         raise ValueError(
-            f"a window of {longest} tokens does not fit context={context}: give the context that the windows were "
+            f"a window of {max(lengths)} tokens does not fit context={context}: give the context that the windows were "
             "cut with"
         )
-    rows = [w["ids"] + [0] * (context - len(w["ids"])) for w in windows]
-    ids = torch.tensor(rows)
-    lengths = torch.tensor([[len(w["ids"])] for w in windows])
-    mask = torch.arange(context) < lengths
+    ids = torch.tensor([window["ids"] + [0] * (context - n) for window, n in zip(windows, lengths)])
+    mask = torch.arange(context) < torch.tensor(lengths)[:, None]
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(~mask, -100)}
 
-
+# %% ../../nbs/runs/10_texts.ipynb #d0359c3f
 def window_tokens(windows: Sequence[dict], context: int, around: int = 60) -> pd.DataFrame:
     """One row per target token: example, position, target_id, target (its text), document, place and offset (tokens and
     letters before it in the document), and repeated (1 if the same target_id stands earlier in the window),
     continuation (1 if it goes on with a word: a letter or digit stands before it and begins it), previous (the text of
     the token before), before and after (up to `around` letters of text in its window)."""
     table = token_table([window_batch(windows, context)])
-    rows = [(windows[e], p) for e, p in zip(table.example, table.position)]
-    starts = [_offsets(w["text"]) for w in windows]
-    before = ["".join(w["text"][:p]) for w, p in rows]
-    return table.assign(
-        target=[w["text"][p] for w, p in rows],
-        document=[w["document"] for w, _ in rows],
-        place=[w["start"] + p for w, p in rows],
-        offset=[windows[e]["offset"] + starts[e][p] for e, p in zip(table.example, table.position)],
-        repeated=[int(w["ids"][p] in w["ids"][:p]) for w, p in rows],
-        continuation=[
-            int(b[-1:].isalnum() and w["text"][p][:1].isalnum() | (not w["text"][p])) for b, (w, p) in zip(before, rows)
-        ],
-        previous=[w["text"][p - 1] for w, p in rows],
-        before=[b[-around:] for b in before],
-        after=["".join(w["text"][p + 1 :])[:around] for w, p in rows],
-    )
+    rows = [_token_row(windows[e], p, around) for e, p in zip(table.example, table.position)]
+    return table.assign(**{column: [row[column] for row in rows] for column in _COLUMNS})
+
+
+_COLUMNS = ("target", "document", "place", "offset", "repeated", "continuation", "previous", "before", "after")
+
+
+def _token_row(window: dict, position: int, around: int) -> dict:
+    "What `window_tokens` says of the token at `position` of `window`."
+    pieces = window["text"]
+    ids = window["ids"]
+    before = "".join(pieces[:position])
+    return {
+        "target": pieces[position],
+        "document": window["document"],
+        "place": window["start"] + position,
+        "offset": window["offset"] + len(before),
+        "repeated": int(ids[position] in ids[:position]),
+        "continuation": int(_goes_on(before, pieces[position])),
+        "previous": pieces[position - 1],
+        "before": before[-around:],
+        "after": "".join(pieces[position + 1 :])[:around],
+    }
+
+
+def _goes_on(before: str, piece: str) -> bool:
+    "Whether `piece` goes on with a word; one without text of its own is the rest of a letter."
+    return before[-1:].isalnum() and (not piece or piece[0].isalnum())
 
 # %% ../../nbs/runs/10_texts.ipynb #5de50f8b
-def draw_windows(windows: Sequence[dict], sizes: dict[str, int], seed: int = 0) -> dict[str, list[dict]]:
+def draw_windows(windows: Sequence[dict], sizes: Mapping[str, int], seed: int = 0) -> dict[str, list[dict]]:
     """Disjoint random samples of `windows`: {name: number of windows}, each in the order of the texts.
 
     Raises ValueError if there are not as many, and for a negative number.
     """
-    if bad := {k: n for k, n in sizes.items() if n < 0}:
-        raise ValueError(f"{bad} windows are asked for: a sample has 0 windows or more")
-    needed = sum(sizes.values())
-    if needed > len(windows):
+    negative = {name: size for name, size in sizes.items() if size < 0}
+    if negative:
+        raise ValueError(f"{negative} windows are asked for: a sample has 0 windows or more")
+    wanted = sum(sizes.values())
+    if wanted > len(windows):
+        each = ", ".join(f"{size} {name}" for name, size in sizes.items())
         raise ValueError(
-            f"{needed} windows are asked for ({', '.join(f'{n} {k}' for k, n in sizes.items())}), the texts have "
+            f"{wanted} windows are asked for ({each}), the texts have "
             f"{len(windows)}: give more text, a shorter context or smaller samples"
         )
     order = np.random.default_rng(seed).permutation(len(windows))
@@ -270,22 +298,22 @@ def draw_windows(windows: Sequence[dict], sizes: dict[str, int], seed: int = 0) 
     first = 0
     for name, size in sizes.items():
         samples[name] = [windows[i] for i in sorted(order[first : first + size])]
-        first = first + size
+        first += size
     return samples
 
-
+# %% ../../nbs/runs/10_texts.ipynb #34118d3f
 def check_windows(model: nn.Module, windows: Sequence[dict], context: int) -> None:
     """Raise ValueError for windows with tokens that the model does not know, or a `context` that is longer than it has
     positions.
     """
     known = model.get_input_embeddings().num_embeddings
-    longest = getattr(model.config, "max_position_embeddings", None)
-    largest = max(max(w["ids"]) for w in windows)
+    largest = max(max(window["ids"]) for window in windows)
     if largest >= known:
         raise ValueError(
             f"the tokenizer gives token {largest}, the model knows {known} (0 to {known - 1}): use the tokenizer "
             "that the model was trained with"
         )
+    longest = getattr(model.config, "max_position_embeddings", None)
     if longest and context > longest:
         raise ValueError(f"context={context} is longer than the {longest} positions of the model: use a shorter one")
 
@@ -299,10 +327,10 @@ def text_losses(model: nn.Module, windows: Sequence[dict], context: int, batch_s
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: a batch has at least one window")
     tokens = window_tokens(windows, context)
-    embedding = model.get_input_embeddings()
+    device = model.get_input_embeddings().weight.device
     check_windows(model, windows, context)
-    batches = [
-        {n: t.to(embedding.weight.device) for n, t in window_batch(windows[i : i + batch_size], context).items()}
-        for i in range(0, len(windows), batch_size)
-    ]
+    batches = []
+    for first in range(0, len(windows), batch_size):
+        batch = window_batch(windows[first : first + batch_size], context)
+        batches.append({name: values.to(device) for name, values in batch.items()})
     return TokenLosses(model, batches, tokens=tokens)

@@ -9,7 +9,7 @@ __all__ = ['ADDITION_PRESETS', 'PLACES', 'ArithmeticConfig', 'addition_preset', 
 
 # %% ../../nbs/tasks/20_arithmetic.ipynb #3483b2b4
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -19,27 +19,15 @@ from torch import Tensor, nn
 from ..core.checkpoints import Checkpoints
 from ..core.losses import TokenLosses, token_table
 from . import training
-from .training import Transformer, check_training, named_preset, need
+from .training import ExperimentConfig, Transformer, changed_preset, check_experiment, require
 
 # %% ../../nbs/tasks/20_arithmetic.ipynb #3f6a0b0c
-@dataclass(frozen=True)
-class ArithmeticConfig:
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticConfig(ExperimentConfig):
     "Every choice of a run of the arithmetic experiment; the defaults are the paper's."
 
-    preset: str = "paper"
-    seed: int = 0
-    # model
-    width: int = 512
-    layers: int = 3
-    heads: int = 4
-    init_std: float | None = None  # of the weights at the start; None: 0.8 / sqrt(width)
     # training: AdamW, one epoch
     steps: int = 10_000
-    batch_size: int = 64
-    lr: float = 1e-5
-    warmup: int = 100  # the learning rate's factor is min(step / warmup, 1)
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
     # data, in sums; each has 4 target tokens
     validation_sums: int = 1250  # drawn for the analysis,
     analysed_sums: int | None = None  # of which the first so many are analysed; None: all
@@ -48,31 +36,19 @@ class ArithmeticConfig:
     curvature_sums: int = 50  # of the analysed, for the paper's estimate: all would cost more than the rest together
     # basis (Algorithm 1)
     basis_every: int = 200
-    basis_steps: int = 50  # number of source steps
-    k: int = 1
-    which: str = "largest"  # eigenvalues: the "largest", or those largest in "magnitude"
-    tol: float = 1e-3
+    basis_steps: int = 50
     # decomposition
-    interval: int = 20  # training steps between checkpoints; the paper's table of settings has 5
+    interval: int = 20  # the paper's table of settings has 5
     late: tuple[int, int] | None = None  # (step, interval): a longer interval after this step
     lca_weights: int = 50  # largest final weights, the directions of Loss Change Allocation
     # clustering and breakthroughs
     min_cluster_size: int = 150
-    min_samples_divisor: int = 15  # min_samples = tokens analysed / divisor
-    window: int = 100  # of break, in steps
-    plateau: int | None = 1000  # a breakthrough after this step is hidden; None: where the mean loss is flat
+    window: int = 100
+    plateau: int | None = 1000
 
     @property
     def n_tokens(self) -> int:
         return 4 * (self.analysed_sums or self.validation_sums)
-
-    @property
-    def min_samples(self) -> int:
-        return max(1, self.n_tokens // self.min_samples_divisor)
-
-    @property
-    def source_steps(self) -> list[int]:
-        return [self.basis_every * (i + 1) for i in range(self.basis_steps)]
 
     @property
     def recorded_steps(self) -> list[int]:
@@ -99,26 +75,50 @@ ADDITION_PRESETS = {
         min_cluster_size=30,
         plateau=None,
     ),
-    "tiny": ArithmeticConfig(
-        preset="tiny",
-        width=32,
-        layers=1,
-        heads=2,
-        lr=3e-3,
-        steps=200,
-        validation_sums=50,
-        hessian_sums=50,
-        curvature_sums=20,
-        lca_weights=5,
-        basis_every=40,
-        basis_steps=4,
-        tol=1e-2,
-        interval=20,
-        min_cluster_size=10,
-        window=40,
-        plateau=None,
-    ),
 }
+
+# %% ../../nbs/tasks/20_arithmetic.ipynb #8d3ed83d
+ADDITION_PRESETS["tiny"] = ArithmeticConfig(
+    preset="tiny",
+    width=32,
+    layers=1,
+    heads=2,
+    lr=3e-3,
+    steps=200,
+    validation_sums=50,
+    hessian_sums=50,
+    curvature_sums=20,
+    lca_weights=5,
+    basis_every=40,
+    basis_steps=4,
+    tol=1e-2,
+    min_cluster_size=10,
+    window=40,
+    plateau=None,
+)
+
+# %% ../../nbs/tasks/20_arithmetic.ipynb #8675c74f
+def _check_sums(config: ArithmeticConfig) -> None:
+    "There are 1,000,000 sums, and no sample has more than it is drawn from."
+    sums = config.steps * config.batch_size + config.hessian_sums + config.validation_sums
+    require(
+        sums <= 10**6,
+        f"{sums:,} different sums are asked for, there are 1,000,000: lower steps, batch_size or the samples",
+    )
+    for part, whole in (("analysed_sums", config.validation_sums), ("basis_sums", config.hessian_sums)):
+        size = getattr(config, part)
+        require(size is None or 0 < size <= whole, f"{part}={size} is a part of the {whole} drawn: use 1 to {whole}")
+    analysed = config.n_tokens // 4
+    require(
+        config.curvature_sums <= analysed,
+        f"curvature_sums={config.curvature_sums} is a part of the {analysed} sums analysed: make it smaller",
+    )
+
+
+def _stretches(config: ArithmeticConfig) -> list[tuple[int, int]]:
+    "(length, interval between checkpoints) of the parts of training, in steps."
+    after, late = config.late or (config.steps, config.interval)
+    return [(after, config.interval), (config.steps - after, late)]
 
 # %% ../../nbs/tasks/20_arithmetic.ipynb #4846eb7f
 def addition_preset(name: str, **changes) -> ArithmeticConfig:
@@ -126,45 +126,23 @@ def addition_preset(name: str, **changes) -> ArithmeticConfig:
 
     Raises ValueError for an unknown preset or an impossible configuration.
     """
-    return named_preset(ADDITION_PRESETS, name, check_addition_config, changes)
+    return changed_preset(ADDITION_PRESETS, name, check_addition_config, changes)
 
 
 def check_addition_config(config: ArithmeticConfig) -> None:
     "Raise ValueError if `config` cannot be run."
-    check_training(config, ("lca_weights", "validation_sums", "hessian_sums", "curvature_sums"))
-    sums = config.steps * config.batch_size + config.hessian_sums + config.validation_sums
-    need(
-        sums <= 10**6,
-        f"{sums:,} different sums are asked for, there are 1,000,000: lower steps, batch_size or the samples",
-    )
-    for part, whole in (("analysed_sums", config.validation_sums), ("basis_sums", config.hessian_sums)):
-        value = getattr(config, part)
-        need(value is None or 0 < value <= whole, f"{part}={value} is a part of the {whole} drawn: use 1 to {whole}")
-    need(
-        config.curvature_sums <= config.n_tokens // 4,
-        f"curvature_sums={config.curvature_sums} is a part of the {config.n_tokens // 4} sums analysed: make it "
-        "smaller",
-    )
+    check_experiment(config, ("lca_weights", "validation_sums", "hessian_sums", "curvature_sums"))
+    _check_sums(config)
     for stretch, interval in _stretches(config):
-        need(
+        require(
             interval > 0 and stretch >= 0 and stretch % interval == 0,
             f"interval={config.interval}, late={config.late}: {stretch} steps are not a multiple of {interval}",
         )
 
-
-def _stretches(config) -> list[tuple[int, int]]:
-    "(length, interval between checkpoints) of the parts of training, in steps."
-    after, late = config.late or (config.steps, config.interval)
-    return [(after, config.interval), (config.steps - after, late)]
-
-# %% ../../nbs/tasks/20_arithmetic.ipynb #416bf703
-PLACES = ("1000s", "100s", "10s", "1s")
-_ALPHABET = "0123456789+="
-
-
+# %% ../../nbs/tasks/20_arithmetic.ipynb #c557462d
 def draw_pairs(config: ArithmeticConfig) -> dict[str, Tensor]:
-    """Disjoint samples of pairs of numbers, each (n, 2): `train_addition` in the order of training, `hessian` and `validation`,
-    of which `config` may use a part.
+    """Disjoint samples of pairs of numbers, each (n, 2): `train` in the order of training, `hessian` and
+    `validation`, of which `config` may use a part.
     """
     sizes = {
         "validation": config.validation_sums,
@@ -172,26 +150,33 @@ def draw_pairs(config: ArithmeticConfig) -> dict[str, Tensor]:
         "train": config.steps * config.batch_size,
     }
     order = torch.randperm(10**6, generator=torch.Generator().manual_seed(config.seed))
-    pairs = torch.stack([order // 1000, order % 1000], dim=1)
-    drawn = dict(zip(sizes, pairs[: sum(sizes.values())].split(list(sizes.values()))))
-    return drawn | {
-        "validation": drawn["validation"][: config.analysed_sums],
-        "hessian": drawn["hessian"][: config.basis_sums],
-    }
+    pairs = torch.stack([order // 1000, order % 1000], dim=1)[: sum(sizes.values())]
+    drawn = dict(zip(sizes, pairs.split(list(sizes.values()))))
+    drawn["validation"] = drawn["validation"][: config.analysed_sums]
+    drawn["hessian"] = drawn["hessian"][: config.basis_sums]
+    return drawn
+
+# %% ../../nbs/tasks/20_arithmetic.ipynb #416bf703
+PLACES = ("1000s", "100s", "10s", "1s")
+_ALPHABET = "0123456789+="
 
 
 def encode_sums(pairs: Tensor) -> Tensor:
     "The ids (n, 12) of `abc+def=ghij` for `pairs` (n, 2)."
-
-    def digits(x, n):
-        return torch.stack([x // 10**i % 10 for i in reversed(range(n))], dim=1)
-
     plus = torch.full((len(pairs), 1), 10)
     equals = torch.full((len(pairs), 1), 11)
-    return torch.cat([digits(pairs[:, 0], 3), plus, digits(pairs[:, 1], 3), equals, digits(pairs.sum(1), 4)], dim=1)
+    a = _digits(pairs[:, 0], 3)
+    b = _digits(pairs[:, 1], 3)
+    return torch.cat([a, plus, b, equals, _digits(pairs.sum(1), 4)], dim=1)
+
+
+def _digits(numbers: Tensor, n: int) -> Tensor:
+    "The last `n` digits of every number, most significant first: (numbers, n)."
+    return torch.stack([numbers // 10**i % 10 for i in reversed(range(n))], dim=1)
 
 
 def decode_sums(ids: Tensor) -> str:
+    "The text of the ids of one sum."
     return "".join(_ALPHABET[i] for i in ids)
 
 
@@ -207,20 +192,22 @@ def addition_tokens(pairs: Tensor) -> pd.DataFrame:
     `carry` is 1 where a carry arrives from the next lower place; into the 1s none ever does.
     """
     table = token_table([make_batch(pairs)])
-    a, b = (pairs.numpy()[table.example, i] for i in (0, 1))
-    below = 10 ** (11 - table.position)  # of the target's place: 1000, 100, 10, 1
+    a = pairs.numpy()[table.example, 0]
+    b = pairs.numpy()[table.example, 1]
+    value = 10 ** (11 - table.position)  # of the target's place: 1000, 100, 10, 1
     return table.assign(
         target=table.target_id.astype(str),
         a=a,
         b=b,
         place=[PLACES[p - 8] for p in table.position],
-        carry=(a % below + b % below >= below).astype(int),
+        carry=(a % value + b % value >= value).astype(int),
     )
 
 
 def addition_losses(model: nn.Module, pairs: Tensor, batch_size: int = 250) -> TokenLosses:
     "The losses of the target tokens of `pairs`, with their token table."
-    return TokenLosses(model, [make_batch(p) for p in pairs.split(batch_size)], tokens=addition_tokens(pairs))
+    batches = [make_batch(part) for part in pairs.split(batch_size)]
+    return TokenLosses(model, batches, tokens=addition_tokens(pairs))
 
 # %% ../../nbs/tasks/20_arithmetic.ipynb #b0b6f129
 class AdditionModel(Transformer):
@@ -230,34 +217,21 @@ class AdditionModel(Transformer):
         super().__init__(12, 12, 10, config.width, config.layers, config.heads, config.init_std, config.seed)
 
 # %% ../../nbs/tasks/20_arithmetic.ipynb #d31ab577
+_TRAINING = ("seed", "width", "layers", "heads", "init_std", "steps", "batch_size")
+_TRAINING += ("lr", "warmup", "weight_decay", "betas", "validation_sums", "hessian_sums")
+
+
 def addition_loss(config: ArithmeticConfig) -> Callable[[nn.Module, int], Tensor]:
     "The loss of the model at a step: the mean over the targets of the sums of that step, in nats."
     pairs = draw_pairs(config)["train"]
-    n = config.batch_size
+    size = config.batch_size
 
-    def loss(model, step):
-        ids = encode_sums(pairs[step * n :][:n])
-        return F.cross_entropy(model(ids)[:, 7:11].flatten(0, 1), ids[:, 8:].flatten())
+    def loss(model: nn.Module, step: int) -> Tensor:
+        ids = encode_sums(pairs[step * size :][:size])
+        logits = model(ids)[:, 7:11]
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 8:].flatten())
 
     return loss
-
-
-# the samples are cut from one permutation
-_TRAINING = (
-    "seed",
-    "width",
-    "layers",
-    "heads",
-    "init_std",
-    "steps",
-    "batch_size",
-    "lr",
-    "warmup",
-    "weight_decay",
-    "betas",
-    "validation_sums",
-    "hessian_sums",
-)
 
 
 def train_addition(
@@ -266,14 +240,8 @@ def train_addition(
     """Train the model of `config` by `polca.tasks.training.train`, whose errors it raises; checkpoints of
     `recorded_steps` and `source_steps` go to `store`. Returns the model.
     """
+    model = AdditionModel(config)
+    loss = addition_loss(config)
+    wanted = {*config.recorded_steps, *config.source_steps}
     settings = {name: getattr(config, name) for name in _TRAINING}
-    return training.train(
-        AdditionModel(config),
-        addition_loss(config),
-        store,
-        config,
-        {*config.recorded_steps, *config.source_steps},
-        settings,
-        progress,
-        save_state_every,
-    )
+    return training.train(model, loss, store, config, wanted, settings, progress, save_state_every)

@@ -7,22 +7,25 @@ __all__ = ['RESULTS_FORMAT', 'write_results', 'read_results']
 
 # %% ../../nbs/tasks/40_results.ipynb #155e5c2e
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from ..core.files import read_checked, write_json
 from ..runs.manifest import environment
-from polca.tasks.arithmetic import (
-    ArithmeticConfig,
-    addition_preset,
-)
 
 # %% ../../nbs/tasks/40_results.ipynb #9cf3722d
 RESULTS_FORMAT = 2  # of the files; 1 had no header
 
 
-def write_results(file: str | Path, made_by: str, config: ArithmeticConfig, results: dict) -> dict:
+class _Dataclass(Protocol):
+    "An instance of any dataclass."
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def write_results(file: str | Path, made_by: str, config: _Dataclass, results: Mapping[str, Any]) -> dict[str, Any]:
     "Write `results` with a header to `file`, as JSON; returns what is in the file."
     contents = {
         "made_by": made_by,
@@ -34,38 +37,52 @@ def write_results(file: str | Path, made_by: str, config: ArithmeticConfig, resu
     write_json(Path(file), contents, checked=True)
     return json.loads(json.dumps(contents))
 
-
+# %% ../../nbs/tasks/40_results.ipynb #23382aaa
 def read_results(
-    file: str | Path, made_by: str, command: str, config: ArithmeticConfig | None = None, need: Sequence[str] = ()
-) -> dict:
+    file: str | Path, made_by: str, command: str, config: _Dataclass | None = None, parts: Sequence[str] = ()
+) -> dict[str, Any]:
     """What `write_results` wrote to `file`.
 
     made_by   the program that must have made it
     command   what to run to make it, for the messages
     config    the configuration that it must be of; default: any
-    need      the parts that must be there
+    parts     the parts that must be there
 
     Raises ValueError for a file that is missing, damaged, of something else or in another format, of another
-    configuration, or without a part that is needed.
+    configuration, or without one of `parts`.
     """
     file = Path(file)
     if not file.exists():
         raise ValueError(f"{file} is missing: make it with: {command}")
     try:
-        found = read_checked(file)
+        results = read_checked(file)
     except (ValueError, TypeError) as e:
         raise ValueError(f"{file} is damaged or not of polca ({e}): make it again with: {command}") from e
-    if (who := found.get("made_by")) != made_by or (form := found.get("format")) != RESULTS_FORMAT:
-        raise ValueError(
-            f"{file} was made by {who!r}"
-            + (f" in format {form}" if who == made_by else "")
-            + f", not by {made_by!r} in format {RESULTS_FORMAT}: make it again with: {command}"
-        )
-    wanted = json.loads(json.dumps(asdict(config))) if config else {}
-    differ = [f"{k}={found['config'].get(k)}, not {v}" for k, v in wanted.items() if found["config"].get(k, ...) != v]
-    if differ:
-        raise ValueError(f"{file} is of another configuration ({'; '.join(differ[:3])}): make it again with: {command}")
-    missing = [n for n in need if n not in found]
+    _check_maker(file, results, made_by, command)
+    if config:
+        _check_config(file, results, config, command)
+    missing = [part for part in parts if part not in results]
     if missing:
         raise ValueError(f"{file} lacks {', '.join(missing)}: make it with: {command}")
-    return found
+    return results
+
+# %% ../../nbs/tasks/40_results.ipynb #95aff2ca
+def _check_maker(file: Path, results: Mapping[str, Any], made_by: str, command: str) -> None:
+    "Raise ValueError if another program wrote `results`, or `made_by` did in another format."
+    maker = results.get("made_by")
+    form = results.get("format")
+    if maker != made_by or form != RESULTS_FORMAT:
+        older = f" in format {form}" if maker == made_by else ""
+        raise ValueError(
+            f"{file} was made by {maker!r}{older}, not by {made_by!r} in format {RESULTS_FORMAT}: "
+            f"make it again with: {command}"
+        )
+
+
+def _check_config(file: Path, results: Mapping[str, Any], config: _Dataclass, command: str) -> None:
+    "Raise ValueError if `results` are of another configuration."
+    wanted = json.loads(json.dumps(asdict(config)))
+    stored = results["config"]
+    differ = [f"{k}={stored.get(k)}, not {v}" for k, v in wanted.items() if stored.get(k, ...) != v]
+    if differ:
+        raise ValueError(f"{file} is of another configuration ({'; '.join(differ[:3])}): make it again with: {command}")
