@@ -13,8 +13,9 @@ import torch
 import xarray as xr
 from commands import call_in
 
+from polca.compute.basis_files import load_subspace
 from polca.compute.projection import open_projection, project
-from polca.compute.subspace import hessian_subspace, load_subspace
+from polca.compute.subspace import hessian_subspace
 from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
 from polca.core.processes import joined, n_processes, process_number

@@ -27,9 +27,10 @@ from polca.compute.basis import (
 from .lanczos import check_lanczos, lanczos, norm, orthogonalise
 from .operators import GradientOperator, MeanOperator, mean_gradient
 from .subspace import losses_with_weights
-from ..core.checkpoints import Checkpoints, verify_checkpoints
+from ..core.checkpoints import Checkpoints
 from ..core.losses import Params, TokenLosses, check_params, flatten, n_parameters
 from ..core.memory import memory_bytes
+from ..core.verification import verify_checkpoints
 
 # %% ../../nbs/compute/55_bases.ipynb #470df23f
 def _orthonormal_rows(rows: Iterable[Tensor], like: Tensor, tol: float = 0.0) -> tuple[Tensor, list[float]]:

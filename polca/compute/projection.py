@@ -27,7 +27,7 @@ from .basis import Subspace, check_subspace
 from .engines import Projector
 from .lanczos import dots, norm
 from .operators import HessianOperator, SharedOperator
-from ..core.checkpoints import Checkpoints, losses_at, verify_checkpoints
+from ..core.checkpoints import Checkpoints
 from ..core.losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from ..core.memory import part_of
 from polca.core.processes import (
@@ -43,6 +43,7 @@ from polca.core.processes import (
     sum_over,
 )
 from ..core.tables import checked_columns
+from ..core.verification import losses_at, verify_checkpoints
 
 # %% ../../nbs/compute/90_projection.ipynb #782ba8e1
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -31,10 +31,11 @@ from polca.compute.basis_files import (
 )
 from .lanczos import SharedRows, check_lanczos, lanczos
 from .operators import MATRICES, MeanOperator, SharedOperator
-from ..core.checkpoints import Checkpoint, Checkpoints, verify_checkpoints
+from ..core.checkpoints import Checkpoint, Checkpoints
 from ..core.losses import Params, TokenLosses, fingerprint, n_parameters
 from ..core.memory import memory_bytes
 from ..core.processes import barrier, from_first, gathered, n_processes, on_first, process_number, same_everywhere
+from ..core.verification import verify_checkpoints
 
 # %% ../../nbs/compute/50_subspace.ipynb #da1808c9
 @dataclass

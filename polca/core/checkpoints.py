@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import _listed, atomic_path, check_finite, open_weights, write_json
+from .files import atomic_path, check_finite, listed_names, open_weights, write_json
 from .folders import read_config
 from .losses import Params, buffers, parameters, plain_names, unwrapped
 from .reference import loaded, silent_transformers
@@ -138,7 +138,7 @@ def _read_file(file: Path) -> Checkpoint:
     Raises ValueError unless it is what was saved; older files, without their hash, are taken as they are.
     """
     with open_weights(file) as f:
-        order, saved = _listed(f, file)
+        order, saved = listed_names(f, file)
         params = {n: f.get_tensor(n) for n in order}
         kept = None if saved is None else {n: f.get_tensor(n) for n in saved}
         written = (f.metadata() or {}).get("hash")

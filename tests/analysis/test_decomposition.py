@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from polca.analysis.decomposition import allocate, check_paper_curvature, explained, trajectories
+from polca.compute.basis import as_subspace
 from polca.compute.projection import project
-from polca.compute.subspace import as_subspace
 from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
 
