@@ -35,7 +35,7 @@ def memory_bytes(memory: str | int) -> int:
         raise ValueError(f"memory={memory!r}: give a number of bytes, or a size like '512MiB' or '2GiB'")
     return int(float(match[1]) * _UNITS[match[2]])
 
-
+# %% ../../nbs/core/20_memory.ipynb #70fbcb2c
 def size_text(n: float) -> str:
     "`n` bytes for people."
     if n < 1024:
@@ -239,7 +239,7 @@ class _Needs:
             self._known[kind] = sequence_needs(self.losses, i, self.params, self.attempt)
         return self._known[kind]
 
-# %% ../../nbs/core/20_memory.ipynb #33d2cf40
+# %% ../../nbs/core/20_memory.ipynb #dd31a220
 def _cut(n: int, fixed: int, each: int, budget: int) -> list[slice]:
     "`n` sequences in the fewest parts of about the same size of which each takes at most `budget` bytes."
     fitting = min(n, (budget - fixed) // max(1, each))
@@ -247,7 +247,7 @@ def _cut(n: int, fixed: int, each: int, budget: int) -> list[slice]:
     size = -(-n // parts)
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
-
+# %% ../../nbs/core/20_memory.ipynb #f703fecf
 def _check_budget(i: int, one: int, budget: int, memory) -> None:
     "Raise ValueError if `one` sequence of batch `i` takes more than `budget` bytes; `memory` is what was asked for."
     if one > budget:
@@ -291,7 +291,7 @@ def batch_of_part(losses: TokenLosses, parts: TokenLosses, i: int) -> int:
     ends = np.cumsum([n_examples(batch) for batch in losses.batches])
     return int(np.searchsorted(ends, before, side="right"))
 
-# %% ../../nbs/core/20_memory.ipynb #593f93bf
+# %% ../../nbs/core/20_memory.ipynb #8f5bd3ee
 def _part_bounds(counts: list[int], part: int, parts: int, whole: bool) -> tuple[int, int]:
     "The first sequence of a part and that of the next; batches of `counts` sequences may be cut, or stay `whole`."
     starts = np.cumsum([0, *counts])
@@ -303,16 +303,23 @@ def _part_bounds(counts: list[int], part: int, parts: int, whole: bool) -> tuple
 
     return first(part), first(part + 1)
 
-
+# %% ../../nbs/core/20_memory.ipynb #582a30a5
 def _rows_between(counts: list[int], first: int, last: int) -> list[tuple[int, slice]]:
     "(batch, rows in it) of the sequences from `first` until before `last`, in batches of `counts` sequences."
     rows = []
     start = 0
     for i, n in enumerate(counts):
-        if start < last and first < start + n:
+        if max(first, start) < min(last, start + n):
             rows.append((i, slice(max(first - start, 0), last - start)))
         start += n
     return rows
+
+# %% ../../nbs/core/20_memory.ipynb #437a5b9c
+def _tokens_between(tokens: pd.DataFrame, first: int, last: int) -> pd.DataFrame:
+    "The rows of the sequences from `first` until before `last`, numbered from 0 as their sequences are."
+    chosen = tokens[tokens["example"].between(first, last - 1)]
+    numbered = chosen.assign(example=chosen["example"] - first)
+    return numbered.reset_index(drop=True).rename_axis("token")
 
 # %% ../../nbs/core/20_memory.ipynb #2db2a9d3
 def part_of(losses: TokenLosses, params: Params, part: int, parts: int) -> tuple[TokenLosses | None, int]:
@@ -345,10 +352,3 @@ def part_of(losses: TokenLosses, params: Params, part: int, parts: int) -> tuple
 
 def _all_separable(losses: TokenLosses, params: Params, counts: list[int]) -> bool:
     return all(n == 1 or is_separable(losses, i, params, n) for i, n in enumerate(counts))
-
-# %% ../../nbs/core/20_memory.ipynb #437a5b9c
-def _tokens_between(tokens: pd.DataFrame, first: int, last: int) -> pd.DataFrame:
-    "The rows of the sequences from `first` until before `last`, numbered from 0 as their sequences are."
-    chosen = tokens[tokens["example"].between(first, last - 1)]
-    numbered = chosen.assign(example=chosen["example"] - first)
-    return numbered.reset_index(drop=True).rename_axis("token")

@@ -121,3 +121,10 @@ def test_a_process_may_get_no_token_and_part_0_says_so(mixed):
     assert first is None and second is not None and len(second) == 10
     assert len(caught) == 1 and "without work" in str(caught[0].message)
     assert caught[0].filename == __file__
+
+
+def test_more_processes_than_sequences_leave_some_without_tokens(ten):
+    parts = [part_of(ten, ten.params, part, 25)[0] for part in range(25)]
+    with_tokens = [part for part in parts if part is not None]
+    assert len(with_tokens) == 10
+    assert torch.equal(torch.cat([part(ten.params) for part in with_tokens]), ten(ten.params))
