@@ -24,10 +24,10 @@ from polca.compute.operators import DifferenceOperator, HessianOperator
 from polca.compute.projection import open_projection, project
 from polca.compute.subspace import as_subspace, hessian_subspace
 from polca.core.checkpoints import Checkpoints
-from polca.core.verification import losses_at, verify_checkpoints
 from polca.core.losses import TokenLosses, buffers, flatten, n_parameters, parameters
 from polca.core.memory import split_batches
 from polca.core.recording import Recorder
+from polca.core.verification import losses_at, verify_checkpoints
 from polca.runs.run import Run
 from polca.runs.task import TextConfig, TextTask, open_tokenizer
 from polca.runs.texts import cut_windows

@@ -20,9 +20,9 @@ from .lanczos import check_lanczos, lanczos, norm, orthogonalise
 from .operators import GradientOperator, MeanOperator, mean_gradient
 from .subspace import Subspace, as_subspace, check_basis, orthonormality_error
 from ..core.checkpoints import Checkpoints
-from ..core.verification import verify_checkpoints
 from ..core.losses import Params, TokenLosses, check_params, flatten, n_parameters
 from ..core.memory import memory_bytes
+from ..core.verification import verify_checkpoints
 
 # %% ../../nbs/compute/55_bases.ipynb #8ea494d2
 def _orthonormal_rows(rows, like: Tensor, tol: float = 0.0) -> tuple[Tensor, list[float]]:

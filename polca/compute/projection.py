@@ -28,7 +28,6 @@ from .lanczos import dots, norm
 from .operators import HessianOperator, SharedOperator
 from .subspace import Subspace, check_subspace
 from ..core.checkpoints import Checkpoints
-from ..core.verification import losses_at, verify_checkpoints
 from ..core.losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters, unflatten
 from ..core.memory import part_of
 from polca.core.processes import (
@@ -44,6 +43,7 @@ from polca.core.processes import (
     sum_over,
 )
 from ..core.tables import checked_columns
+from ..core.verification import losses_at, verify_checkpoints
 
 # %% ../../nbs/compute/90_projection.ipynb #782ba8e1
 def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:

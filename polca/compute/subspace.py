@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from .lanczos import SharedRows, check_lanczos, lanczos
 from .operators import MATRICES, MeanOperator, SharedOperator
 from ..core.checkpoints import Checkpoints
-from ..core.verification import verify_checkpoints
 from ..core.files import atomic_path, check_finite, open_weights
 from ..core.losses import Params, TokenLosses, check_params, fingerprint, flatten, n_parameters
 from ..core.memory import memory_bytes
@@ -41,6 +40,7 @@ from polca.core.processes import (
     shares,
     sum_over,
 )
+from ..core.verification import verify_checkpoints
 
 # %% ../../nbs/compute/50_subspace.ipynb #a0d6bb90
 @dataclass

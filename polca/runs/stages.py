@@ -26,10 +26,10 @@ from ..analysis.labels import label_clusters, projection_tokens
 from ..compute.projection import open_projection, project
 from ..compute.subspace import Subspace, hessian_subspace, load_subspace
 from ..core.checkpoints import Checkpoints, require_steps
-from ..core.verification import losses_at, verify_checkpoints
 from ..core.files import atomic_path, write_json
 from ..core.losses import TokenLosses, fingerprint, n_parameters
 from ..core.processes import process_number
+from ..core.verification import losses_at, verify_checkpoints
 from .manifest import LEAVES, HashedCheckpoints, hash_stage, read_manifest, setting
 from .task import Samples, Task
 

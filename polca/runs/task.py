@@ -26,8 +26,8 @@ from ..core.checkpoints import Checkpoints
 from ..core.folders import check_place, has_weights, is_adapter, neighbours, read_config
 from ..core.losses import TokenLosses
 from ..core.memory import memory_bytes
-from ..core.pretrained import NoModelGiven, Pretrained
 from ..core.opening import ask_hub, cached_folder
+from ..core.pretrained import NoModelGiven, Pretrained
 from polca.runs.estimates import (
     Estimate,
 )
