@@ -176,10 +176,11 @@ def _read_finite(file: Path) -> Checkpoint:
 def _write_config(file: Path, model: nn.Module) -> None:
     "Write the configuration of a model of transformers to `file`, once."
     model = unwrapped(model)
-    if not type(model).__module__.startswith("transformers.") or not hasattr(model, "config") or file.exists():
+    config = getattr(model, "config", None)
+    if not type(model).__module__.startswith("transformers.") or config is None or file.exists():
         return
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    write_json(file, config | {"architectures": [type(model).__name__]})
+    settings = json.loads(config.to_json_string(use_diff=False))
+    write_json(file, settings | {"architectures": [type(model).__name__]})
 
 # %% ../../nbs/core/70_checkpoints.ipynb #9f254b6d
 def _described_model(folder: Path, found: Checkpoint) -> nn.Module | None:
