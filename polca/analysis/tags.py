@@ -106,7 +106,7 @@ _HAVE = {"have", "has", "had", "having", "'ve"}
 _DO = {"do", "does", "did"}
 _SYMBOLS = set("$£€¥%+=<>°×÷±#|~^")
 
-# %% ../../nbs/analysis/60_tags.ipynb #fa98d0c8
+# %% ../../nbs/analysis/60_tags.ipynb #35f2f772
 def _verb_after(words: Sequence[str], penn: Sequence[str], i: int) -> str:
     'The Penn tag of the first of the four words after `i` that is no adverb, pronoun or negation; "." if none is.'
     for word, tag in zip(words[i + 1 : i + 5], penn[i + 1 : i + 5]):
@@ -114,7 +114,7 @@ def _verb_after(words: Sequence[str], penn: Sequence[str], i: int) -> str:
             return tag
     return "."
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #fa98d0c8
 def _by_neighbours(word: str, penn: str, before: str, after: str, verb: str) -> str | None:
     "The tag of a word that its neighbours decide; None for other words."
     if word in _HAVE:
@@ -131,7 +131,7 @@ def _by_neighbours(word: str, penn: str, before: str, after: str, verb: str) -> 
         return "DET" if after.startswith(("NN", "JJ", "CD", "VBG")) else "PRON"
     return None
 
-# %% ../../nbs/analysis/60_tags.ipynb #79185af6
+# %% ../../nbs/analysis/60_tags.ipynb #188f2191
 def _universal(word: str, penn: str, before: str, after: str, verb: str) -> str:
     "The universal tag of a word in small letters, from its Penn tag, those beside it, and that of the verb after it."
     if word in _FIXED:
@@ -140,7 +140,7 @@ def _universal(word: str, penn: str, before: str, after: str, verb: str) -> str:
         return "SYM" if word in _SYMBOLS else "PUNCT"
     return _by_neighbours(word, penn, before, after, verb) or _PENN.get(penn, "X")
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #79185af6
 def universal_tags(words: Sequence[str], penn: Sequence[str]) -> list[str]:
     "The universal tags of the `words` of a sentence from their Penn tags."
     words = [word.lower().replace("’", "'") for word in words]
@@ -192,7 +192,7 @@ def _pattern_tagger(asked: bool) -> Tagger:
     name = f"pattern (TextBlob {version('textblob')})"
     return Tagger(name, lambda texts: [tag_words(text) for text in texts], asked=asked)
 
-# %% ../../nbs/analysis/60_tags.ipynb #495c5316
+# %% ../../nbs/analysis/60_tags.ipynb #876f4e76
 def _spacy_models() -> list[str]:
     "The installed English models of spaCy; none where spaCy is not installed."
     try:
@@ -201,7 +201,7 @@ def _spacy_models() -> list[str]:
         return []
     return sorted(m for m in get_installed_models() if m.startswith("en_"))
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #495c5316
 def _load_spacy(spacy, model: str):
     "The pipeline of an installed `model`."
     try:
@@ -283,7 +283,7 @@ def open_tagger(name: str = "auto") -> Tagger:
             warnings.warn(f"{e}. Another tagger is used", stacklevel=2)
     return _pattern_tagger(False)
 
-# %% ../../nbs/analysis/60_tags.ipynb #07c5d8b8
+# %% ../../nbs/analysis/60_tags.ipynb #10058a49
 _FUNCTION_WORDS = frozenset(
     (
         "the of and to a is that it for with as he be by at had not are but from or have they which one you were her "
@@ -292,7 +292,7 @@ _FUNCTION_WORDS = frozenset(
     ).split()
 )
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #07c5d8b8
 def english_share(text: str) -> tuple[float, int]:
     "The share of English function words among the words of `text`, and the number of words."
     words = re.findall(r"[^\W\d_]+", text.lower().replace("<unk>", ""))
@@ -311,7 +311,7 @@ def foreign_texts(texts: Mapping[str, str], least: float = 0.15, words: int = 50
             foreign.append(name)
     return foreign
 
-# %% ../../nbs/analysis/60_tags.ipynb #11bc9c6f
+# %% ../../nbs/analysis/60_tags.ipynb #04ac8594
 def _last_cut(part: str) -> int:
     "Where to cut `part`: after its last sentence, else after its last word, else at its end."
     for pattern in (r"[.!?][\"')\]”’]*\s", r"\s"):
@@ -320,7 +320,7 @@ def _last_cut(part: str) -> int:
             return ends[-1]
     return len(part)
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #11bc9c6f
 def cut_pieces(text: str, longest: int = 10_000) -> list[tuple[int, int]]:
     """Pieces of `text` as (start, end), of at most `longest` letters, that together are all of it: cut at empty lines,
     else after a sentence, else after a word.
@@ -350,7 +350,7 @@ def tag_text(text: str, tagger: Tagger, spans: Sequence[tuple[int, int]] | None 
         rows += [(offset + start, offset + end, tag) for start, end, tag in words]
     return pd.DataFrame(rows, columns=["start", "end", "tag"])
 
-# %% ../../nbs/analysis/60_tags.ipynb #e64949ae
+# %% ../../nbs/analysis/60_tags.ipynb #3b0e6ee6
 class _RunningText:
     "A text that is put together piece by piece."
 
@@ -365,7 +365,7 @@ class _RunningText:
         self.length += len(piece) + len(space)
         return start, start + len(piece)
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #e64949ae
 def _conllu_columns(line: str, number: int) -> list[str] | None:
     "The ten columns of a line of a word; None for comments, empty lines and empty nodes (1.1)."
     if not line.strip() or line.startswith("#"):
@@ -422,7 +422,7 @@ def read_conllu(text: str) -> tuple[str, pd.DataFrame]:
     words = pd.DataFrame(rows, columns=["start", "end", "form", "tag"])
     return written, _apart(words, written).drop(columns="form")
 
-# %% ../../nbs/analysis/60_tags.ipynb #4be8a78f
+# %% ../../nbs/analysis/60_tags.ipynb #bcec0317
 def _tags_given(tagger: Tagger, text: str, gold: pd.DataFrame) -> pd.Series:
     'The tag that `tagger` gives each word of `gold` (start, end, tag) of the running `text`, or "unaligned".'
     words = tag_text(text, tagger).drop_duplicates(["start", "end"])
@@ -431,7 +431,7 @@ def _tags_given(tagger: Tagger, text: str, gold: pd.DataFrame) -> pd.Series:
     shared = gold.duplicated(["start", "end"], keep=False)
     return both["tag_given"].fillna("unaligned").mask(shared, "unaligned")
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #4be8a78f
 def tagger_accuracy(tagger: Tagger, conllu: str) -> tuple[dict, pd.DataFrame]:
     """How many words of a treebank, given as the text of a CoNLL-U file, `tagger` tags right, on the running text.
 
@@ -453,7 +453,7 @@ def tagger_accuracy(tagger: Tagger, conllu: str) -> tuple[dict, pd.DataFrame]:
     confusion = pd.crosstab(gold["tag"], given).rename_axis(index="gold", columns=tagger.name)
     return numbers, confusion.assign(accuracy=right.groupby(gold["tag"]).mean())
 
-# %% ../../nbs/analysis/60_tags.ipynb #233a8f03
+# %% ../../nbs/analysis/60_tags.ipynb #864d2d1a
 TAGS = ("tag_3", "tag_2", "tag_1", "tag")  # in the order of reading
 
 
@@ -469,7 +469,7 @@ def _first_letters(window: Mapping) -> np.ndarray:
         letters.append(start + spaces if text else max(start - 1, 0))
     return np.array(letters)
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #233a8f03
 def tags_of_window(window: Mapping, words: pd.DataFrame) -> list[str]:
     "The tags of the tokens of a window, from the words (start, end, tag) of its document; X where there is no word."
     at = _first_letters(window)
@@ -484,7 +484,7 @@ def tags_of_window(window: Mapping, words: pd.DataFrame) -> list[str]:
         tags.append("SPACE" if is_space else tag)
     return tags
 
-# %% ../../nbs/analysis/60_tags.ipynb #4e6a3830
+# %% ../../nbs/analysis/60_tags.ipynb #54dd6426
 def _check_letters(name: str, texts: Mapping[str, str], windows: Sequence[Mapping]):
     "Refuse windows of the document `name` that are not pieces of its text."
     if name not in texts:
@@ -500,7 +500,7 @@ def _check_letters(name: str, texts: Mapping[str, str], windows: Sequence[Mappin
                 "was cut from; if its tokenizer changes letters, use a fast one, or tagger none"
             )
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #4e6a3830
 def _refuse_foreign(texts: dict[str, str], tagger: Tagger) -> set[str]:
     "The documents that stay without tags, for their language; an error if the tagger was asked for."
     foreign = foreign_texts(texts) if tagger.language == "en" else []
@@ -520,7 +520,7 @@ def _refuse_foreign(texts: dict[str, str], tagger: Tagger) -> set[str]:
     warnings.warn(f"{what}. They get no part-of-speech tags", stacklevel=4)
     return set(foreign)
 
-# %% ../../nbs/analysis/60_tags.ipynb #7a5cdae0
+# %% ../../nbs/analysis/60_tags.ipynb #45a1e571
 def tag_windows(windows: Sequence[dict], texts: Mapping[str, str], tagger: Tagger) -> list[list[str]]:
     """The tag of every token of the `windows` that `polca.runs.texts.cut_windows` made of `texts`: one of `UNIVERSAL`
     or SPACE; empty where the tagger gives none.
@@ -546,7 +546,7 @@ def tag_windows(windows: Sequence[dict], texts: Mapping[str, str], tagger: Tagge
             tags[i] = tags_of_window(windows[i], words)
     return tags
 
-
+# %% ../../nbs/analysis/60_tags.ipynb #7a5cdae0
 def _span(window: Mapping) -> tuple[int, int]:
     "The letters of its document, (start, end), that a window is."
     offset = window["offset"]

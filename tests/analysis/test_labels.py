@@ -241,7 +241,7 @@ def shuffled():
     return SimpleNamespace(values=values, best=best_of_shuffled(values, 12, 0.2, 4000, 1))
 
 
-def tested(own, pool, n, seed, least=0.2):
+def exceeding(own, pool, n, seed, least=0.2):
     return most_exceeding(own, pool, np.ones(len(pool), bool), least, n, np.random.default_rng(seed))
 
 
@@ -252,9 +252,9 @@ def test_p_is_the_share_of_shuffled_sets_that_exceed_as_much(shuffled, quantile)
     wanted = np.quantile(shuffled.best, quantile)
     for seed in range(2000):
         own = np.bincount(np.random.default_rng(seed).choice(codes, 12, replace=False), minlength=8)
-        if abs(tested(own, pool, 1, 0)[1] - wanted) < 0.05:
+        if abs(exceeding(own, pool, 1, 0)[1] - wanted) < 0.05:
             break
-    _, excess, p = tested(own, pool, 4000, 2)
+    _, excess, p = exceeding(own, pool, 4000, 2)
     assert abs(excess - wanted) < 0.05
     assert abs(p - (shuffled.best >= excess - 1e-9).mean()) < 0.03
 
@@ -268,7 +268,7 @@ def test_bound_stands_where_no_draw_exceeds_as_much(own):
     mean = 5 * pool / 15
     spread = np.sqrt(mean * (1 - pool / 15) * 10 / 14)
     best = np.where(sets >= 1, (sets - mean) / spread, 0).max(1)
-    _, excess, p = tested(np.array(own), pool, 1, 0, least=0.05)
+    _, excess, p = exceeding(np.array(own), pool, 1, 0, least=0.05)
     exact = (best >= excess - 1e-9).mean()
     assert exact * (1 - 1e-9) <= p < 1.5 * exact
 
