@@ -12,7 +12,7 @@ import xarray as xr
 
 from .clustering import OUTLIER, Clusters, curves_along
 
-# %% ../../nbs/analysis/50_breakthroughs.ipynb #5c0e963f
+# %% ../../nbs/analysis/50_breakthroughs.ipynb #200e480f
 def _inner(steps: np.ndarray, window: float) -> np.ndarray:
     "Those of `steps` that have `window` before and after them."
     before = steps - window >= steps[0]
@@ -24,7 +24,7 @@ def window_fits(steps: np.ndarray, window: float) -> bool:
     "Whether `window` fits before and after any of `steps`: else there is no break to tell."
     return bool(len(_inner(np.asarray(steps, float), window)))
 
-
+# %% ../../nbs/analysis/50_breakthroughs.ipynb #5c0e963f
 def break_range(steps: np.ndarray, window: float) -> tuple[float, float]:
     """The first and the last of `steps` with `window` steps on either side: no break can be before or after.
 
@@ -39,7 +39,7 @@ def break_range(steps: np.ndarray, window: float) -> tuple[float, float]:
         )
     return float(inner[0]), float(inner[-1])
 
-# %% ../../nbs/analysis/50_breakthroughs.ipynb #5d6eaedb
+# %% ../../nbs/analysis/50_breakthroughs.ipynb #12207549
 def _interpolate(curves: np.ndarray, steps: np.ndarray, t: np.ndarray) -> np.ndarray:
     "`curves` (tokens, steps) at the steps `t` (m,), by straight lines: (tokens, m)."
     right = np.clip(np.searchsorted(steps, t), 1, len(steps) - 1)
@@ -47,7 +47,7 @@ def _interpolate(curves: np.ndarray, steps: np.ndarray, t: np.ndarray) -> np.nda
     weight = (t - steps[left]) / (steps[right] - steps[left])
     return curves[:, left] * (1 - weight) + curves[:, right] * weight
 
-
+# %% ../../nbs/analysis/50_breakthroughs.ipynb #5d6eaedb
 def second_difference(curves: np.ndarray, steps: np.ndarray, window: float) -> tuple[np.ndarray, np.ndarray]:
     """[f(t+Δ) − f(t)] − [f(t) − f(t−Δ)] for `curves` (tokens, steps), wherever t−Δ and t+Δ are inside the steps.
 
@@ -105,7 +105,7 @@ def sharpness(curves: np.ndarray, steps: np.ndarray, at: np.ndarray, window: flo
     way = abs(np.diff(curves, axis=1))
     return (way * share_inside).sum(1) / np.maximum(way.sum(1), 1e-30)
 
-# %% ../../nbs/analysis/50_breakthroughs.ipynb #c55f65a8
+# %% ../../nbs/analysis/50_breakthroughs.ipynb #93938552
 def _breaks(at: np.ndarray, sharp: np.ndarray, edges: tuple[float, float]) -> dict[str, float]:
     "Of a cluster, from its tokens' break steps `at` and sharpness; `edges` are the first and last possible break."
     first, last = edges
@@ -118,7 +118,7 @@ def _breaks(at: np.ndarray, sharp: np.ndarray, edges: tuple[float, float]) -> di
         "sharpness": sharp.mean(),
     }
 
-
+# %% ../../nbs/analysis/50_breakthroughs.ipynb #c55f65a8
 def _random_breaks(at: np.ndarray, sharp: np.ndarray, sets: list[np.ndarray], plateau: float) -> dict[str, float]:
     "The same of random `sets` of tokens: the share that is hidden, mean spread, mean sharpness."
     return {

@@ -130,7 +130,7 @@ def hdbscan(min_cluster_size: int, min_samples: int, algorithm: str = "auto") ->
         copy=True,
     )
 
-# %% ../../nbs/analysis/20_clustering.ipynb #31be0c8d
+# %% ../../nbs/analysis/20_clustering.ipynb #580cb2de
 def first_equal(X: np.ndarray) -> np.ndarray:
     "For every row of `X` the number of the first row that equals it: (rows,)."
     rows = np.ascontiguousarray(X) + 0.0  # which makes −0 into 0
@@ -146,7 +146,7 @@ def _commonest(labels: np.ndarray) -> int:
     clusters = best[best >= 0]
     return clusters.min() if len(clusters) else OUTLIER
 
-
+# %% ../../nbs/analysis/20_clustering.ipynb #31be0c8d
 def alike(labels: np.ndarray, X: np.ndarray) -> np.ndarray:
     """`labels` of the rows of `X`, clusters from 0 and −1, with one label for all equal rows: that of most of them, and
     of several the smallest cluster number.
@@ -163,7 +163,7 @@ def alike(labels: np.ndarray, X: np.ndarray) -> np.ndarray:
     left = np.unique(labels[labels >= 0])
     return np.where(labels >= 0, np.searchsorted(left, labels), labels)
 
-# %% ../../nbs/analysis/20_clustering.ipynb #26d60057
+# %% ../../nbs/analysis/20_clustering.ipynb #d9685209
 def _check_curves(curves: xr.DataArray, min_cluster_size: int):
     n = curves.sizes["token"]
     if not 2 <= min_cluster_size <= n:
@@ -171,7 +171,7 @@ def _check_curves(curves: xr.DataArray, min_cluster_size: int):
     if not np.isfinite(curves).all():
         raise ValueError("some curves are not finite: project the checkpoints again")
 
-
+# %% ../../nbs/analysis/20_clustering.ipynb #26d60057
 def _fastest_hdbscan(curves: xr.DataArray, min_cluster_size: int, min_samples: int) -> HDBSCAN:
     "By a matrix of distances where curves are long, and where it is not too large."
     long = curves.sizes["step"] > 64 and curves.sizes["token"] <= 10_000
@@ -282,13 +282,13 @@ def _mirrored(means: np.ndarray, correlation: float, ratio: float) -> tuple[np.n
     pairs = (cosine <= correlation) & (share >= ratio) & opposed
     return cosine, share, np.triu(pairs, 1)
 
-# %% ../../nbs/analysis/20_clustering.ipynb #7621e22a
+# %% ../../nbs/analysis/20_clustering.ipynb #1ca00052
 def _of_direction(curves: xr.DataArray, direction) -> np.ndarray:
     "The curves along a direction, (token, step), float64."
     along = curves.sel(direction=direction).transpose("token", "step")
     return along.values.astype(np.float64)
 
-
+# %% ../../nbs/analysis/20_clustering.ipynb #7621e22a
 def opposing_clusters(
     curves: xr.DataArray, clusters: Clusters, correlation: float = -0.9, ratio: float = 0.5
 ) -> pd.DataFrame:
@@ -317,7 +317,7 @@ def opposing_clusters(
     pairs = pd.DataFrame(rows, columns=columns)
     return pairs.sort_values("correlation", kind="stable", ignore_index=True)
 
-# %% ../../nbs/analysis/20_clustering.ipynb #1d22e753
+# %% ../../nbs/analysis/20_clustering.ipynb #07c36412
 def _random_pairs(
     values: np.ndarray, pool: np.ndarray, sizes: np.ndarray, n: int, rng: np.random.Generator, limits: Mapping
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -338,7 +338,7 @@ def _random_pairs(
         moved[i] = np.minimum.outer(net, net)[pairs].max(initial=0.0)
     return counts, moved
 
-
+# %% ../../nbs/analysis/20_clustering.ipynb #1d22e753
 def _farthest(pairs: pd.DataFrame) -> float:
     "The net movement of the lesser cluster of a pair, of the pair where it is largest."
     return float(pairs[["net", "other_net"]].abs().min(axis=1).max())
@@ -404,7 +404,7 @@ def loss_quartiles(loss: xr.DataArray, skill: Sequence) -> dict:
     curves = {str(v): _rounded(quartiles(values[skill == v])) for v in pd.unique(skill)}
     return {"step": loss["step"].values.tolist(), "quartiles": curves}
 
-# %% ../../nbs/analysis/20_clustering.ipynb #9937d9c9
+# %% ../../nbs/analysis/20_clustering.ipynb #72275b2c
 def _plain(value):
     "A number of numpy's as one of Python's."
     return value.item() if isinstance(value, np.generic) else value
@@ -416,7 +416,7 @@ def _kind_shares(kinds: pd.DataFrame, members: np.ndarray) -> list[list]:
     every = kinds.drop_duplicates().itertuples(index=False, name=None)
     return [[*map(_plain, kind), round(float(shares.get(kind, 0.0)), 5)] for kind in every]
 
-
+# %% ../../nbs/analysis/20_clustering.ipynb #9937d9c9
 def _describe(members: np.ndarray, medoid: int | None, values: np.ndarray, loss: np.ndarray, kinds) -> dict:
     "A cluster without its number; without a medoid the median stands for it. `values`, `loss`: (tokens, steps)."
     lines = quartiles(values[members])

@@ -10,7 +10,7 @@ __all__ = ['RULES', 'NO_DIRECTION', 'KINDS', 'rules', 'paper_curvature', 'alloca
 import numpy as np
 import xarray as xr
 
-# %% ../../nbs/analysis/10_decomposition.ipynb #eed400aa
+# %% ../../nbs/analysis/10_decomposition.ipynb #f7264bf7
 RULES = ("first", "paper", "curvature", "trapezoid", "path")
 # rule: what it needs of a projection, and how it is asked for
 _NEEDS = {
@@ -24,7 +24,7 @@ def rules(projection: xr.Dataset) -> list[str]:
     "The rules for which `projection` holds what they need."
     return [rule for rule in RULES if _has_needs(projection, rule)]
 
-
+# %% ../../nbs/analysis/10_decomposition.ipynb #eed400aa
 def _has_needs(projection: xr.Dataset, rule: str) -> bool:
     return rule not in _NEEDS or _NEEDS[rule][0] in projection
 
@@ -149,7 +149,7 @@ def projected_loss(allocation: xr.DataArray) -> xr.DataArray:
     "L_b(x; t), the sum of the allocations before step t, nats: (step, token, direction), zero at the first step."
     return _running_sum(allocation).rename("projected_loss")
 
-# %% ../../nbs/analysis/10_decomposition.ipynb #16cfe587
+# %% ../../nbs/analysis/10_decomposition.ipynb #0a95c1da
 def _outside(projection: xr.Dataset, rule: str) -> xr.DataArray:
     "What `rule` books on the movement that the basis does not hold: (interval, token)."
     if rule == "path":
@@ -158,7 +158,7 @@ def _outside(projection: xr.Dataset, rule: str) -> xr.DataArray:
         return projection["outside"].sel(end="start", drop=True)
     return projection["outside"].mean("end")
 
-
+# %% ../../nbs/analysis/10_decomposition.ipynb #16cfe587
 def completeness(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     """`true`, `inside`, `outside` and `error` (interval, token) in nats, with true = inside + outside + error, for an
     allocation of `projection`.

@@ -273,7 +273,7 @@ def _filters(curves: xr.DataArray, kind: str, preset: str, joint: bool) -> dict[
 def _curves_to_cluster(projection: xr.Dataset, kind: str) -> xr.DataArray:
     return projection["gradient"] if kind == "gradient" else trajectories(projection, kind)
 
-# %% ../../nbs/analysis/30_joint.ipynb #861ccf4d
+# %% ../../nbs/analysis/30_joint.ipynb #9f83c0d5
 def _scaled_curves(
     projection: xr.Dataset, preset: str, kind: str, scale: str, joint: bool
 ) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
@@ -284,7 +284,7 @@ def _scaled_curves(
         curves = curves.diff("step")
     return scale_curves(curves, scale, joint), kept
 
-
+# %% ../../nbs/analysis/30_joint.ipynb #861ccf4d
 def _core_clusters(
     scaled: xr.DataArray, joint: bool, n_clusters: int | Sequence[int] | None, core: float, random_state: int
 ) -> Clusters:

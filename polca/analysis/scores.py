@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .clustering import OUTLIER, Clusters, curves_along
 
-# %% ../../nbs/analysis/40_scores.ipynb #6c908fe9
+# %% ../../nbs/analysis/40_scores.ipynb #67b45b2d
 def _skill_score(members: np.ndarray, clustered: np.ndarray, skill: np.ndarray, counted: np.ndarray) -> dict:
     """How well a cluster's `members` are the tokens with a skill; all four are masks (token).
 
@@ -35,7 +35,7 @@ def _skill_score(members: np.ndarray, clustered: np.ndarray, skill: np.ndarray, 
         "coverage": placed / counted.sum(),
     }
 
-
+# %% ../../nbs/analysis/40_scores.ipynb #6c908fe9
 def _is_placed(members: np.ndarray, skill: np.ndarray, counted: np.ndarray, share: float) -> bool:
     "Whether the cluster has tokens with the skill, and over `share` of them are in the places that count."
     hits = (members & skill).sum()
@@ -65,7 +65,7 @@ def skill_scores(
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values("homogeneity", ascending=False, ignore_index=True, kind="stable")
 
-# %% ../../nbs/analysis/40_scores.ipynb #3c730a51
+# %% ../../nbs/analysis/40_scores.ipynb #6f48d79a
 def _agreement(labels: np.ndarray, truth: np.ndarray) -> dict:
     "The numbers of `agreement` of one labelling (token), but for the silhouette."
     kept = labels >= OUTLIER
@@ -79,7 +79,7 @@ def _agreement(labels: np.ndarray, truth: np.ndarray) -> dict:
         rand_clustered = adjusted_rand_score(truth[clustered], labels[clustered])
     return {"clusters": n, "outliers": outliers, "rand": rand, "rand_clustered": rand_clustered}
 
-
+# %% ../../nbs/analysis/40_scores.ipynb #3c730a51
 def _silhouette(labels: np.ndarray, curves: np.ndarray) -> float:
     "Of the clustered tokens, from their `curves` (tokens, steps); not a number where it is not defined."
     clustered = labels >= 0
@@ -109,7 +109,7 @@ def agreement(clusters: Clusters, truth: np.ndarray, curves: xr.DataArray | None
         rows.append(row)
     return pd.DataFrame(rows).set_index(clusters.key)
 
-# %% ../../nbs/analysis/40_scores.ipynb #c49b0e9c
+# %% ../../nbs/analysis/40_scores.ipynb #a8ed180f
 def _check_probe(y: np.ndarray):
     with_skill = y.sum()
     without = (~y).sum()
@@ -119,7 +119,7 @@ def _check_probe(y: np.ndarray):
             "analyse more tokens"
         )
 
-
+# %% ../../nbs/analysis/40_scores.ipynb #c49b0e9c
 def linear_probe(curves: xr.DataArray, skill: np.ndarray, tokens: np.ndarray | None = None, seed: int = 0) -> dict:
     """How well a logistic regression on the curve along *one* direction tells the tokens that need `skill` from the
     others.
