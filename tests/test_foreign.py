@@ -1,7 +1,8 @@
 """What polca stands up to: checkpoints, models, tables and texts as people have them. A line a case.
 
-The rule behind every line: a loss that polca reports at a step is the one that the checkpoint's own folder gives, loaded by its own library, or the analysis is
-refused by name before anything long starts. `RIGHT` holds what comes out right, `REFUSED` what is refused, and by which words.
+The rule behind every line: a loss that polca reports at a step is the one that the checkpoint's own folder gives,
+loaded by its own library, or the analysis is refused by name before anything long starts. `RIGHT` holds what comes out
+right, `REFUSED` what is refused, and by which words.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""The memory budgets of the engines and of Hessian products, measured on the resident memory of a process of its own."""
+"""The memory budgets of engines and Hessian products, measured on the resident memory of a process of its own."""
 
 from pathlib import Path
 
