@@ -36,10 +36,12 @@ def central_difference(
     """
     if scale is None:
         scale = max(float(x.double().norm()), 1e-3) / (float(v.double().norm()) or 1.0)
-    best = last = None
+    differences = step_differences(f, x, v, scale)
+    _, last = next(differences)
+    best = None
     error = float("inf")
-    for _, difference in step_differences(f, x, v, scale):
-        change = float("inf") if last is None else float((difference - last).norm())
+    for _, difference in differences:
+        change = float((difference - last).norm())
         if change < error:
             best = difference
             error = change

@@ -9,6 +9,7 @@ __all__ = ['norm', 'dots', 'SharedRows', 'orthogonalise', 'Eigenpairs', 'check_l
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +123,7 @@ def _orthonormal(vectors: Tensor, against) -> Tensor:
 # %% ../../nbs/compute/40_lanczos.ipynb #f312f701
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     "The products of the rows of `a` with those of `b`, in float64."
-    return sum(x.to(y.device).double() @ y.double().T for x, y in _blocks(a, b))
+    return reduce(torch.add, (x.to(y.device).double() @ y.double().T for x, y in _blocks(a, b)))
 
 
 def _all_without(vectors: Tensor, basis: Tensor | SharedRows) -> Tensor:

@@ -11,9 +11,9 @@ __all__ = ['MATRICES', 'MeanLoss', 'loss_at', 'is_finite', 'check_finite_parts',
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -188,14 +188,17 @@ def _product(operator: "TokenMean", v: Tensor) -> Tensor:
     return _sum(_finite(operator, i, part, what) for i, part in enumerate(_batch_products(operator, v)))
 
 # %% ../../nbs/compute/30_operators.ipynb #d510e540
-def _without_graphs(operator: "TokenMean", batches: CutBatches):
+_Kind = TypeVar("_Kind", bound="TokenMean")
+
+
+def _without_graphs(operator: _Kind, batches: CutBatches) -> _Kind:
     "An operator of the same kind for `batches`, at no weights."
     other = object.__new__(type(operator))
     other.batches = batches
     return other
 
 
-def _at_weights(plan: "TokenMean", params: Params, buffers: Params | None = None):
+def _at_weights(plan: _Kind, params: Params, buffers: Params | None = None) -> _Kind:
     "A plan, made an operator at weights and buffers."
     plan.batches = plan.batches.at_buffers(buffers)
     plan.set_weights(params)
@@ -229,7 +232,7 @@ def _unchecked(operator: "TokenMean", v: Tensor) -> Tensor:
 
 def check_second_derivatives(operator: "TokenMean", params: Params) -> None:
     "Raise ValueError where products are not symmetric, or not those of first derivatives, on one sequence."
-    if operator.by_differences is None:
+    if not operator.twice:
         return
     sample = whole_batches(_small_sample(operator.batches.losses))
     small = _at_weights(_without_graphs(operator, sample), params)
@@ -246,14 +249,15 @@ class TokenMean:
     """A symmetric matrix on weight space that is a mean over tokens, as an operator on vectors.
 
     A kind of matrix has a `name`, and says how it is multiplied: `graph(i)` is what products with the part of batch i
-    need, `multiply(graph, tangents)` such a product, one tensor for each parameter. `by_differences(v, scale)` is the
-    product from first derivatives alone, and its error; None for a kind that takes no second derivatives.
+    need, `multiply(graph, tangents)` such a product, one tensor for each parameter. If it takes derivatives `twice`,
+    `by_differences(v, scale)` is the product from first derivatives alone, and its error.
     """
 
     name: str
     graph: Callable[[int], Any]
     multiply: Callable[[Any, Sequence[Tensor]], Iterable[Tensor]]
-    by_differences: Callable[..., tuple[Tensor, float]] | None = None
+    by_differences: Callable[..., tuple[Tensor, float]]
+    twice = True
 
     def __init__(self, losses: TokenLosses, params: Params, memory: str | int = "4GiB"):
         self.batches = whole_batches(losses)
@@ -323,14 +327,15 @@ def mean_gradient(losses: TokenLosses, params: Params) -> Tensor:
     Raises ValueError if it is not finite.
     """
     leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
-    gradient = 0
-    for i in range(len(losses.batches)):
+
+    def part(i):
         share = losses.batch(i, leaves, fused=True).sum() / len(losses)
         slopes = torch.autograd.grad(share, tuple(leaves.values()), materialize_grads=True)
         parts = dict(zip(leaves, slopes))
         check_finite_parts(parts, "the gradient of the loss", i)
-        gradient = gradient + flatten(parts)
-    return gradient
+        return flatten(parts)
+
+    return _sum(part(i) for i in range(len(losses.batches)))
 
 # %% ../../nbs/compute/30_operators.ipynb #bea8a326
 class GradientOperator(TokenMean):
@@ -366,7 +371,7 @@ class GradientOperator(TokenMean):
 def _weighed_loss(mean: MeanLoss, weights: Tensor) -> Tensor:
     "The sum over all tokens of weight times loss."
     parts = weights.split(mean.losses.sizes)
-    return sum(mean.losses.batch(i, mean.params) @ part for i, part in enumerate(parts))
+    return reduce(torch.add, (mean.losses.batch(i, mean.params) @ part for i, part in enumerate(parts)))
 
 # %% ../../nbs/compute/30_operators.ipynb #3a107387
 class _Outputs(ForwardHooks):
@@ -513,6 +518,7 @@ class DifferenceOperator(TokenMean):
     """
 
     name = "difference"
+    twice = False
     step = 0.0  # found at the first weights
 
     def fits(self, params: Params, budget: int) -> bool:
@@ -556,7 +562,7 @@ class MeanOperator:
         self.operators = list(operators)
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        return sum(operator @ v for operator in self.operators) / len(self.operators)
+        return reduce(torch.add, (operator @ v for operator in self.operators)) / len(self.operators)
 
 # %% ../../nbs/compute/30_operators.ipynb #a10dcdb4
 class SharedOperator:
