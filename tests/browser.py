@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from commands import free_port
 
-WAIT = 30  # seconds, for what takes one second where nothing else runs
+WAIT = 60  # seconds, for what takes one second where nothing else runs
 ARGS = [
     "--no-sandbox",
     "--disable-gpu",

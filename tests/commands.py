@@ -15,6 +15,7 @@ from pathlib import Path
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
+        "torch._dynamo",  # for processes that compute together
         "polca.__main__",
         "polca.tasks.arithmetic_run",
         "polca.tasks.language_run",

@@ -420,7 +420,7 @@ def model(tmp_path_factory):
     return folder
 
 
-def text_task(model, **changes):
+def text_task(model, /, **changes):
     "The analysis of the tiny language model."
     config = {
         "model": str(model / "model"),
