@@ -23,7 +23,8 @@ from polca.compute.basis import as_subspace
 from polca.compute.engines import project_tokens
 from polca.compute.lanczos import lanczos
 from polca.compute.operators import DifferenceOperator, HessianOperator
-from polca.compute.projection import open_projection, project
+from polca.compute.projection import project
+from polca.compute.store import open_projection
 from polca.compute.subspace import hessian_subspace
 from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses, buffers, flatten, n_parameters, parameters

@@ -14,7 +14,8 @@ import xarray as xr
 from commands import call_in
 
 from polca.compute.basis_files import load_subspace
-from polca.compute.projection import open_projection, project
+from polca.compute.projection import project
+from polca.compute.store import open_projection
 from polca.compute.subspace import hessian_subspace
 from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses

@@ -41,7 +41,7 @@ def _weighted_gradient(losses: TokenLosses, i: int, params: Params, names, weigh
 
 
 def check_sum(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> CheckSum:
-    "The check sum of `P` (tokens, K) of batch `i`, over the parameters in `slices`; the weights s_x depend on `i` alone."
+    "The check sum of `P` (tokens, K) of batch `i`, over the parameters in `slices`; s_x depends on `i` alone."
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)
     gradient = _weighted_gradient(losses, i, params, slices, s)
     expected = []

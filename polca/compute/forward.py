@@ -16,7 +16,7 @@ from torch import Tensor
 from .contractions import push
 from .engine import Part, Rates, Slices, Work, block_sizes, dtype_of
 from .layers import LastMatrix, as_matrices, last_matrix
-from .smooth import ForwardHooks, _Tangent
+from .smooth import ForwardHooks, Tangent
 from ..core.losses import Params, TokenLosses
 from ..core.memory import n_examples, n_positions
 
@@ -162,7 +162,7 @@ def _inside_layer(rows: _Rows, last: LastMatrix, slices: Slices) -> Iterator[Ten
 # %% ../../nbs/compute/60_forward.ipynb #dea14b41
 def _with_output_apart(losses, i, params, leaves, slices, last, chunk) -> tuple[Tensor, Tensor] | None:
     "Losses and P of batch `i` with the output layer apart, or None if this model or batch is not of that kind."
-    with _Tangent(losses.model), _Cut(last.layer, last.call) as cut:
+    with Tangent(losses.model), _Cut(last.layer, last.call) as cut:
         loss = losses.batch(i, {**params, **leaves})
     if cut.input is None or not loss.requires_grad:
         return None
@@ -192,7 +192,7 @@ def forward_projection(
         apart = _with_output_apart(losses, i, params, leaves, slices, last, chunk)
         if apart is not None:
             return apart
-    with _Tangent(losses.model):
+    with Tangent(losses.model):
         loss = losses.batch(i, {**params, **leaves})
     return loss.detach(), tangents(loss, leaves, slices, chunk).to(dtype_of(slices))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .along import mean_curvature, token_curvature
+from .basis import Subspace
 from .engines import Projector
 from .operators import HessianOperator, SharedOperator
 from .quadrature import integrate_path
@@ -33,7 +34,6 @@ from polca.compute.store import (
     stored_dataset,
     write_step,
 )
-from .subspace import Subspace
 from .trajectory import Movements, Trajectory, between, share_of
 from ..core.checkpoints import Checkpoints
 from ..core.losses import Params, TokenLosses

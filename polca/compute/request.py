@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from .basis import Subspace, check_subspace
 from .quadrature import path_levels
 from .store import ArrayLayout, array_layouts, table_columns
-from .subspace import Subspace, check_subspace
-from ..core.checkpoints import Checkpoints, losses_at, verify_checkpoints
+from ..core.checkpoints import Checkpoints
 from ..core.losses import TokenLosses, check_params, fingerprint, n_parameters
 from ..core.processes import on_first, same_everywhere
+from ..core.verification import losses_at, verify_checkpoints
 
 # %% ../../nbs/compute/88_request.ipynb #b8933cff
 @dataclass(frozen=True)

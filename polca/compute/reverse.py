@@ -18,7 +18,7 @@ from .contributions import LayerDeltas, contribution
 from .engine import Part, Rates, Slices, Work, block_sizes, dtype_of
 from .forward import project_forward
 from .layers import is_known, is_matrix, is_norm, last_matrix, owned_parameters
-from .smooth import ForwardHooks, _Tangent
+from .smooth import ForwardHooks, Tangent
 from ..core.losses import Params, TokenLosses
 from ..core.memory import n_examples, tells_sequences, token_slots
 
@@ -161,7 +161,7 @@ def reverse_projection(
     `nonzero` is `slices` with None for zeros; layers that are `mixing` sequences are not known
     """
     known = [m for m in owned if is_known(m)]
-    with _Tangent(losses.model, norms=False), _Record(known, n_examples(losses.batches[i])) as record:
+    with Tangent(losses.model, norms=False), _Record(known, n_examples(losses.batches[i])) as record:
         loss = losses.batch(i, params)
     unknown = [names for m, names in owned.items() if not is_known(m) or m in record.mixing | mixing]
     left = {name for names in unknown for name in names.values()}

@@ -20,7 +20,7 @@ import xarray as xr
 import zarr
 from torch import Tensor
 
-from .subspace import Subspace
+from .basis import Subspace
 from ..core.losses import TokenLosses
 from ..core.processes import on_first
 from ..core.tables import checked_columns

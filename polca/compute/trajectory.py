@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .basis import Subspace
 from .lanczos import dots, norm
-from .subspace import Subspace
 from ..core.checkpoints import Checkpoints
 from ..core.losses import Params, TokenLosses, flatten, unflatten
 from ..core.memory import part_of

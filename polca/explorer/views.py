@@ -29,7 +29,7 @@ from ..analysis.clustering import OUTLIER, Clusters, cluster_directions, filter_
 from ..analysis.decomposition import rules, trajectories
 from ..analysis.joint import JointClusters
 from ..analysis.labels import label_clusters, label_kinds, label_tests, projection_tokens
-from ..compute.projection import open_projection
+from ..compute.store import open_projection
 from ..core.memory import memory_bytes
 from ..runs.manifest import LEAVES
 from ..runs.run import Run

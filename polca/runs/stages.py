@@ -25,7 +25,8 @@ from ..analysis.joint import JointClusters, cluster_tokens, scale_curves
 from ..analysis.labels import label_clusters, projection_tokens
 from ..compute.basis import Subspace
 from ..compute.basis_files import load_subspace
-from ..compute.projection import open_projection, project
+from ..compute.projection import project
+from ..compute.store import open_projection
 from ..compute.subspace import hessian_subspace
 from ..core.checkpoints import Checkpoints, require_steps
 from ..core.files import atomic_path, write_json

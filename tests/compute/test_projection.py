@@ -8,9 +8,9 @@ import pytest
 import torch
 import xarray as xr
 
+from polca.compute.basis import as_subspace
 from polca.compute.projection import project
 from polca.compute.store import open_projection
-from polca.compute.subspace import as_subspace
 from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses, n_parameters
 
