@@ -95,7 +95,7 @@ def module_losses(losses: TokenLosses, model: nn.Module, batches: Iterable[int] 
 
 
 def _plain_call(losses: TokenLosses) -> Callable:
-    return torch.compiler.disable(losses.loss) if losses.compiled else losses.loss
+    return torch.compiler.disable(losses.loss) if losses.function.compiled else losses.loss
 
 # %% ../../nbs/core/60_reference.ipynb #06e686dc
 def loaded_copy(losses: TokenLosses, params: Params, buffers: Params | None = None) -> nn.Module:
