@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,10 +52,10 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
         plain = {name: short.removeprefix("module.") for name, short in plain.items()}
     return plain
 
-# %% ../../nbs/core/10_losses.ipynb #2c194a4f
+# %% ../../nbs/core/10_losses.ipynb #ce36a0b7
 def _last_place(p: Tensor) -> int:
     "The place of the last element of `p` in its block of memory."
-    return p.storage_offset() + sum((n - 1) * stride for n, stride in zip(p.shape, p.stride()))
+    return int(p.storage_offset()) + sum((n - 1) * stride for n, stride in zip(p.shape, p.stride()))
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
@@ -200,13 +201,13 @@ def check_params(shapes: Mapping[str, Sequence[int]], like: Params, what: str) -
     differences = "; ".join(_differences(given, expected)) or "the parameters are in another order"
     raise ValueError(f"{what} belongs to another model: {differences}. Use checkpoints, basis and model of one run")
 
-# %% ../../nbs/core/10_losses.ipynb #234351d8
+# %% ../../nbs/core/10_losses.ipynb #9cdcf296
 def _candidate(out):
     "What is where the logits are in `out`, if there are any."
     if isinstance(out, Mapping) and "logits" in out:
         return out["logits"]
     if hasattr(out, "logits"):
-        return out.logits
+        return getattr(out, "logits")
     if isinstance(out, (tuple, list)) and out:
         return out[0]
     return out
@@ -411,7 +412,9 @@ class ModelFunction(nn.Module):
         tensors = _tensors_by_path(self, params or parameters(self.model), buffers or {})
         grad = params is not None and torch.is_grad_enabled()
         kernels = nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
-        call = torch.compiler.disable(functional_call) if self.compiled else functional_call
+        call: Any = functional_call
+        if self.compiled:
+            call = torch.compiler.disable(functional_call)
         with torch.set_grad_enabled(grad), kernels, _unmasked(self.padded):
             # every place of a tied weight is given: there is nothing to tie
             return _one_a_token(call(self, tensors, (batch,), tie_weights=False))

@@ -24,9 +24,9 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-# %% ../../nbs/core/30_processes.ipynb #6b8ddc88
+# %% ../../nbs/core/30_processes.ipynb #5a861e98
 # the processes, in the block of `joined`
-_group: distributed.ProcessGroup | None = None
+_group: Any = None
 # whether the first process works by itself, in a call of `on_first`
 _alone = False
 
@@ -100,7 +100,7 @@ def _take_gpu(local: int, gpus: int) -> None:
 _joins = count()
 
 
-def _join(timeout: float) -> distributed.ProcessGroup:
+def _join(timeout: float) -> Any:
     "The group of all processes that torchrun started; each takes the GPU of its number."
     # Imported while there is a group (torch._dynamo does it), this module has the group among the default arguments of
     # its functions: its threads would live on, and one that asks for the interpreter while that ends would abort the
@@ -115,7 +115,9 @@ def _join(timeout: float) -> distributed.ProcessGroup:
         return distributed.new_group(backend=backend, timeout=wait)
     store, number, n = next(rendezvous("env://", timeout=wait))
     # under one name a second group would meet the addresses of the first
-    named = distributed.PrefixStore(f"polca {next(_joins)}", store)
+    name = f"polca {next(_joins)}"
+    # it is public, and documented, but not in the list of names of torch.distributed
+    named = distributed.PrefixStore(name, store)  # pyright: ignore[reportPrivateImportUsage]
     distributed.init_process_group(backend, timeout=wait, store=named, rank=number, world_size=n)
     return distributed.group.WORLD
 

@@ -70,8 +70,9 @@ def column_values(values: pd.Series, what: str) -> np.ndarray:
     _check_complete(values, missing, what)
     if pd.api.types.is_bool_dtype(dtype):
         return values.to_numpy(bool)
-    if pd.api.types.is_numeric_dtype(dtype) and hasattr(dtype, "numpy_dtype"):
-        return values.to_numpy(dtype.numpy_dtype)
+    numpy_dtype = getattr(dtype, "numpy_dtype", None)  # which the nullable dtypes of pandas have
+    if pd.api.types.is_numeric_dtype(dtype) and numpy_dtype is not None:
+        return values.to_numpy(numpy_dtype)
     return _texts(values, what)
 
 # %% ../../nbs/core/15_tables.ipynb #d072ddad
@@ -110,4 +111,4 @@ def checked_columns(table: pd.DataFrame, what: str, taken: Iterable[str]) -> dic
     taken = set(taken)
     for i, name in enumerate(names):
         _check_name(name, f"column {name!r} of {what}", taken, names[:i])
-    return {name: column_values(table[name], f"column {name!r} of {what}") for name in names}
+    return {str(name): column_values(values, f"column {name!r} of {what}") for name, values in table.items()}
