@@ -21,7 +21,8 @@ from torch import nn
 from polca.compute.engines import project_tokens
 from polca.compute.lanczos import lanczos
 from polca.compute.operators import DifferenceOperator, HessianOperator
-from polca.compute.projection import open_projection, project
+from polca.compute.projection import project
+from polca.compute.store import open_projection
 from polca.compute.subspace import as_subspace, hessian_subspace
 from polca.core.checkpoints import Checkpoints, losses_at, verify_checkpoints
 from polca.core.losses import TokenLosses, buffers, flatten, n_parameters, parameters

@@ -5,8 +5,9 @@ import pytest
 import torch
 import xarray as xr
 
-from polca.compute.projection import open_projection, project
-from polca.compute.subspace import hessian_subspace, load_subspace
+from polca.compute.projection import project
+from polca.compute.store import open_projection
+from polca.compute.subspace import hessian_subspace, load_subspace, weight_axes
 from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
 from polca.core.processes import torchrun
@@ -19,7 +20,7 @@ from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
 from polca.core.processes import joined, n_processes, process_number
 from polca.compute.projection import project
-from polca.compute.subspace import hessian_subspace, load_subspace
+from polca.compute.subspace import hessian_subspace, load_subspace, weight_axes
 
 job, out, dies_in, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 if dies_in: signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, so that the others come to say what they noticed
@@ -41,6 +42,9 @@ with joined(timeout=60):
     project(store, load_subspace(job / "one" / "basis"), sample, curvature=single, tol=1e-6, path=out / "projection.zarr", progress=False)
     for how in ({"tol": 1e-6}, {"engine": "difference"}, {"curvature": "token"}) if n_processes() == 3 else ():
         project(store, load_subspace(job / "one" / "basis", shard="tol" in how), sample, [0, 10, 20], path=out / f"{list(how)[0]}.zarr", shard=True, progress=False, **how)
+    if n_processes() == 2:
+        few = weight_axes(sample.params, 5)
+        project(store, few, sample, curvature=sample, nodes=3, path=out / "axes.zarr", shard=True, progress=False)
     if n_processes() == 3:
         half = hessian_subspace(store, sample, [20, 0, 60], k=2, window=2, tol=1e-8, path=out / "sharded", shard=True, progress=False)
         assert len(half.own) == len(half.directions) == 2 and len(half) == 6
@@ -63,6 +67,8 @@ def analyse(store, model, several, one, out, basis=None):
         project(store, found, sample, [0, 10, 20], path=out / f"{list(how)[0]}.zarr", progress=False, **how)
     if not basis:
         project(store, found, sample, [0, 10], curvature="token", path=out / "together.zarr", progress=False)
+        few = weight_axes(sample.params, 5)
+        project(store, few, sample, curvature=sample, nodes=3, path=out / "axes.zarr", progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from ..analysis.breakthroughs import breakthroughs, plateau, window_fits
 from ..analysis.clustering import OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens, hdbscan
 from ..analysis.decomposition import rules, trajectories
 from ..analysis.labels import label_clusters, label_kinds, label_tests, projection_tokens
-from ..compute.projection import open_projection
+from ..compute.store import open_projection
 from ..core.memory import memory_bytes
 from ..runs.manifest import STAGES
 from ..runs.run import Run

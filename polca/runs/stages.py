@@ -23,7 +23,8 @@ from ..analysis.clustering import Clusters, cluster_directions, filter_direction
 from ..analysis.decomposition import allocate, explained, rules, trajectories
 from ..analysis.joint import cluster_tokens, scale_curves
 from ..analysis.labels import label_clusters, projection_tokens
-from ..compute.projection import open_projection, project
+from ..compute.projection import project
+from ..compute.store import open_projection
 from ..compute.subspace import Subspace, hessian_subspace, load_subspace
 from ..core.checkpoints import Checkpoints, losses_at, require_steps, verify_checkpoints
 from ..core.files import atomic_path, write_json
