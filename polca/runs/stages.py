@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORK', 'account_values', 'clustered_curves', 'breaking_curves', 'cluster_run', 'cluster_tables', 'save_clusters',
-           'load_clusters', 'RunInputs', 'break_window', 'RunResults', 'run_facts', 'train_stage', 'subspace_stage',
-           'project_stage', 'decompose_stage', 'cluster_stage', 'report_stage']
+           'load_clusters', 'RunInputs', 'hashed_store', 'break_window', 'StageFiles', 'RunResults', 'run_facts',
+           'train_stage', 'subspace_stage', 'project_stage', 'decompose_stage', 'cluster_stage', 'report_stage']
 
 # %% ../../nbs/runs/40_stages.ipynb #d415ceeb
 import hashlib
@@ -21,15 +21,18 @@ import xarray as xr
 from ..analysis.breakthroughs import breakthroughs, plateau, window_fits
 from ..analysis.clustering import Clusters, cluster_directions, filter_directions, filter_tokens
 from ..analysis.decomposition import allocate, explained, rules, trajectories
-from ..analysis.joint import cluster_tokens, scale_curves
+from ..analysis.joint import JointClusters, cluster_tokens, scale_curves
 from ..analysis.labels import label_clusters, projection_tokens
+from ..compute.basis import Subspace
+from ..compute.basis_files import load_subspace
 from ..compute.projection import project
 from ..compute.store import open_projection
-from ..compute.subspace import Subspace, hessian_subspace, load_subspace
-from ..core.checkpoints import Checkpoints, losses_at, require_steps, verify_checkpoints
+from ..compute.subspace import hessian_subspace
+from ..core.checkpoints import Checkpoints, require_steps
 from ..core.files import atomic_path, write_json
 from ..core.losses import TokenLosses, fingerprint, n_parameters
 from ..core.processes import process_number
+from ..core.verification import losses_at, verify_checkpoints
 from .manifest import LEAVES, HashedCheckpoints, hash_stage, read_manifest, setting
 from .task import Samples, Task
 
@@ -54,24 +57,18 @@ def clustered_curves(projection: xr.Dataset, recipe: str) -> xr.DataArray:
     return scale_curves(projection["gradient"], "step", True)
 
 
-def breaking_curves(projection: xr.Dataset, recipe: str, clusters: Clusters) -> xr.DataArray:
+def breaking_curves(projection: xr.Dataset, recipe: str) -> xr.DataArray:
     """The curves whose breakthroughs are told: those clustered for "paper"; for "recommended", which clusters all
     directions jointly, the exact loss, which all directions and what is outside of them come to.
     """
-    if recipe == "paper":
-        return clustered_curves(projection, recipe)
-    return (
-        trajectories(projection, "loss")
-        .isel(direction=0, drop=True)
-        .expand_dims(direction=clusters.labels["direction"].values, axis=2)
-    )
+    return clustered_curves(projection, recipe) if recipe == "paper" else projection["loss"]
 
 
 def _curve_rule(projection) -> str:
     "The most exact rule that there is."
     return "path" if "path_gradient" in projection else "trapezoid"
 
-
+# %% ../../nbs/runs/40_stages.ipynb #89f7119f
 def cluster_run(projection: xr.Dataset, config, progress: bool = False) -> dict[str, tuple[xr.DataArray, Clusters]]:
     """{recipe: (the curves it clusters, clusters)}: "paper", filters and HDBSCAN for each direction, on projected loss
     by the trapezoid or path rule; and "recommended", `cluster_tokens`.
@@ -134,7 +131,7 @@ def save_clusters(
     shutil.rmtree(path, ignore_errors=True)
     part.rename(path)
 
-
+# %% ../../nbs/runs/40_stages.ipynb #7131237d
 def load_clusters(path: str | Path) -> dict[str, Clusters]:
     "What `save_clusters` wrote: {recipe: clusters}. Raises ValueError if there is nothing, or it is damaged."
     if not (Path(path) / "tables.json").exists():
@@ -148,6 +145,8 @@ def load_clusters(path: str | Path) -> dict[str, Clusters]:
 
 def _load_recipe(path: Path, name: str, kept: dict) -> Clusters:
     labels = xr.open_zarr(path / "labels.zarr", group=name, consolidated=False, chunks=None)["cluster"].load()
+    if "n_clusters" in labels.dims:
+        return JointClusters(labels, pd.DataFrame(kept["clusters"]))
     columns = None if kept["clusters"] else ["direction", "cluster", "size", "medoid"]
     notes = {int(direction): note for direction, note in kept["notes"].items()}
     return Clusters(labels, pd.DataFrame(kept["clusters"], columns=columns), notes)
@@ -157,18 +156,15 @@ class RunInputs:
     """What a run is made from: its manifest, checkpoints and tokens.
 
     folder   the run directory, in which the manifest is
-    task     what is analysed
+    task     what is analysed; `config` its choices
     """
 
     def __init__(self, folder: str | Path, task: Task):
         self.folder = Path(folder)
         self.task = task
+        self.config = task.config
         self._samples = None
         self._store = None
-
-    @property
-    def config(self):
-        return self.task.config
 
     @property
     def manifest(self) -> dict:
@@ -180,34 +176,34 @@ class RunInputs:
             self._store = self.task.checkpoints(self.folder)
         return self._store
 
-    def steps(self) -> tuple[list[int], list[int]]:
-        """The source steps of the basis and the steps that are projected, as `train` found them: checkpoints that come
-        later do not count.
-        """
-        known = self.manifest["stages"].get("train")
-        return (known["source_steps"], known["steps"]) if known else self.task.steps(self.store)
-
-    def hashed_store(self) -> HashedCheckpoints:
-        "The checkpoints, held against the hashes of the manifest."
-        weights = self.manifest["stages"]["train"]["weights"]
-        return HashedCheckpoints(self.store, {int(step): own for step, own in weights.items()})
-
     @property
     def samples(self) -> Samples:
         "The tokens. Raises ValueError if they are not what they were when the run began."
         if self._samples is None:
-            self._samples = self._check_samples(self.task.samples(self.store))
+            self._samples = _checked_samples(self, self.task.samples(self.store))
         return self._samples
 
-    def _check_samples(self, found: Samples) -> Samples:
-        known = self.manifest["stages"].get("train", {}).get("data", {})
-        differ = [name for name, mark in known.items() if fingerprint(getattr(found, name).batches) != mark]
-        if differ:
-            raise ValueError(
-                f"texts or tokenizer have changed since {self.folder} was begun ({', '.join(differ)}): restore "
-                "them, or start another run"
-            )
-        return found
+    def steps(self) -> tuple[list[int], list[int]]:
+        "The source steps of the basis and the steps that are projected, as `train` found them."
+        known = self.manifest["stages"].get("train")
+        return (known["source_steps"], known["steps"]) if known else self.task.steps(self.store)
+
+# %% ../../nbs/runs/40_stages.ipynb #0040ecf3
+def hashed_store(inputs: RunInputs) -> HashedCheckpoints:
+    "The checkpoints of a run, held against the hashes of its manifest."
+    weights = inputs.manifest["stages"]["train"]["weights"]
+    return HashedCheckpoints(inputs.store, {int(step): own for step, own in weights.items()})
+
+
+def _checked_samples(inputs: RunInputs, found: Samples) -> Samples:
+    known = inputs.manifest["stages"].get("train", {}).get("data", {})
+    differ = [name for name, mark in known.items() if fingerprint(getattr(found, name).batches) != mark]
+    if differ:
+        raise ValueError(
+            f"texts or tokenizer have changed since {inputs.folder} was begun ({', '.join(differ)}): restore them, or "
+            "start another run"
+        )
+    return found
 
 # %% ../../nbs/runs/40_stages.ipynb #4f31bd4e
 def break_window(config, steps: Sequence[int]) -> float:
@@ -226,26 +222,17 @@ def break_window(config, steps: Sequence[int]) -> float:
     return window
 
 # %% ../../nbs/runs/40_stages.ipynb #a314a740
-class RunResults:
-    """What the complete stages of a run have left, as the rest of polca uses it.
+class StageFiles:
+    "What the complete stages of a run have left, each hashed the first time that it is asked for."
 
-    folder   the run directory
-    config   of its task: window and plateau are asked for
-    """
-
-    def __init__(self, folder: str | Path, config):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.config = config
         self._verified = set()
-
-    @property
-    def manifest(self) -> dict:
-        return read_manifest(self.folder)
 
     def verified(self, stage: str) -> Path:
         "What a complete stage has left. Raises ValueError if it is not what it was."
         path = self.folder / LEAVES[stage]
-        record = self.manifest["stages"].get(stage)
+        record = read_manifest(self.folder)["stages"].get(stage)
         if record is None or not path.exists():
             raise ValueError(f"{self.folder} has no {path.name} yet: make it with polca {stage} {self.folder}")
         if process_number() == 0 and stage not in self._verified:
@@ -253,7 +240,7 @@ class RunResults:
         self._verified.add(stage)
         return path
 
-    def _verify(self, stage, path, expected):
+    def _verify(self, stage: str, path: Path, expected: str) -> None:
         again = f"polca {stage} {self.folder}"
         try:
             same = hash_stage(stage, path) == expected
@@ -268,17 +255,30 @@ class RunResults:
         "Hash what `stage` has left anew when it is next read: it has just been made."
         self._verified.discard(stage)
 
-    def read_basis(self) -> Subspace:
-        return load_subspace(self.verified("subspace"))
+# %% ../../nbs/runs/40_stages.ipynb #be8cfc28
+class RunResults:
+    """What the complete stages of a run have left, as the rest of polca uses it.
+
+    folder   the run directory
+    config   of its task: window and plateau are asked for
+    """
+
+    def __init__(self, folder: str | Path, config):
+        self.folder = Path(folder)
+        self.config = config
+        self.files = StageFiles(folder)
+
+    def read_basis(self, shard: bool = False) -> Subspace:
+        return load_subspace(self.files.verified("subspace"), shard=shard)
 
     def read_projection(self) -> xr.Dataset:
-        return open_projection(self.verified("project"))
+        return open_projection(self.files.verified("project"))
 
     def read_decomposition(self) -> dict[str, dict]:
-        return json.loads(self.verified("decompose").read_text(encoding="utf-8"))
+        return json.loads(self.files.verified("decompose").read_text(encoding="utf-8"))
 
     def read_clusters(self) -> dict[str, Clusters]:
-        return load_clusters(self.verified("cluster"))
+        return load_clusters(self.files.verified("cluster"))
 
     def window(self, projection: xr.Dataset) -> float:
         "The window of break, in steps."
@@ -294,7 +294,7 @@ class RunResults:
 # %% ../../nbs/runs/40_stages.ipynb #88d098d7
 def run_facts(results: RunResults) -> list[tuple[str, str]]:
     "Of the manifest what a reader of the report asks for."
-    stages = results.manifest["stages"]
+    stages = read_manifest(results.folder)["stages"]
     projected = stages["project"]
     made = projected["environment"]
     versions = f"polca {made['polca']}, torch {made['torch']}, transformers {made['transformers']}"
@@ -354,7 +354,8 @@ def _check_sizes(config, samples: Samples, n_source_steps: int) -> None:
     d = n_parameters(samples.analysed.params)
     if n < _LEAST:
         raise ValueError(
-            f"{n} tokens are too few to look for clusters: analyse {_LEAST} or more, with more sequences or longer texts"
+            f"{n} tokens are too few to look for clusters: analyse {_LEAST} or more, with more sequences or longer "
+            "texts"
         )
     for name in ("min_cluster_size", "min_samples"):
         if (value := getattr(config, name)) is not None and value > n:
@@ -374,7 +375,7 @@ def _check_function(inputs: RunInputs) -> None:
     """
     record = inputs.manifest["stages"]["train"]
     step = record["steps"][-1]
-    now = _mean_loss(inputs.samples.analysed, inputs.hashed_store(), step)
+    now = _mean_loss(inputs.samples.analysed, hashed_store(inputs), step)
     if not np.isclose(now, record["loss"], rtol=1e-4):
         raise ValueError(
             f"the mean loss at step {step} is {now:.6g}, it was {record['loss']:.6g} when {inputs.folder} was begun: "
@@ -387,7 +388,7 @@ def subspace_stage(inputs: RunInputs, results: RunResults, progress: bool) -> di
     _check_function(inputs)
     config = inputs.config
     basis = hessian_subspace(
-        inputs.hashed_store(),
+        hashed_store(inputs),
         inputs.samples.hessian,
         inputs.steps()[0],
         config.k,
@@ -408,8 +409,8 @@ def project_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dic
     config = inputs.config
     shard = setting(config, "shard")
     project(
-        inputs.hashed_store(),
-        load_subspace(results.verified("subspace"), shard=shard),
+        hashed_store(inputs),
+        results.read_basis(shard),
         inputs.samples.analysed,
         inputs.steps()[1],
         curvature=inputs.samples.curvature,
@@ -442,7 +443,7 @@ def cluster_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dic
     save_clusters(inputs.folder / LEAVES["cluster"], found, window, flat, tables)
     return {"clusters": {name: len(clusters.table) for name, (_, clusters) in found.items()}}
 
-
+# %% ../../nbs/runs/40_stages.ipynb #c50b19b6
 def report_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:
     "Write the page."
     from polca.show.report import html_report  # here, so that commands that draw nothing do not wait for matplotlib
