@@ -39,7 +39,7 @@ def _weighted_gradient(losses: TokenLosses, i: int, params: Params, names, weigh
     total = (loss * weights.to(loss)).sum()
     return dict(zip(leaves, torch.autograd.grad(total, tuple(leaves.values()), materialize_grads=True)))
 
-
+# %% ../../nbs/compute/67_checksum.ipynb #c2d22aed
 def check_sum(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> CheckSum:
     "The check sum of `P` (tokens, K) of batch `i`, over the parameters in `slices`; s_x depends on `i` alone."
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)

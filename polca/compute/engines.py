@@ -59,7 +59,7 @@ def _exact_engines(losses: TokenLosses) -> list[str]:
     "The exact engines that can be used for `losses`."
     return [name for name, e in ENGINE_CLASSES.items() if e.exact and e.refusal(losses) is None]
 
-
+# %% ../../nbs/compute/80_engines.ipynb #74e2c94f
 def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     """ "forward" or "reverse", whichever is estimated to be faster; "forward" where the token table does not tell
     sequences apart.

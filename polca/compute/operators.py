@@ -117,6 +117,7 @@ class CutBatches:
 
 # %% ../../nbs/compute/30_operators.ipynb #424cc36b
 def whole_batches(losses: TokenLosses, keep: bool = True) -> CutBatches:
+    "The batches of `losses` as they are, with their graphs kept, or not."
     return CutBatches(losses, losses, [keep] * len(losses.batches))
 
 # %% ../../nbs/compute/30_operators.ipynb #64835821

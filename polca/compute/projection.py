@@ -51,7 +51,7 @@ class Slopes(NamedTuple):
     before: Tensor
     after: Tensor
 
-
+# %% ../../nbs/compute/90_projection.ipynb #d8e7df82
 class Walk:
     """Goes from one checkpoint to the other.
 

@@ -27,6 +27,8 @@ from ..core.tables import checked_columns
 
 # %% ../../nbs/compute/85_store.ipynb #d3a2e735
 class ArrayLayout(NamedTuple):
+    "The dimensions of an array of the store, their sizes, and those of a chunk."
+
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
@@ -50,7 +52,7 @@ def _along_paths(T: int, N: int, K: int) -> dict[str, ArrayLayout]:
         "path_error": each,
     }
 
-
+# %% ../../nbs/compute/85_store.ipynb #aa594613
 def array_layouts(
     T: int, N: int, K: int, curvature: bool, token_curvature: bool, errors: bool, paths: bool
 ) -> dict[str, ArrayLayout]:
