@@ -224,6 +224,12 @@ def jupyter_lab(folder, home):
     return serve("jupyterlab", [], jupyter_config(folder), home, folder)
 
 
+def jupyter_notebook(folder, home):
+    "Notebook 7, as `jupyter_lab`; skipped where it is not installed."
+    pytest.importorskip("notebook", minversion="7", reason="no Notebook: `pip install notebook`")
+    return serve("notebook", [], jupyter_config(folder), home, folder)
+
+
 def voila(notebook, home):
     "Voilà for one notebook."
     pytest.importorskip("voila", reason="no Voilà: `pip install voila`")
@@ -280,8 +286,7 @@ def open_lab(page, server, notebook, theme="light", new_kernel=True, timeout=WAI
 
 
 def open_notebook(page, server, notebook, theme="light", new_kernel=True, timeout=WAIT):
-    "As `open_lab`, in Notebook 7, which the server of JupyterLab has, too; skipped where it is not installed."
-    pytest.importorskip("notebook", minversion="7", reason="no Notebook: `pip install notebook`")
+    "As `open_lab`, in Notebook 7."
     open_in(page, server, f"notebooks/{quote(str(notebook))}", theme, new_kernel, timeout)
 
 

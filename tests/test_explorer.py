@@ -228,13 +228,14 @@ def test_a_restarted_kernel_is_told_and_the_cell_runs_again(page, lab):
     b.assert_clean(page)
 
 
-def test_in_notebook(page, lab):
-    b.open_notebook(page, lab, "explore.ipynb", new_kernel=False)
-    if ALL:
-        walk(page, keys=False)
-    else:
-        answer_a_click(page)
-    b.assert_clean(page)
+def test_in_notebook(page, notebook, tmp_path):
+    with b.jupyter_notebook(notebook.parent, tmp_path) as server:
+        b.open_notebook(page, server, "explore.ipynb")
+        if ALL:
+            walk(page, keys=False)
+        else:
+            answer_a_click(page)
+        b.assert_clean(page)
 
 
 def test_in_voila(page, notebook, tmp_path):
