@@ -243,11 +243,6 @@ def _most_clusters(clusters: Clusters, n: int) -> list[int]:
     counts = {which: len(rows) for which, rows, _ in clusters.groups()}
     return sorted(counts, key=lambda which: counts[which], reverse=True)[:n]
 
-# %% ../../nbs/tasks/60_language_run.ipynb #7812503e
-def _most_clusters(clusters: Clusters, n: int) -> list[int]:
-    counts = {which: len(rows) for which, rows, _ in clusters.groups()}
-    return sorted(counts, key=counts.get, reverse=True)[:n]
-
 # %% ../../nbs/tasks/60_language_run.ipynb #669905ff
 _DRAWN = {"projected": 4, "projected_small": 4, "unfiltered": 3, "loss": 1, "loss_small": 1, "recommended": 2}
 
