@@ -65,6 +65,7 @@ if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handl
 import argparse
 import difflib
 import importlib.metadata
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -577,7 +578,7 @@ def answer(options: argparse.Namespace) -> int:
 def _print_anything() -> None:
     "Letters that the encoding of a stream lacks are written as their numbers: no output fails on one."
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

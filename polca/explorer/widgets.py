@@ -929,11 +929,12 @@ class Screen:
             makers["compare"] = [partial(compared, self)]
             self.drawer.draw(stale, open_tab(self.tabs), makers)
 
-# %% ../../nbs/explorer/30_widgets.ipynb #c0f67ea0
+# %% ../../nbs/explorer/30_widgets.ipynb #83c80ce3
 def compared(screen: Screen) -> str:
     "This run beside what the controls ask for."
     c = screen.controls
-    return screen.comparison.html(screen.shown, c.other.value, c.other_rule.value, c.other_direction.value)
+    rule = str(c.other_rule.value)
+    return screen.comparison.html(screen.shown, c.other.value, rule, c.other_direction.value)
 
 # %% ../../nbs/explorer/30_widgets.ipynb #df3f364b
 def measure_stability(screen: Screen) -> None:
@@ -1093,7 +1094,8 @@ def unfinished_html(folder: str | Path) -> str:
     run = Run.open(folder)
     status = run.status()
     stages = html_text(format_status(status)).replace("⏎", "\n")
-    if not status["complete"]["subspace"]:
+    complete = status["complete"].to_dict()
+    if not complete["subspace"]:
         return f"<pre>{stages}</pre>"
     table = load_subspace(run.folder / "basis").table
     basis = table.to_html(float_format="{:.3g}".format, border=0)
