@@ -112,10 +112,11 @@ class Arranged:
     def __init__(self, array: xr.DataArray, memory: str | int = "256MiB", block: int = 8):
         array = array.transpose(..., "token", "direction")
         n_steps, n_tokens, n_directions = array.shape
-        shape = (n_directions, n_steps, n_tokens)
+        self.shape = (n_directions, n_steps, n_tokens)
+        self.dtype = array.dtype
         self.mean = np.empty((n_steps, n_directions))
         small = array.nbytes <= memory_bytes(memory)
-        self.held = _InMemory(shape, array.dtype) if small else _InFile(shape, array.dtype)
+        self.held = (_InMemory if small else _InFile)(self.shape, self.dtype)
         for start in range(0, n_steps, block):
             part = array.isel({array.dims[0]: slice(start, start + block)}).values
             self.mean[start : start + len(part)] = _whole(part.mean(1, dtype=np.float64))
