@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from torch import nn
 from polca.compute.basis import as_subspace
 from polca.compute.engines import project_tokens
 from polca.compute.lanczos import lanczos
-from polca.compute.operators import DifferenceOperator, HessianOperator
+from polca.compute.operators import DifferenceOperator, HessianOperator, rehearse
 from polca.compute.projection import project
 from polca.compute.store import open_projection
 from polca.compute.subspace import hessian_subspace
@@ -1189,9 +1190,9 @@ def test_the_hessian_within_little_memory():
     assert (IDS == losses.model.config.pad_token_id).any()
     v = torch.randn(n_parameters(losses.params), generator=torch.Generator().manual_seed(0))
     whole = HessianOperator(losses, losses.params)
-    needs = split_batches(losses, losses.params, whole._attempt, 2**30, "")[1]
+    needs = split_batches(losses, losses.params, partial(rehearse, whole), 2**30, "")[1]
     tight = HessianOperator(losses, losses.params, memory=int(0.3 * sum(needs)))
-    assert not all(tight._keep) and len(tight.losses.batches) > 1
+    assert not all(tight.batches.keep) and len(tight.batches.losses.batches) > 1
     torch.testing.assert_close(tight @ v, whole @ v, rtol=1e-4, atol=1e-5)
     assert (DifferenceOperator(losses, losses.params) @ v - whole @ v).norm() < 0.01 * (whole @ v).norm()
 
