@@ -272,9 +272,9 @@ def answer_inspect(options, say: Say) -> dict:
     from polca.runs.inspection import format_inspection
     from polca.runs.run import Run
 
-    found = Run.open(options.run).inspect()
-    say(format_inspection(found))
-    return found
+    facts = Run.open(options.run).inspect()
+    say(format_inspection(facts))
+    return facts
 
 # %% ../nbs/20_main.ipynb #ac7b1f66
 def given_fields(options) -> dict[str, Any]:

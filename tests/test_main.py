@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from polca.__main__ import STAGE_WORDS, command_parser, main
+from polca.__main__ import _CHOICES, STAGE_WORDS, command_parser, main
+from polca.compute.engines import ENGINES
+from polca.compute.operators import MATRICES
 from polca.runs.manifest import STAGES
 
 ANALYZE = "analyze --model m --checkpoints c --texts a b"
@@ -14,6 +16,12 @@ ANALYZE = "analyze --model m --checkpoints c --texts a b"
 
 def test_there_is_a_command_for_every_stage():
     assert tuple(STAGE_WORDS) == STAGES
+
+
+def test_the_choices_are_those_of_the_rooms():
+    "They are written down twice, as the command line is to start without torch."
+    assert _CHOICES["engine"] == ("auto", *ENGINES)
+    assert _CHOICES["matrix"] == tuple(MATRICES)
 
 
 def test_what_is_wrong_with_the_options_is_a_document_too(capsys):

@@ -177,12 +177,12 @@ def cluster_stabilities(labels: np.ndarray) -> list[float]:
     Jaccard index with a cluster there; 1 where there is no other row.
     """
     members = [np.stack([row == c for c in range(row.max() + 1)]).astype(float) for row in labels]
-    found: list[float] = []
+    stabilities: list[float] = []
     for i, own in enumerate(members):
         others = [_largest_overlaps(own, other) for j, other in enumerate(members) if j != i]
         means = np.mean(others, axis=0) if others else np.ones(len(own))
-        found += [float(mean) for mean in means]
-    return found
+        stabilities += [float(mean) for mean in means]
+    return stabilities
 
 # %% ../../nbs/analysis/30_joint.ipynb #349a25f3
 def _is_repetition(members: np.ndarray, earlier: list[np.ndarray], overlap: float) -> bool:

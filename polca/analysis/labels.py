@@ -334,10 +334,10 @@ def _label(
     "The most over-represented value of a kind in a cluster, with all that `label_tests` tells of it; None without any."
     own = kind.counts(labels == cluster)
     pool = kind.counts(labels >= OUTLIER)
-    found = most_exceeding(own, pool, kind.values != "", least, n, rng)
-    if found is None:
+    best_value = most_exceeding(own, pool, kind.values != "", least, n, rng)
+    if best_value is None:
         return None
-    best, excess, p = found
+    best, excess, p = best_value
     share = own[best] / size
     base = pool[best] / pool.sum()
     return {

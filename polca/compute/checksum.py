@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engine import Engine, Slices, block_sizes
 from .lanczos import dots
+from .protocol import Engine, Slices, block_sizes
 from ..core.losses import Params, TokenLosses
 
 # %% ../../nbs/compute/67_checksum.ipynb #e81d9761
@@ -63,22 +63,22 @@ class UnseenError(ValueError):
     "An engine does not see all of a model."
 
 
-def _worst_error(found: CheckSum, tolerance: float, rounding: float) -> float:
+def _worst_error(check: CheckSum, tolerance: float, rounding: float) -> float:
     "The largest error of a direction in units of its P and of the rounding."
-    allowed = found.size + rounding / tolerance * found.bound + 1e-30
-    return float((found.error / allowed).max())
+    allowed = check.size + rounding / tolerance * check.bound + 1e-30
+    return float((check.error / allowed).max())
 
 
 def check_seen(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor, engine: Engine) -> None:
     "Raise UnseenError unless `P` of batch `i` agrees with a back-propagation of a random combination of its losses."
     if not len(P):
         return
-    found = check_sum(losses, i, params, slices, P)
+    check = check_sum(losses, i, params, slices, P)
     half = next(iter(params.values())).element_size() < 4
     tolerance, rounding = (0.3, 0.03) if half else (1e-3, 4e-6)
-    error = _worst_error(found, tolerance, rounding)
+    error = _worst_error(check, tolerance, rounding)
     if half:
-        error = max(error, relative_error(found.error.norm(), found.size.norm()))
+        error = max(error, relative_error(check.error.norm(), check.size.norm()))
     if not error <= tolerance:
         raise UnseenError(
             f"engine={engine.name!r} does not see all of this model (a check sum is off by {error:.1e}): "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checksum import check_sum, relative_error
-from .engine import Part, Rates, Slices, Work, block_sizes
+from .protocol import Part, Rates, Slices, Work, block_sizes
 from ..core.losses import Params, TokenLosses
 
 # %% ../../nbs/compute/70_difference.ipynb #a05ba60a
@@ -47,8 +47,8 @@ def _some_directions(slices: Slices, most: int) -> Slices:
 
 def difference_error(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> float:
     "The error of `P` of batch `i` in units of its size, root mean square over directions, by the check sum."
-    found = check_sum(losses, i, params, slices, P)
-    return relative_error(found.error, found.size)
+    check = check_sum(losses, i, params, slices, P)
+    return relative_error(check.error, check.size)
 
 
 def difference_step(losses: TokenLosses, params: Params, slices: Slices, probes: int = 6) -> float:
@@ -65,7 +65,7 @@ def difference_step(losses: TokenLosses, params: Params, slices: Slices, probes:
 
 # %% ../../nbs/compute/70_difference.ipynb #2b79f388
 class DifferenceEngine:
-    """Two plain evaluations per direction (`polca.compute.engine.Engine`).
+    """Two plain evaluations per direction (`polca.compute.protocol.Engine`).
 
     `report` has the `difference_step` and, of the last checkpoint, the `difference_error`
     """

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .contractions import push
-from .engine import Part, Rates, Slices, Work, block_sizes, dtype_of
 from .layers import LastMatrix, as_matrices, last_matrix
+from .protocol import Part, Rates, Slices, Work, block_sizes, dtype_of
 from .smooth import ForwardHooks, Tangent
 from ..core.losses import Params, TokenLosses
 from ..core.memory import n_examples, n_positions
@@ -120,13 +120,13 @@ def token_of_rows(loss: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:
             return None
         token = token + place * factor.round().long()
         place = place * base
-    found = size[:, 0] > 0
+    is_known = size[:, 0] > 0
     sign = _random_signs(len(loss), delta)
     others = _weighted_back(loss, output, sign)
-    others.addcmul_(torch.where(found, sign[token.clamp_max(len(loss) - 1)], 0)[:, None], delta, value=-1)
+    others.addcmul_(torch.where(is_known, sign[token.clamp_max(len(loss) - 1)], 0)[:, None], delta, value=-1)
     if (others.abs().amax(1, keepdim=True) > _rounding(output) * torch.where(size > 0, size, size.max())).any():
         return None
-    return delta.to(output.dtype), torch.where(found, token, -1)
+    return delta.to(output.dtype), torch.where(is_known, token, -1)
 
 # %% ../../nbs/compute/60_forward.ipynb #4dec9225
 class _Rows(NamedTuple):
@@ -169,10 +169,10 @@ def _with_output_apart(losses, i, params, leaves, slices, last, chunk) -> tuple[
     reached = torch.autograd.grad(loss.sum(), [cut.output, *leaves.values()], retain_graph=True, allow_unused=True)
     if reached[0] is None or any(g is not None for g in reached[1:]):
         return None
-    found = token_of_rows(loss, cut.output)
-    if found is None:
+    rows_known = token_of_rows(loss, cut.output)
+    if rows_known is None:
         return None
-    rows = _rows_of_tokens(*found, cut.input)
+    rows = _rows_of_tokens(*rows_known, cut.input)
     through_input = _through_input(loss, rows, as_matrices(last.layer, params[last.weight]))
     P = tangents(through_input, leaves, slices, chunk).to(dtype_of(slices))
     for term in _inside_layer(rows, last, slices):
@@ -198,7 +198,7 @@ def forward_projection(
 
 # %% ../../nbs/compute/60_forward.ipynb #fef63651
 class ForwardEngine:
-    "One tangent per direction, for all tokens of a batch at once (`polca.compute.engine.Engine`)."
+    "One tangent per direction, for all tokens of a batch at once (`polca.compute.protocol.Engine`)."
 
     name: ClassVar[str] = "forward"
     exact: ClassVar[bool] = True

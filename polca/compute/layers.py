@@ -103,11 +103,11 @@ def owned_parameters(model: nn.Module) -> dict[nn.Module, dict[str, str]]:
 def last_matrix(losses: TokenLosses, params: Params) -> LastMatrix | None:
     "The layer of `is_matrix` that is called last, in the first batch; None where there is none."
     one = one_sequence(losses, 0)
-    with _CalledMatrices(losses.model) as found, torch.no_grad():
+    with _CalledMatrices(losses.model) as seen, torch.no_grad():
         one.batch(0, params)
-    if not found.calls:
+    if not seen.calls:
         return None
-    layer = found.calls[-1]
+    layer = seen.calls[-1]
     names = parameter_names(losses.model)
     bias = None if layer.bias is None else names[id(layer.bias)]
-    return LastMatrix(layer, found.calls.count(layer), names[id(layer.weight)], bias)
+    return LastMatrix(layer, seen.calls.count(layer), names[id(layer.weight)], bias)

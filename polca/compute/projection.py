@@ -139,7 +139,7 @@ def _step_entries(walk: Walk, i: int, group) -> list[Entry]:
     "All that belongs to checkpoint i; `group` is the store, where the start of the path to it may be."
     at = _at_checkpoint(walk, i)
     entries = _gradients(walk, i, at) + _curvatures(walk, i)
-    if walk.projector.engine == "difference":
+    if "difference_error" in walk.request.arrays:
         entries += [Entry("difference_error", (i,), walk.projector.report["difference_error"])]
     if walk.request.levels and i > 0:
         entries += _path_entries(walk, i - 1, group, at)

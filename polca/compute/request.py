@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from .basis import Subspace, check_subspace
+from .engines import is_exact
 from .quadrature import path_levels
 from .store import ArrayLayout, array_layouts, table_columns
 from ..core.checkpoints import Checkpoints
@@ -53,7 +54,7 @@ class ProjectionRequest:
             len(self.basis),
             curvature=self.curvature is not None,
             token_curvature=isinstance(self.curvature, str),
-            errors=self.engine == "difference",
+            errors=not is_exact(self.engine),
             paths=self.levels is not None,
         )
 
@@ -121,7 +122,7 @@ def _settings_of_request(request: ProjectionRequest) -> dict:
         "data": fingerprint(request.losses.batches),
         "curvature": fingerprint(curvature.batches) if isinstance(curvature, TokenLosses) else curvature,
         "path": path if request.levels else None,
-        "engine": "difference" if request.engine == "difference" else "exact",
+        "engine": "exact" if is_exact(request.engine) else request.engine,
         "tokens": _hash_of_tokens(request.losses.tokens),
     }
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from .contractions import BLOCK
 from .contributions import LayerDeltas, contribution
-from .engine import Part, Rates, Slices, Work, block_sizes, dtype_of
 from .forward import project_forward
 from .layers import is_known, is_matrix, is_norm, last_matrix, owned_parameters
+from .protocol import Part, Rates, Slices, Work, block_sizes, dtype_of
 from .smooth import ForwardHooks, Tangent
 from ..core.losses import Params, TokenLosses
 from ..core.memory import n_examples, tells_sequences, token_slots
@@ -236,7 +236,7 @@ def _hold_graph(one: TokenLosses, params: Params, owned: Owned) -> set[nn.Module
 
 # %% ../../nbs/compute/65_reverse.ipynb #2bd85ddf
 class ReverseEngine:
-    "One back-propagation per target of a sequence, for all directions at once (`polca.compute.engine.Engine`)."
+    "One back-propagation per target of a sequence, for all directions at once (`polca.compute.protocol.Engine`)."
 
     name: ClassVar[str] = "reverse"
     exact: ClassVar[bool] = True

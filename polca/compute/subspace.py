@@ -93,10 +93,10 @@ def check_basis_settings(settings: BasisSettings, d: int) -> None:
     check_lanczos(d, s.k, given, tol=s.tol, which=s.which, max_iterations=s.max_iterations, memory=s.memory)
 
 # %% ../../nbs/compute/50_subspace.ipynb #c374a68e
-def losses_with_weights(losses: TokenLosses, found: Checkpoint, device, dtype) -> tuple[TokenLosses, Params]:
+def losses_with_weights(losses: TokenLosses, checkpoint: Checkpoint, device, dtype) -> tuple[TokenLosses, Params]:
     "`losses` with the buffers of a checkpoint, and its weights on `device` and in `dtype`."
-    params = {name: p.to(device, dtype) for name, p in found.params.items()}
-    return losses if found.buffers is None else losses.at_buffers(found.buffers), params
+    params = {name: p.to(device, dtype) for name, p in checkpoint.params.items()}
+    return losses if checkpoint.buffers is None else losses.at_buffers(checkpoint.buffers), params
 
 
 def _device_and_dtype(losses):
@@ -129,10 +129,10 @@ class SourceMatrices:
         return MeanOperator([self._at(step) for step in window])
 
     def _at(self, step):
-        found = self.store.read(step)
-        losses, params = losses_with_weights(self.losses, found, self.device, self.dtype)
+        checkpoint = self.store.read(step)
+        losses, params = losses_with_weights(self.losses, checkpoint, self.device, self.dtype)
         if self.plan is not None:
-            return self.plan.at(params, found.buffers)
+            return self.plan.at(params, checkpoint.buffers)
         share = memory_bytes(self.settings.memory) // self.settings.window  # for each checkpoint of the window
         operator = self.kind(losses, params, share)
         self.plan = operator.plan()
@@ -237,11 +237,11 @@ class StepFiles:
             return None
         return StepDirections(vectors, header.rows)
 
-    def save(self, step: int, found: StepDirections) -> None:
+    def save(self, step: int, directions: StepDirections) -> None:
         "Write the directions of `step`, in the first process."
         if self.path and process_number() == 0:
-            header = BasisHeader(found.rows, self.shapes, self.made_with)
-            save_directions(self.path, step, found.vectors, header)
+            header = BasisHeader(directions.rows, self.shapes, self.made_with)
+            save_directions(self.path, step, directions.vectors, header)
 
 # %% ../../nbs/compute/50_subspace.ipynb #41072dde
 def _named_settings(matrices) -> dict:
@@ -310,11 +310,11 @@ class GrowingBasis:
         "The largest curvature along them."
         return max((abs(row["eigenvalue"]) for row in self.rows), default=0.0)
 
-    def append(self, found: StepDirections) -> None:
-        for place, vector in enumerate(found.vectors, start=len(self.rows)):
+    def append(self, directions: StepDirections) -> None:
+        for place, vector in enumerate(directions.vectors, start=len(self.rows)):
             if place in self.own:
                 self.directions[place - self.own.start] = vector
-        self.rows += found.rows
+        self.rows += directions.rows
 
 # %% ../../nbs/compute/50_subspace.ipynb #4731569e
 def _finished(basis, files, losses) -> Subspace:
@@ -381,9 +381,9 @@ def hessian_subspace(
     files = StepFiles(path, made_with(matrices, path, shard), matrices)
     basis = GrowingBasis(matrices, device, dtype, shard)
     for i, step in enumerate(_shown(settings.steps, progress)):
-        found = files.load(step, against=basis.so_far())
-        if found is None:
-            found = top_directions(matrices, i, against=basis.so_far(), scale=basis.scale())
-            files.save(step, found)
-        basis.append(found)
+        directions = files.load(step, against=basis.so_far())
+        if directions is None:
+            directions = top_directions(matrices, i, against=basis.so_far(), scale=basis.scale())
+            files.save(step, directions)
+        basis.append(directions)
     return _finished(basis, files, losses)

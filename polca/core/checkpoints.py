@@ -121,12 +121,12 @@ def recorded(model: nn.Module | Params, what: str) -> Checkpoint:
     return Checkpoint(params)
 
 # %% ../../nbs/core/70_checkpoints.ipynb #649237e8
-def _write_file(file: Path, step: int, found: Checkpoint) -> None:
-    saved = found.buffers or {}
-    header = {"step": str(int(step)), "order": json.dumps(list(found.params)), "hash": found.hash()}
-    if found.buffers is not None:
+def _write_file(file: Path, step: int, checkpoint: Checkpoint) -> None:
+    saved = checkpoint.buffers or {}
+    header = {"step": str(int(step)), "order": json.dumps(list(checkpoint.params)), "hash": checkpoint.hash()}
+    if checkpoint.buffers is not None:
         header["buffers"] = json.dumps(list(saved))
-    tensors = {n: p.cpu().contiguous() for n, p in found.params.items()}
+    tensors = {n: p.cpu().contiguous() for n, p in checkpoint.params.items()}
     tensors |= {n: b.cpu().contiguous().clone() for n, b in saved.items()}  # layers may share one
     with atomic_path(file) as part:
         save_file(tensors, part, metadata=header)
@@ -168,9 +168,9 @@ def _steps_in(folder: Path) -> list[int]:
 
 def _read_finite(file: Path) -> Checkpoint:
     "The same; raises ValueError for weights that are not finite, too."
-    found = _read_file(file)
-    check_finite(found.params, str(file))
-    return found
+    checkpoint = _read_file(file)
+    check_finite(checkpoint.params, str(file))
+    return checkpoint
 
 # %% ../../nbs/core/70_checkpoints.ipynb #a7a7cf9d
 def _write_config(file: Path, model: nn.Module) -> None:
@@ -183,9 +183,9 @@ def _write_config(file: Path, model: nn.Module) -> None:
     write_json(file, settings | {"architectures": [type(model).__name__]})
 
 # %% ../../nbs/core/70_checkpoints.ipynb #9f254b6d
-def _described_model(folder: Path, found: Checkpoint) -> nn.Module | None:
-    """The model of transformers that the config.json in `folder` describes, with the weights and buffers of `found`;
-    None if transformers has no such class.
+def _described_model(folder: Path, checkpoint: Checkpoint) -> nn.Module | None:
+    """The model of transformers that the config.json in `folder` describes, with the weights and buffers of
+    `checkpoint`; None if transformers has no such class.
     """
     import transformers  # here, so that importing polca does not wait for it
 
@@ -197,7 +197,7 @@ def _described_model(folder: Path, found: Checkpoint) -> nn.Module | None:
     with torch.random.fork_rng(devices=[]), silent_transformers():
         model = kind._from_config(config).float().eval()
     try:
-        return loaded(model, found.params, found.buffers)
+        return loaded(model, checkpoint.params, checkpoint.buffers)
     except ValueError:
         return None  # changed since it was made of its configuration: other layers, another tie
 
@@ -228,9 +228,9 @@ def _save(self: "Checkpoints", step: int, model: nn.Module | Params | Checkpoint
     """
     file = self.file(step)
     what = f"the model at step {step}"
-    found = model if isinstance(model, Checkpoint) else recorded(model, what)
-    check_finite(found.params, what)
-    _write_file(file, step, found)
+    checkpoint = model if isinstance(model, Checkpoint) else recorded(model, what)
+    check_finite(checkpoint.params, what)
+    _write_file(file, step, checkpoint)
     if isinstance(model, nn.Module):
         self.save_config(model)
     return file
@@ -248,11 +248,11 @@ def _save_config(self: "Checkpoints", model: nn.Module) -> None:
     _write_config(self.path / "config.json", model)
 
 
-def _reference(self: "Checkpoints", found: Checkpoint) -> nn.Module | None:
+def _reference(self: "Checkpoints", checkpoint: Checkpoint) -> nn.Module | None:
     "The model with the weights of a checkpoint, as its own library makes it; None where only the weights are known."
-    if found.model is not None or not (self.path / "config.json").exists():
-        return found.model
-    return _described_model(self.path, found)
+    if checkpoint.model is not None or not (self.path / "config.json").exists():
+        return checkpoint.model
+    return _described_model(self.path, checkpoint)
 
 # %% ../../nbs/core/70_checkpoints.ipynb #b8001731
 def _open(path: str | Path, model: nn.Module | type | None = None, series: str | None = None) -> "Checkpoints":

@@ -73,13 +73,13 @@ def _read(self: "Pretrained", step: int) -> Checkpoint:
     model = self.model
     if isinstance(place, tuple) or not isinstance(model, nn.Module) or _is_for_transformers(Path(place), model):
         opened = self.open_model(step)
-        found = Checkpoint(parameters(opened), buffers(opened), opened)
+        checkpoint = Checkpoint(parameters(opened), buffers(opened), opened)
     else:
-        found = _from_files(Path(place), model, what)
+        checkpoint = _from_files(Path(place), model, what)
     if isinstance(model, nn.Module):
-        check_params({n: p.shape for n, p in found.params.items()}, parameters(model), what)
-    check_finite(found.params, what)
-    return found
+        check_params({n: p.shape for n, p in checkpoint.params.items()}, parameters(model), what)
+    check_finite(checkpoint.params, what)
+    return checkpoint
 
 
 def _named(store: "Pretrained", step: int) -> str:

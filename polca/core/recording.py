@@ -62,18 +62,18 @@ def _is_sharded(model: nn.Module) -> bool:
     return any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in model.parameters())
 
 # %% ../../nbs/core/90_recording.ipynb #4699bfee
-def _on_cpu(found: Checkpoint, dtype: torch.dtype | None) -> Checkpoint:
+def _on_cpu(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Checkpoint:
     "What is written of a checkpoint: its weights in `dtype`, and its buffers as they are."
-    params = {n: p.to("cpu", dtype) for n, p in found.params.items()}
-    kept = None if found.buffers is None else {n: b.cpu() for n, b in found.buffers.items()}
+    params = {n: p.to("cpu", dtype) for n, p in checkpoint.params.items()}
+    kept = None if checkpoint.buffers is None else {n: b.cpu() for n, b in checkpoint.buffers.items()}
     return Checkpoint(params, kept)
 
 
-def _check_same(present: Checkpoint, found: Checkpoint, file: Path, step: int) -> None:
+def _check_same(present: Checkpoint, again: Checkpoint, file: Path, step: int) -> None:
     "Raise ValueError unless a file, which may be without buffers, has what the training came to at its step."
-    if present.equals(found):
+    if present.equals(again):
         return
-    if present.buffers is None and equal_params(present.params, found.params):
+    if present.buffers is None and equal_params(present.params, again.params):
         return
     raise ValueError(
         f"{file} has other weights or buffers than the model at step {step}: it is of another training, or this one "
@@ -131,18 +131,18 @@ class Recorder:
 def _compare(recorder: Recorder, step: int, model: nn.Module | Params) -> Path:
     "The file of a step that is there already, after a look whether the training has come to the same again."
     file = recorder.store.file(step)
-    found = _on_cpu(record_of(model, step), recorder.dtype)
-    _check_same(recorder.store.read(step), found, file, step)
+    again = _on_cpu(record_of(model, step), recorder.dtype)
+    _check_same(recorder.store.read(step), again, file, step)
     return file
 
 
 def _record(recorder: Recorder, step: int, model: nn.Module | Params) -> Path:
-    found = _on_cpu(record_of(model, step), recorder.dtype)
+    checkpoint = _on_cpu(record_of(model, step), recorder.dtype)
     if not recorder._has_begun:
-        _begin(recorder, {**found.params, **(found.buffers or {})})
+        _begin(recorder, {**checkpoint.params, **(checkpoint.buffers or {})})
     if isinstance(model, nn.Module):
         recorder.store.save_config(model)
-    return recorder.store.save(step, found)
+    return recorder.store.save(step, checkpoint)
 
 
 def _begin(recorder: Recorder, params: Params) -> None:
@@ -283,7 +283,7 @@ class _Pass:
     def __init__(self, replay: Replay):
         self.replay = replay
         self.at = -1
-        self.found = Checkpoint({})
+        self.checkpoint = Checkpoint({})
         self._random = []
         with _own_state(self._random):
             self._going = _started(replay)
@@ -299,11 +299,11 @@ class _Pass:
         replay = self.replay
         for at, model in self._going:
             if at in replay.steps:
-                found = record_of(model, at).clone()
-                check_finite(found.params, f"the training of {replay.path} at step {at}")
-                replay._hashes.compare(at, found.hash())
+                checkpoint = record_of(model, at).clone()
+                check_finite(checkpoint.params, f"the training of {replay.path} at step {at}")
+                replay._hashes.compare(at, checkpoint.hash())
                 self.at = at
-                self.found = found
+                self.checkpoint = checkpoint
                 return
         raise ValueError(
             f"the training of {replay.path} ends before step {wanted}: let it yield (step, model) up to there"
@@ -332,4 +332,4 @@ def _trained_to(replay: Replay, step: int) -> Checkpoint:
             f"the training of {replay.path} goes from a step before {step} to {current.at}: let it yield (step, "
             f"model) at {step}"
         )
-    return current.found
+    return current.checkpoint

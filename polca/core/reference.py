@@ -55,12 +55,12 @@ def unregistered(model: nn.Module) -> list[str]:
     """Tensors of a model that are neither weights nor saved buffers, by the name of what holds them; entries of lists,
     too.
     """
-    found = []
+    names_found = []
     for path, module in model.named_modules():
         names = [name for name, *_ in _held(module)]
         names += _lists(module)
-        found += [f"{path}.{name}" if path else name for name in dict.fromkeys(names)]
-    return found
+        names_found += [f"{path}.{name}" if path else name for name in dict.fromkeys(names)]
+    return names_found
 
 # %% ../../nbs/core/60_reference.ipynb #c1d1726b
 def loaded(

@@ -169,6 +169,6 @@ class StateDicts(Checkpoints):
     def read(self, step: int) -> Checkpoint:
         require_steps(self, [step])
         what = f"the state dict of step {step}"
-        found = as_checkpoint(self.weights[step], self._like, what)
-        check_finite(found.params, what)
-        return found.clone()
+        checkpoint = as_checkpoint(self.weights[step], self._like, what)
+        check_finite(checkpoint.params, what)
+        return checkpoint.clone()

@@ -30,39 +30,39 @@ def check_losses(losses: TokenLosses, params: Params, what: str) -> None:
         )
 
 
-def losses_at(losses: TokenLosses, found: Checkpoint) -> tuple[TokenLosses, Params]:
+def losses_at(losses: TokenLosses, checkpoint: Checkpoint) -> tuple[TokenLosses, Params]:
     "`losses` with the buffers of a checkpoint, and its weights on the device and in the dtype of the model's."
     like = losses.params
-    params = {n: p.to(like[n]) for n, p in found.params.items()}
-    at = losses if found.buffers is None else losses.at_buffers(found.buffers)
+    params = {n: p.to(like[n]) for n, p in checkpoint.params.items()}
+    at = losses if checkpoint.buffers is None else losses.at_buffers(checkpoint.buffers)
     return at, params
 
 # %% ../../nbs/core/75_verification.ipynb #c7d0a9ae
 def _check_function(
-    store: Checkpoints, losses: TokenLosses, found: Checkpoint, what: str, batches: list[int] | None
+    store: Checkpoints, losses: TokenLosses, checkpoint: Checkpoint, what: str, batches: list[int] | None
 ) -> None:
     """Raise ValueError unless the losses at a checkpoint are finite, and those of its own model: of all tokens, or of
     some batches. Of some alone where a model has to be made for it, none are compared.
     """
-    at, params = losses_at(losses, found)
+    at, params = losses_at(losses, checkpoint)
     check_losses(at, params, what)
-    if found.model is None and batches is not None:
+    if checkpoint.model is None and batches is not None:
         return
-    model = store.reference(found)
+    model = store.reference(checkpoint)
     if model is None:
-        model = loaded_copy(losses, params, found.buffers)
+        model = loaded_copy(losses, params, checkpoint.buffers)
     else:
         first = next(iter(params.values()))
         model = model.to(first.device, first.dtype)
     check_reference(at, params, model, what, batches)
 
 # %% ../../nbs/core/75_verification.ipynb #9490af1c
-def _check_weights(found: Checkpoint, like: Params, losses: TokenLosses | None, what: str) -> None:
+def _check_weights(checkpoint: Checkpoint, like: Params, losses: TokenLosses | None, what: str) -> None:
     "Raise ValueError unless a checkpoint has the names and shapes of `like`."
     try:
-        check_params({n: p.shape for n, p in found.params.items()}, like, what)
+        check_params({n: p.shape for n, p in checkpoint.params.items()}, like, what)
     except ValueError as e:
-        untied = _untied(found, losses.model) if losses else []
+        untied = _untied(checkpoint, losses.model) if losses else []
         if not untied:
             raise
         raise ValueError(
@@ -72,13 +72,13 @@ def _check_weights(found: Checkpoint, like: Params, losses: TokenLosses | None, 
         ) from e
 
 # %% ../../nbs/core/75_verification.ipynb #6d1450ca
-def _untied(found: Checkpoint, model: nn.Module) -> list[str]:
+def _untied(checkpoint: Checkpoint, model: nn.Module) -> list[str]:
     "Weights of the own model of a checkpoint that `model` has too, under another name."
-    if found.model is None:
+    if checkpoint.model is None:
         return []
     names = weight_names(model)
     plain = plain_names([n for same in names.values() for n in same])
-    return [n for n in found.params if n in plain.values() and n not in names]
+    return [n for n in checkpoint.params if n in plain.values() and n not in names]
 
 # %% ../../nbs/core/75_verification.ipynb #a80eae8a
 def _norm(params: Params) -> float:
@@ -190,15 +190,15 @@ def verify_checkpoints(
     seen = _SeenBuffers()
     like = like or (losses.params if losses else None)
     for step in steps:
-        found = store.read(step)
+        checkpoint = store.read(step)
         what = f"the checkpoint of step {step} in {store.path}"
-        like = like or found.params
-        _check_weights(found, like, losses, what)
-        _add_hash(hashes, found.hash(), step, store.path)
+        like = like or checkpoint.params
+        _check_weights(checkpoint, like, losses, what)
+        _add_hash(hashes, checkpoint.hash(), step, store.path)
         if losses:
-            _check_function(store, losses, found, what, None if step in (steps[0], steps[-1]) else [0])
-        seen.add(step, found.buffers)
-        norms[step] = _norm(found.params)
+            _check_function(store, losses, checkpoint, what, None if step in (steps[0], steps[-1]) else [0])
+        seen.add(step, checkpoint.buffers)
+        norms[step] = _norm(checkpoint.params)
     _check_norms(norms, store.path)
     if losses:
         seen.check(losses.model, store.path)

@@ -62,6 +62,7 @@ from polca.explorer.pages import (
 
 # %% ../../nbs/explorer/30_widgets.ipynb #84234327
 from polca.explorer.views import (
+    ORDERS,
     Settings,
     View,
     check_same_tokens,
@@ -485,12 +486,9 @@ _TOOLTIPS = {
 }
 
 # %% ../../nbs/explorer/30_widgets.ipynb #fb941df3
-_ORDERS = {  # of tokens: name, value, tooltip
-    "strongest change": ("strongest", "those that change most in the chosen steps, up or down"),
-    "nearest to medoid": (
-        "nearest",
-        "those whose curves in the chosen steps are nearest to the cluster's medoid",
-    ),
+_ORDER_BUTTONS = {  # by order of the tokens: name, tooltip
+    "strongest": ("strongest change", "those that change most in the chosen steps, up or down"),
+    "nearest": ("nearest to medoid", "those whose curves in the chosen steps are nearest to the cluster's medoid"),
     "random": ("random", "a random draw"),
 }
 
@@ -562,8 +560,8 @@ def token_controls(shown: Shown) -> dict[str, Any]:
     order = control(
         w.ToggleButtons,
         "",
-        options=[(name, value) for name, (value, _) in _ORDERS.items()],
-        tooltips=[tooltip for _, tooltip in _ORDERS.values()],
+        options=[(_ORDER_BUTTONS[order][0], order) for order in ORDERS],
+        tooltips=[_ORDER_BUTTONS[order][1] for order in ORDERS],
         value=shown.order,
     )
     order.style.button_width = "auto"
@@ -1115,8 +1113,8 @@ def found_html(run: str | Path | Run | View | xr.Dataset) -> str:
 class Message(Pane):
     "What stands in the place of a run that cannot be opened: `text`, and the HTML of what there is of it."
 
-    def __init__(self, text: str, found: str = ""):
-        super().__init__(html=piece(note(html_text(text)) + found))
+    def __init__(self, text: str, more: str = ""):
+        super().__init__(html=piece(note(html_text(text)) + more))
         self.text = text
 
     def to_html(self, path: str | Path) -> Path:

@@ -111,7 +111,7 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
     Every file of these stages is read and held against its hash: ValueError names one that has changed.
     """
     manifest = inputs.manifest
-    found = {
+    facts = {
         "run": str(inputs.folder),
         "task": manifest["task"],
         "config": manifest["config"],
@@ -121,16 +121,16 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
         if stage != "train":
             results.files.verified(stage)
     if "train" in complete:
-        found["checkpoints"] = _verify_sources(inputs)
+        facts["checkpoints"] = _verify_sources(inputs)
     if "subspace" in complete:
-        found["basis"] = results.read_basis().table.reset_index().to_dict("records")
+        facts["basis"] = results.read_basis().table.reset_index().to_dict("records")
     if "project" in complete:
-        found |= _of_projection(results)
+        facts |= _of_projection(results)
     if "decompose" in complete:
-        found["decomposition"] = {rule: own["totals"] for rule, own in results.read_decomposition().items()}
+        facts["decomposition"] = {rule: own["totals"] for rule, own in results.read_decomposition().items()}
     if {"project", "cluster"} <= set(complete):
-        found["clusters"] = _of_clusters(results, found["window"], found["flat"])
-    return found
+        facts["clusters"] = _of_clusters(results, facts["window"], facts["plateau"])
+    return facts
 
 
 def _verify_sources(inputs: RunInputs) -> int:
@@ -149,18 +149,18 @@ def _of_projection(results: RunResults) -> dict:
         "tokens": projection.sizes["token"],
         "steps": projection["step"].values.tolist(),
         "mean_loss": mean.round(5).tolist(),
-        "flat": results.flat(projection),
+        "plateau": results.plateau(projection),
         "window": results.window(projection),
     }
 
 
-def _of_clusters(results: RunResults, window: float, flat: float) -> dict[str, list[dict]]:
+def _of_clusters(results: RunResults, window: float, plateau: float) -> dict[str, list[dict]]:
     projection = results.read_projection()
     clusters = results.read_clusters()
-    return {recipe: _breaks(projection, recipe, own, window, flat) for recipe, own in clusters.items()}
+    return {recipe: _breaks(projection, recipe, own, window, plateau) for recipe, own in clusters.items()}
 
 
-def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: float, flat: float) -> list[dict]:
+def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: float, plateau: float) -> list[dict]:
     """The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for
     several numbers of clusters the distinct ones.
     """
@@ -169,33 +169,33 @@ def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: flo
         clusters = distinct_clusters(clusters)
     if not window_fits(projection["step"], window):
         return clusters.table.to_dict("records")
-    table = breakthroughs(breaking_curves(projection, recipe), clusters, window, flat)
+    table = breakthroughs(breaking_curves(projection, recipe), clusters, window, plateau)
     if joint:
         table = table.sort_values("stability", ascending=False, kind="stable")  # in the order of the report
     return table.to_dict("records")
 
 # %% ../../nbs/runs/55_inspection.ipynb #6f253663
-def format_inspection(found: dict) -> str:
+def format_inspection(facts: dict) -> str:
     "`inspect_results` for people."
-    parts = [f"{found['run']}: {found['task']}, {', '.join(found['complete']) or 'nothing'} complete"]
-    if "tokens" in found:
-        parts.append(_loss_line(found))
-    if "basis" in found:
-        parts.append(f"basis\n{pd.DataFrame(found['basis']).to_string(index=False)}")
-    if "decomposition" in found:
-        table = pd.DataFrame(found["decomposition"]).T.to_string(float_format="{:+.3f}".format)
+    parts = [f"{facts['run']}: {facts['task']}, {', '.join(facts['complete']) or 'nothing'} complete"]
+    if "tokens" in facts:
+        parts.append(_loss_line(facts))
+    if "basis" in facts:
+        parts.append(f"basis\n{pd.DataFrame(facts['basis']).to_string(index=False)}")
+    if "decomposition" in facts:
+        table = pd.DataFrame(facts["decomposition"]).T.to_string(float_format="{:+.3f}".format)
         parts.append(f"change of the mean loss, nats per token, by rule\n{table}")
-    for recipe, rows in found.get("clusters", {}).items():
-        parts.append(_cluster_lines(recipe, rows, found["window"]))
+    for recipe, rows in facts.get("clusters", {}).items():
+        parts.append(_cluster_lines(recipe, rows, facts["window"]))
     return "\n\n".join(parts)
 
 
-def _loss_line(found: dict) -> str:
-    steps = found["steps"]
-    mean = found["mean_loss"]
+def _loss_line(facts: dict) -> str:
+    steps = facts["steps"]
+    mean = facts["mean_loss"]
     return (
-        f"{found['tokens']} tokens at {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}; mean loss "
-        f"{mean[0]:.3f} to {mean[-1]:.3f} nats, flat from step {found['flat']:g}"
+        f"{facts['tokens']} tokens at {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}; mean loss "
+        f"{mean[0]:.3f} to {mean[-1]:.3f} nats, flat from step {facts['plateau']:g}"
     )
 
 

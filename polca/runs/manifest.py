@@ -175,17 +175,17 @@ def read_manifest(folder: str | Path) -> dict:
     if not file.exists():
         raise ValueError(f"{folder} is no run of polca (it has no run.json): check the path, or start a run there")
     try:
-        found = read_checked(file)
-        if {"format", "task", "config", "stages"} - set(found):
+        manifest = read_checked(file)
+        if {"format", "task", "config", "stages"} - set(manifest):
             raise KeyError("it lacks what a manifest has")
     except (ValueError, TypeError, KeyError, OSError) as e:
         raise ValueError(f"{file} is damaged or not of polca ({e}): restore it, or start another run") from e
-    if found["format"] != FORMAT:
+    if manifest["format"] != FORMAT:
         raise ValueError(
-            f"{file} is of format {found['format']}, this polca reads format {FORMAT}: use the version that made it "
-            f"({found.get('polca')})"
+            f"{file} is of format {manifest['format']}, this polca reads format {FORMAT}: use the version that made it "
+            f"({manifest.get('polca')})"
         )
-    return found
+    return manifest
 
 # %% ../../nbs/runs/30_manifest.ipynb #bea6450a
 def hash_stage(stage: str, path: Path) -> str:
@@ -212,16 +212,16 @@ class HashedCheckpoints(Checkpoints):
     def save(self, step: int, model):
         raise ValueError(f"{self.path} is read only here")
 
-    def reference(self, found: Checkpoint):
-        return self.store.reference(found)
+    def reference(self, checkpoint: Checkpoint):
+        return self.store.reference(checkpoint)
 
     def read(self, step: int) -> Checkpoint:
-        found = self.store.read(step)
-        own = found.hash()
+        checkpoint = self.store.read(step)
+        own = checkpoint.hash()
         if self.hashes.setdefault(step, own) != own:
             raise ValueError(
                 f"the checkpoint of step {step} in {self.path} is not what it was when this run began: restore it, "
                 "or analyse the "
                 "new ones in another run directory"
             )
-        return found
+        return checkpoint

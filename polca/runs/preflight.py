@@ -53,17 +53,17 @@ def _estimate_projecting(inputs: RunInputs, held: int, K: int, processes: int) -
     memory = setting(config, "memory")
     engine = setting(config, "engine")
     steps = inputs.steps()[1]
-    found = estimate_projection(inputs.store, samples.analysed, steps, held, samples.curvature, memory, engine)
-    seconds = found.seconds
-    disk = found.disk
-    how = found.how
+    estimate = estimate_projection(inputs.store, samples.analysed, steps, held, samples.curvature, memory, engine)
+    seconds = estimate.seconds
+    disk = estimate.disk
+    how = estimate.how
     if setting(config, "path_tol"):  # the points of the first two levels; the means along the path
         seconds = 4 * seconds
         disk = 2 * disk
         how = how + "; 3 points along each path assumed"
     if held == K:
         seconds = seconds / processes
-    return replace(found, seconds=seconds, disk=disk * K // held, how=how)
+    return replace(estimate, seconds=seconds, disk=disk * K // held, how=how)
 
 # %% ../../nbs/runs/50_preflight.ipynb #d3dadff8
 def preflight(inputs: RunInputs, stage: str, say: Callable[[str], None], processes: int = 1) -> None:
@@ -71,15 +71,15 @@ def preflight(inputs: RunInputs, stage: str, say: Callable[[str], None], process
     known = inputs.manifest.get("estimates", {})
     if stage in known or stage not in ("train", "subspace", "project"):
         return
-    found = estimate_stages(inputs, stage, processes)
+    by_stage = estimate_stages(inputs, stage, processes)
     of_each = f" for {processes} processes" if processes > 1 else ""
-    say(f"estimates{of_each}:\n{estimates_table(found).to_string()}")
-    needed = sum(estimate.disk for estimate in found.values())
+    say(f"estimates{of_each}:\n{estimates_table(by_stage).to_string()}")
+    needed = sum(estimate.disk for estimate in by_stage.values())
     free = shutil.disk_usage(inputs.folder).free
     if needed > free:
         raise ValueError(
             f"{inputs.folder} needs {size_text(needed)}, the disk has {size_text(free)} left: free some, use another "
             "--out, or fewer directions or sequences"
         )
-    estimates = known | {name: asdict(estimate) for name, estimate in found.items()}
+    estimates = known | {name: asdict(estimate) for name, estimate in by_stage.items()}
     write_manifest(inputs.folder / "run.json", {**inputs.manifest, "estimates": estimates})

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..analysis.breakthroughs import breakthroughs, plateau, window_fits
+from ..analysis.breakthroughs import breakthroughs, find_plateau, window_fits
 from ..analysis.clustering import Clusters, cluster_directions, filter_directions, filter_tokens
 from ..analysis.decomposition import allocate, explained, rules, trajectories
 from ..analysis.joint import JointClusters, cluster_tokens, scale_curves
@@ -90,23 +90,23 @@ def cluster_run(projection: xr.Dataset, config, progress: bool = False) -> dict[
 
 # %% ../../nbs/runs/40_stages.ipynb #560da251
 def cluster_tables(
-    projection: xr.Dataset, curves: xr.DataArray, clusters: Clusters, window: float, flat: float
+    projection: xr.Dataset, curves: xr.DataArray, clusters: Clusters, window: float, plateau: float
 ) -> dict[str, list[dict]]:
     """What there is to say of clusters along single directions, as rows of plain values: breakthroughs, where the
     window fits, and labels.
     """
     tables = {}
     if window_fits(projection["step"], window):
-        tables["breakthroughs"] = breakthroughs(curves, clusters, window, flat)
+        tables["breakthroughs"] = breakthroughs(curves, clusters, window, plateau)
     tables["labels"] = label_clusters(clusters, projection_tokens(projection))
     return {name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()}
 
 # %% ../../nbs/runs/40_stages.ipynb #899bfbf1
 def save_clusters(
     path: Path,
-    found: Mapping[str, tuple[xr.DataArray, Clusters]],
+    clusterings: Mapping[str, tuple[xr.DataArray, Clusters]],
     window: float,
-    flat: float,
+    plateau: float,
     tables: Mapping[str, dict] | None = None,
 ) -> None:
     """Write clusters to the directory `path`, which appears whole or not at all: labels.zarr with a group for each
@@ -117,7 +117,7 @@ def save_clusters(
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     recipes = {}
-    for name, (_, clusters) in found.items():
+    for name, (_, clusters) in clusterings.items():
         labels = clusters.labels.drop_vars([n for n in clusters.labels.coords if n not in clusters.labels.dims])
         labels.to_dataset(name="cluster").to_zarr(
             part / "labels.zarr", group=name, mode="w", zarr_format=2, consolidated=False
@@ -127,7 +127,7 @@ def save_clusters(
             "notes": {str(d): note for d, note in clusters.notes.items()},
             **(tables or {}).get(name, {}),
         }
-    write_json(part / "tables.json", {"window": window, "plateau": flat, "recipes": recipes})
+    write_json(part / "tables.json", {"window": window, "plateau": plateau, "recipes": recipes})
     shutil.rmtree(path, ignore_errors=True)
     part.rename(path)
 
@@ -195,15 +195,15 @@ def hashed_store(inputs: RunInputs) -> HashedCheckpoints:
     return HashedCheckpoints(inputs.store, {int(step): own for step, own in weights.items()})
 
 
-def _checked_samples(inputs: RunInputs, found: Samples) -> Samples:
+def _checked_samples(inputs: RunInputs, samples: Samples) -> Samples:
     known = inputs.manifest["stages"].get("train", {}).get("data", {})
-    differ = [name for name, mark in known.items() if fingerprint(getattr(found, name).batches) != mark]
+    differ = [name for name, mark in known.items() if fingerprint(getattr(samples, name).batches) != mark]
     if differ:
         raise ValueError(
             f"texts or tokenizer have changed since {inputs.folder} was begun ({', '.join(differ)}): restore them, or "
             "start another run"
         )
-    return found
+    return samples
 
 # %% ../../nbs/runs/40_stages.ipynb #4f31bd4e
 def break_window(config, steps: Sequence[int]) -> float:
@@ -284,12 +284,12 @@ class RunResults:
         "The window of break, in steps."
         return break_window(self.config, projection["step"].values)
 
-    def flat(self, projection: xr.Dataset) -> float:
+    def plateau(self, projection: xr.Dataset) -> float:
         "The step from which the mean loss counts as flat."
         given = setting(self.config, "plateau")
         if given is not None:
             return given
-        return plateau(projection["loss"].mean("token").values, projection["step"].values)
+        return find_plateau(projection["loss"].mean("token").values, projection["step"].values)
 
 # %% ../../nbs/runs/40_stages.ipynb #88d098d7
 def run_facts(results: RunResults) -> list[tuple[str, str]]:
@@ -437,11 +437,11 @@ def cluster_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dic
     "Cluster the tokens by every recipe."
     projection = results.read_projection()
     window = results.window(projection)
-    flat = results.flat(projection)
-    found = cluster_run(projection, inputs.config, progress)
-    tables = {"paper": cluster_tables(projection, *found["paper"], window, flat)}
-    save_clusters(inputs.folder / LEAVES["cluster"], found, window, flat, tables)
-    return {"clusters": {name: len(clusters.table) for name, (_, clusters) in found.items()}}
+    plateau = results.plateau(projection)
+    clusterings = cluster_run(projection, inputs.config, progress)
+    tables = {"paper": cluster_tables(projection, *clusterings["paper"], window, plateau)}
+    save_clusters(inputs.folder / LEAVES["cluster"], clusterings, window, plateau, tables)
+    return {"clusters": {name: len(clusters.table) for name, (_, clusters) in clusterings.items()}}
 
 # %% ../../nbs/runs/40_stages.ipynb #c50b19b6
 def report_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:
@@ -454,7 +454,7 @@ def report_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict
         inputs.folder.resolve().name,
         projection,
         {recipe: (clustered_curves(projection, recipe), own) for recipe, own in clusters.items()},
-        results.flat(projection),
+        results.plateau(projection),
         results.window(projection),
         [*inputs.task.facts(inputs.folder), *run_facts(results)],
     )

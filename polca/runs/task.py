@@ -212,9 +212,9 @@ def text_samples(
         return text_losses(model, some, context)
 
     analysed = losses(windows["analysed"])
-    found = open_tagger(tagger)
+    opened = open_tagger(tagger)
     try:
-        analysed.tokens = analysed.tokens.assign(**token_tags(windows["analysed"], analysed.tokens, texts, found))
+        analysed.tokens = analysed.tokens.assign(**token_tags(windows["analysed"], analysed.tokens, texts, opened))
     except ValueError as e:
         if tagger != "auto":
             raise
@@ -284,18 +284,18 @@ def open_tokenizer(name: str):
             f"{name} has no tokenizer ({', '.join(_VOCABULARIES[:3])}, …): {how}"
         )
     try:
-        found = AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder or name, local_files_only=folder is not None, trust_remote_code=False
         )
     except Exception as e:
         why = str(e).strip().partition("\n")[0].rstrip(": ")
         raise ValueError(f"{name} has no tokenizer that can be opened ({why}): {how}") from e
-    if bare and found.vocab_files_names:
+    if bare and tokenizer.vocab_files_names:
         raise ValueError(  # those of bytes need no file
-            f"{name} has tokenizer_config.json, and no vocabulary ({', '.join(found.vocab_files_names.values())}): "
+            f"{name} has tokenizer_config.json, and no vocabulary ({', '.join(tokenizer.vocab_files_names.values())}): "
             f"{how}"
         )
-    return found
+    return tokenizer
 
 # %% ../../nbs/runs/20_task.ipynb #a190e339
 def plain_values(value) -> Any:

@@ -102,14 +102,14 @@ class ArithmeticTask(Task):
         return [("task", f"addition of three-digit numbers, preset {c.preset}: {training}")]
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #80f31ccd
-def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, flat: float) -> tuple[Clusters, dict]:
-    """The clusters of one kind of trajectory, or of "recommended", and its row of numbers; `flat` is the step where the
-    mean loss is flat.
+def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, plateau: float) -> tuple[Clusters, dict]:
+    """The clusters of one kind of trajectory, or of "recommended", and its row of numbers; `plateau` is the step from
+    which the mean loss is flat.
     """
     if kind == "recommended":
         clustered, clusters = cluster_tokens(projection, random_state=config.seed)
         distinct = distinct_clusters(clusters)  # else each would count once for every number of clusters
-        row = _row(projection, projection["loss"], clustered, distinct, config, flat)
+        row = _row(projection, projection["loss"], clustered, distinct, config, plateau)
         return clusters, row | {
             "carry": _carry(projection, clusters),
             "carry_distinct": row["carry"],
@@ -124,7 +124,7 @@ def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, fl
     clusters = cluster_directions(curves, config.min_cluster_size, config.min_samples, **kept)
     place = projection["place"].values
     carry = projection["carry"].values.astype(bool)
-    return clusters, _row(projection, curves, curves, clusters, config, flat) | {
+    return clusters, _row(projection, curves, curves, clusters, config, plateau) | {
         "probe": {p: _probe(curves, carry, place == p) for p in ("1000s", "100s", "10s")}
     }
 
@@ -144,11 +144,11 @@ def _along_all(projection) -> xr.DataArray:
 CLUSTERINGS = {"direction": "directions", "n_clusters": "numbers"}  # of a kind: where they stand in its results
 
 
-def _row(projection, curves, clustered, clusters, config, flat) -> dict:
+def _row(projection, curves, clustered, clusters, config, plateau) -> dict:
     "The numbers of `clusters`, found in the curves `clustered`; breakthroughs are those of `curves`."
     place = projection["place"].values
     carry = projection["carry"].values.astype(bool)
-    found = breakthroughs(curves, clusters, config.window, flat)
+    breaks = breakthroughs(curves, clusters, config.window, plateau)
     kinds = np.char.add(place.astype(str), np.where(carry, " with carry", ""))
     scores = agreement(clusters, kinds, clustered)
     kept = scores.index[scores["outliers"].notna()]  # what filter 1 dropped has no tokens left
@@ -159,9 +159,9 @@ def _row(projection, curves, clustered, clusters, config, flat) -> dict:
         "not_clustered": {str(k): v for k, v in clusters.notes.items()},
         "carry": _carry(projection, clusters),
         "agreement": _numbers(scores.loc[kept].reset_index()),
-        "hidden": float(found["hidden"].mean()) if len(found) else None,
-        "hidden_control": float(found["control"].mean()) if len(found) else None,
-        "breakthroughs": found.to_dict("records"),
+        "hidden": float(breaks["hidden"].mean()) if len(breaks) else None,
+        "hidden_control": float(breaks["control"].mean()) if len(breaks) else None,
+        "breakthroughs": breaks.to_dict("records"),
     }
 
 
@@ -175,7 +175,7 @@ def _probe(curves, carry, tokens):
     return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #6e5ccb1b
-def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> dict:
+def summarise(projection: xr.Dataset, kinds: dict[str, dict], plateau: float) -> dict:
     "The numbers that belong to no single kind."
     place = projection["place"].values
     carry = projection["carry"].values
@@ -183,7 +183,7 @@ def summarise(projection: xr.Dataset, kinds: dict[str, dict], flat: float) -> di
     by_place = projection["loss"].groupby("place").mean("token").transpose("step", "place")
     return {
         "tokens": projection.sizes["token"],
-        "plateau": flat,
+        "plateau": plateau,
         "carry_base_rate": float(carry[inside].mean()),
         "loss": {
             str(p): {str(int(s)): round(float(v), 4) for s, v in zip(projection["step"], by_place.sel(place=p))}
@@ -286,14 +286,14 @@ def _probe_lines(kinds: dict[str, dict]) -> list[str]:
     for kind, curves in (("loss", "the exact loss"), ("trapezoid", "one direction (trapezoid)")):
         probes = kinds[kind]["probe"]
         if all(probes.values()):
-            each = ", ".join(f"{place} {_probe_words(found)}" for place, found in probes.items())
+            each = ", ".join(f"{place} {_probe_words(probe)}" for place, probe in probes.items())
             lines.append(f"A linear probe tells carry from no carry on {curves}: {each}.")
     return lines
 
 
-def _probe_words(found: dict) -> str:
-    along = "" if found["direction"] == NO_DIRECTION else f"direction {found['direction']}, "
-    return f"{found['accuracy']:.0%} ({along}majority {found['majority']:.0%})"
+def _probe_words(probe: dict) -> str:
+    along = "" if probe["direction"] == NO_DIRECTION else f"direction {probe['direction']}, "
+    return f"{probe['accuracy']:.0%} ({along}majority {probe['majority']:.0%})"
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #fe01a3d5
 def _regime_lines(results: dict) -> list[str]:
@@ -321,14 +321,14 @@ def describe_figures(projection: xr.Dataset, clusters: dict[str, Clusters]) -> d
     by = {"place": place, "carry": carry}
     loss = projection["loss"]
 
-    def told(kind, curves, n):
+    def description_of(kind, curves, n):
         return [describe_clusters(curves, clusters[kind], d, loss, by) for d in _top_directions(clusters[kind], n)]
 
     joint = clusters["recommended"]
     return {
-        "loss": told("loss", trajectories(projection, "loss"), 1),
+        "loss": description_of("loss", trajectories(projection, "loss"), 1),
         "recommended": [describe_clusters(_along_all(projection), joint, joint.most_stable(), loss, by)],
-        **{rule: told(rule, trajectories(projection, rule), 3) for rule in ("paper", "trapezoid")},
+        **{rule: description_of(rule, trajectories(projection, rule), 3) for rule in ("paper", "trapezoid")},
         "digits": loss_quartiles(loss, place),
         "digits_carry": loss_quartiles(
             loss, np.char.add(place.astype(str), np.where(carry == 1, ", carry", ", no carry"))
@@ -355,21 +355,26 @@ def draw_addition_figure(results: dict, name: str):
     )
 
     part, rows, title = FIGURES[name]
-    told = results["figures"][part]
+    description = results["figures"][part]
     config = results["config"]
     if part == "digits_carry":
-        told = told | {
-            "quartiles": dict(sorted(told["quartiles"].items(), key=lambda item: PLACES.index(item[0].split(",")[0])))
+        description = description | {
+            "quartiles": dict(
+                sorted(description["quartiles"].items(), key=lambda item: PLACES.index(item[0].split(",")[0]))
+            )
         }
     last = 4000 if config["steps"] > 4000 else None  # the paper's figures end there
     if rows is None:
         return plot_loss_quartiles(
-            told, title, results["plateau"] if results["plateau"] + config["window"] < config["steps"] else None, last
+            description,
+            title,
+            results["plateau"] if results["plateau"] + config["window"] < config["steps"] else None,
+            last,
         )
     unit = {"loss": "exact loss (nats)", "recommended": "projected loss, all directions (nats)"}.get(
         part, "projected loss (nats)"
     )
-    return plot_cluster_descriptions(told[rows], unit, title, last)
+    return plot_cluster_descriptions(description[rows], unit, title, last)
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #f562ef68
 def save_addition_figures(out: Path, projection: xr.Dataset, results: dict) -> list[Path]:
@@ -405,15 +410,15 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
 RUN_KINDS = ("loss", "change", "fisher", "lca", "first", "paper", "trapezoid", "recommended")
 
 
-def _cluster_all(projection, axes, config, flat, progress):
+def _cluster_all(projection, axes, config, plateau, progress):
     "`cluster_kind` for every kind of a run, with a progress bar; `axes` is the projection for LCA."
     from tqdm.auto import tqdm
 
-    found = {
-        kind: cluster_kind(axes if kind == "lca" else projection, kind, config, flat)
+    kinds = {
+        kind: cluster_kind(axes if kind == "lca" else projection, kind, config, plateau)
         for kind in tqdm(RUN_KINDS, desc="clustering", unit="kind", disable=not progress)
     }
-    return {k: c for k, (c, _) in found.items()}, {k: row for k, (_, row) in found.items()}
+    return {k: c for k, (c, _) in kinds.items()}, {k: row for k, (_, row) in kinds.items()}
 
 
 def _axes_projection(run: Run, progress) -> xr.Dataset:
@@ -526,15 +531,15 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
         say(f"{out} is complete")
         _say_results(known, sorted((out / "figures").glob("*.png")), out, say)
         return known
-    found, figures = _make_results(run, progress, say)
+    numbers, figures = _make_results(run, progress, say)
     seconds = {stage: record["seconds"] for stage, record in stages.items()}
-    found |= {
+    numbers |= {
         "made_from": made_from,
         "resumed": resumed,
         "seconds": seconds | {"paper": round(time.monotonic() - began, 1)},
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
-    results = write_results(out / "results.json", "polca run arithmetic", config, found)
+    results = write_results(out / "results.json", "polca run arithmetic", config, numbers)
     _say_results(results, figures, out, say)
     return results
 
@@ -543,24 +548,24 @@ def _make_results(run: Run, progress, say) -> tuple[dict, list[Path]]:
     "Every number of the paper's tables, and the files of its figures."
     config = run.task.config
     projection = run.results.read_projection().load()
-    flat = run.results.flat(projection)
+    plateau = run.results.plateau(projection)
     say(
         f"[paper] {config.lca_weights} single weights, and {len(RUN_KINDS)} kinds of trajectory, HDBSCAN with "
         f"min_cluster_size={config.min_cluster_size}, min_samples={config.min_samples}"
     )
     axes = _axes_projection(run, progress)
     appendix_c = _check_curvature(run)
-    clusters, kinds = _cluster_all(projection, axes, config, flat, progress)
+    clusters, kinds = _cluster_all(projection, axes, config, plateau, progress)
     _save_kinds(run.folder / "kinds.zarr", clusters)
-    found = {
+    numbers = {
         "parameters": n_parameters(run.inputs.samples.analysed.params),
         "orthonormality_error": orthonormality_error(run.results.read_basis().directions),
-        **summarise(projection, kinds, flat),
+        **summarise(projection, kinds, plateau),
         "appendix_c": appendix_c,
         "figures": describe_figures(projection, clusters),
     }
-    figures = save_addition_figures(run.folder, projection, {"config": asdict(config), **found})
-    return found, figures
+    figures = save_addition_figures(run.folder, projection, {"config": asdict(config), **numbers})
+    return numbers, figures
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #9e4cd9bf
 def _known_results(out, config, made_from) -> dict | None:

@@ -167,15 +167,15 @@ def cluster_kinds(
 
 # %% ../../nbs/tasks/60_language_run.ipynb #819f6955
 def describe_kind(
-    shown: xr.DataArray, broken: xr.DataArray, clusters: Clusters, tokens: pd.DataFrame, window: float, flat: float
+    shown: xr.DataArray, broken: xr.DataArray, clusters: Clusters, tokens: pd.DataFrame, window: float, plateau: float
 ) -> dict:
     """The numbers of one kind of clusters: their labels and breakthroughs, and of random clusters how many would have a
     simple label.
     """
     table = label_clusters(clusters, tokens, label_tests(clusters, tokens))
     each = [clusters.key, "cluster"]
-    found = breakthroughs(broken, clusters, window, flat).drop(columns=[c for c in clusters.table if c not in each])
-    table = table.merge(found, on=each).merge(clusters.table.drop(columns="size"), on=each)
+    breaks = breakthroughs(broken, clusters, window, plateau).drop(columns=[c for c in clusters.table if c not in each])
+    table = table.merge(breaks, on=each).merge(clusters.table.drop(columns="size"), on=each)
     simple = random_control(clusters, tokens) if has_tags(tokens) and len(table) else None
     clustered = (clusters.labels >= OUTLIER).any("token")
     return {
@@ -184,8 +184,8 @@ def describe_kind(
         **clusters.counts(),
         "not_clustered": {str(d): note for d, note in clusters.notes.items()},
         "simple": None if simple is None else {name: _records(simple.loc[[name]])[0] for name in simple.index},
-        "hidden": float(found["hidden"].mean()) if len(found) else None,
-        "hidden_control": float(found["control"].mean()) if len(found) else None,
+        "hidden": float(breaks["hidden"].mean()) if len(breaks) else None,
+        "hidden_control": float(breaks["control"].mean()) if len(breaks) else None,
     }
 
 
@@ -251,10 +251,10 @@ def language_results(run: Run, progress: bool = False) -> dict:
     "Every number of the paper's section 5, and what its figures show, of a complete run."
     projection = run.results.read_projection().load()
     tokens = projection_tokens(projection)
-    flat = run.results.flat(projection)
+    plateau = run.results.plateau(projection)
     window = run.results.window(projection)
     kinds = cluster_kinds(run, projection, progress)
-    rows = {name: describe_kind(*kind, tokens, window, flat) for name, kind in kinds.items()}
+    rows = {name: describe_kind(*kind, tokens, window, plateau) for name, kind in kinds.items()}
     figures = _describe_figures(projection, kinds, tokens, rows)
     curves, _, unfiltered = kinds["unfiltered"]
     loss = projection["loss"]
@@ -265,7 +265,7 @@ def language_results(run: Run, progress: bool = False) -> dict:
         "tokens": len(tokens),
         "tagger": tagger_names(tokens),
         "documents": int(tokens["document"].nunique()),
-        "plateau": flat,
+        "plateau": plateau,
         "window": window,
         "loss": {"step": loss["step"].values.tolist(), "mean": [round(float(v), 4) for v in loss.mean("token")]},
         "explained": {rule: explained(projection, allocate(projection, rule)).attrs for rule in rules(projection)},
@@ -444,12 +444,12 @@ def _write_results(run: Run, progress, say):
     if results.get("made_from") != made_from or not (run.folder / "figures").exists():
         say(f"[labels] {len(CLUSTER_KINDS)} kinds of clusters, their labels tested against random sets of tokens")
         seconds = {stage: record["seconds"] for stage, record in stages.items()}
-        found = language_results(run, progress) | {
+        made = language_results(run, progress) | {
             "made_from": made_from,
             "seconds": seconds,
             "resumed": any(record["resumed"] for record in stages.values()),
         }
-        save_language_figures(run.folder, found)  # first: results that are there say that all is
-        results = write_results(file, "polca run language", config, found)
+        save_language_figures(run.folder, made)  # first: results that are there say that all is
+        results = write_results(file, "polca run language", config, made)
         say(f"labels and figures took {time.monotonic() - began:.0f} s")
     say(f"\n{format_language(results)}\n\nevery number: {file}; figures: {run.folder / 'figures'}")
