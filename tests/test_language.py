@@ -23,7 +23,7 @@ def outputs(manifest):
 
 def test_a_run_on_the_text_that_is_everywhere(tmp_path):
     out = tmp_path / "tiny"
-    done = polca("run", "language", "--preset", "tiny", "--out", out)
+    done = polca("run", "language", "--preset", "tiny", "--out", out, "--until", "report")
     assert done.returncode == 0, done.stderr
     assert "documentation that comes with Python" in done.stdout
     assert "neither --texts nor --wikipedia" in done.stdout

@@ -68,12 +68,13 @@ def write_json(path: str | Path, value, checked: bool = False) -> None:
 def read_checked(path: str | Path) -> dict:
     """The dict that `write_json` wrote.
 
-    Raises ValueError if the file is not what was written; one without a check sum, by hand or of an earlier version, is
-    taken as it is.
+    Raises ValueError if the file is not what was written, or has no check sum to tell by.
     """
     value = dict(json.loads(Path(path).read_text(encoding="utf-8")))
     check_sum = value.pop("check_sum", None)
-    if check_sum is not None and check_sum != _json_sum(value):
+    if check_sum is None:
+        raise ValueError("it has no check sum")
+    if check_sum != _json_sum(value):
         raise ValueError("it has changed since it was written")
     return value
 
