@@ -1,9 +1,8 @@
 """Runs of which a part is missing, for tests."""
 
-import json
 import shutil
 
-from polca.runs.manifest import LEAVES, read_manifest
+from polca.runs.manifest import LEAVES, read_manifest, write_manifest
 
 
 def remove(folder, stages):
@@ -21,7 +20,7 @@ def forget(folder, stages):
     manifest = read_manifest(folder)
     for stage in stages:
         del manifest["stages"][stage]
-    (folder / "run.json").write_text(json.dumps(manifest))
+    write_manifest(folder / "run.json", manifest)
 
 
 def copy_without(folder, copy, stages):

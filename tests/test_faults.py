@@ -23,7 +23,7 @@ from partial_runs import forget, remove
 from safetensors.torch import save_file
 
 from polca.core.checkpoints import Checkpoints
-from polca.runs.manifest import STAGES, read_manifest
+from polca.runs.manifest import STAGES, read_manifest, write_manifest
 from polca.runs.run import Run
 from polca.runs.task import TextConfig, TextTask
 from polca.tasks.arithmetic import addition_preset
@@ -143,7 +143,7 @@ def test_killed_at_random_moments_a_stage_is_complete_or_absent_and_ends_in_the_
         assert all(now[s] == record for s, record in before.items())  # nothing that was complete is lost
         if stage in now:  # it was faster than the kill
             remove(folder, [stage])
-            (folder / "run.json").write_text(json.dumps(read_manifest(folder) | {"stages": before}))
+            write_manifest(folder / "run.json", read_manifest(folder) | {"stages": before})
     assert killed == KILLS_PER_STAGE
     upto = later(stage, "cluster") if ALL else stage
     assert_same(quiet(Run.open(folder), upto), whole, upto)

@@ -14,6 +14,7 @@ from partial_runs import copy_without
 from polca.explorer.pages import first_shown
 from polca.explorer.views import open_view, view_of
 from polca.explorer.widgets import TABS, Drawer, Explorer, Pane, explore, moved_span, stale_panes
+from polca.runs.manifest import write_manifest
 from polca.runs.run import Run
 from polca.tasks.arithmetic import addition_preset
 from polca.tasks.arithmetic_run import ArithmeticTask
@@ -222,7 +223,8 @@ def test_what_is_no_run_is_said_in_its_place(tmp_path, missing):
     if missing == "format":
         words = "use the version that made it"
         place.mkdir()
-        (place / "run.json").write_text('{"format": 99, "task": "texts", "config": {}, "stages": {}, "polca": "9.9"}')
+        newer = {"format": 99, "task": "texts", "config": {}, "stages": {}, "polca": "9.9"}
+        write_manifest(place / "run.json", newer)
     message = explore(place)
     assert words in message.html
     with pytest.raises(ValueError, match=words):
