@@ -792,7 +792,7 @@ def html_report(
     projection   the Dataset of `polca.compute.projection.project`
     clusterings  {name: (curves, clusters)}: of all directions jointly, as `cluster_tokens(projection)` gives them, and
                  along single directions, with the curves (step, token, direction) whose breakthroughs are meant
-    plateau         the step from which the mean loss counts as flat
+    plateau      the step from which the mean loss counts as flat
     window       of breakthroughs, in steps
     facts        (name, value) rows to stand below the summary: model, texts, versions, times
     limit        bytes of UTF-8 that the page may have; sections of single directions are left out from the back until
