@@ -54,17 +54,17 @@ def estimate_costs(losses: TokenLosses, n_directions: int) -> dict[str, float]:
     'The same, weighted with the rates at which they run: what `engine="auto"` compares.'
     return _count(losses, n_directions, Rates(back=2.0, push=1.7))
 
-
+# %% ../../nbs/compute/80_engines.ipynb #98fc793b
 def _exact_engines(losses: TokenLosses) -> list[str]:
     "The exact engines that can be used for `losses`."
     return [name for name, e in ENGINE_CLASSES.items() if e.exact and e.refusal(losses) is None]
 
-# %% ../../nbs/compute/80_engines.ipynb #74e2c94f
+
 def is_exact(engine: str) -> bool:
     'Whether `engine`, one of `ENGINES` or "auto", is exact to rounding.'
     return engine == "auto" or ENGINE_CLASSES[engine].exact
 
-
+# %% ../../nbs/compute/80_engines.ipynb #95eb70d3
 def choose_engine(losses: TokenLosses, n_directions: int) -> str:
     "The exact engine that is estimated to be fastest; the forward one where sequences cannot be told apart."
     names = _exact_engines(losses)
@@ -87,7 +87,7 @@ def _check_directions(directions: Tensor, params: Params) -> None:
         more = f", and {len(bad) - 1} more" if bad[1:] else ""
         raise ValueError(f"direction {bad[0]} has entries that are not finite{more}: compute the basis again")
 
-
+# %% ../../nbs/compute/80_engines.ipynb #aede7a2f
 def _checked_blocks(losses, params, directions, engine) -> list[Tensor]:
     "Refuse what cannot be projected; the directions as a list of blocks."
     if engine not in ("auto", *ENGINE_CLASSES):
@@ -127,6 +127,16 @@ def _check_reached(losses: TokenLosses, params: Params) -> None:
             "trained? If it is so by design, say so with requires_grad_(False) on these parameters"
         )
 
+# %% ../../nbs/compute/80_engines.ipynb #26f6b047
+def _is_checked(calls: int, i: int, n_parts: int) -> bool:
+    "Whether part `i` of `n_parts` is held against the check sum, after so many `calls` before this one."
+    if calls == 0:
+        return True
+    if calls >= 4 and calls % 8:
+        return False
+    turn = calls if calls < 4 else calls // 8
+    return i == turn % n_parts
+
 # %% ../../nbs/compute/80_engines.ipynb #c619648c
 Directions = Tensor | Sequence[Tensor]  # (K, d), or several such tensors
 
@@ -138,16 +148,6 @@ class _Request(NamedTuple):
     params: Params
     directions: Directions
     memory: str | int
-
-
-def _is_checked(calls: int, i: int, n_parts: int) -> bool:
-    "Whether part `i` of `n_parts` is held against the check sum, after so many `calls` before this one."
-    if calls == 0:
-        return True
-    if calls >= 4 and calls % 8:
-        return False
-    turn = calls if calls < 4 else calls // 8
-    return i == turn % n_parts
 
 
 def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int]]:
@@ -213,7 +213,7 @@ class Projector:
         memory: str | int = "2GiB",
     ):
         request = _Request(losses, params, directions, memory)
-        self._use(_Planned(request, engine))
+        _use(self, _Planned(request, engine))
         self._instead = request if engine == "auto" else None
 
     def __call__(self, params: Params, buffers: Params | None = None) -> tuple[Tensor, Tensor]:
@@ -223,14 +223,15 @@ class Projector:
         except UnseenError as error:
             return _by_another_engine(self, error, params, buffers)
 
-    def _use(self, planned: _Planned) -> None:
-        self._planned = planned
-        self.engine = planned.engine.name
-        self.report = planned.engine.report
-
     @property
     def losses(self) -> TokenLosses:
         return self._planned.losses
+
+# %% ../../nbs/compute/80_engines.ipynb #f5971b4d
+def _use(projector: Projector, planned: _Planned) -> None:
+    projector._planned = planned
+    projector.engine = planned.engine.name
+    projector.report = planned.engine.report
 
 # %% ../../nbs/compute/80_engines.ipynb #61be8c09
 def _by_another_engine(projector: Projector, error: UnseenError, params: Params, buffers: Params | None):
@@ -244,7 +245,7 @@ def _by_another_engine(projector: Projector, error: UnseenError, params: Params,
         raise error
     for other in others:
         warnings.warn(f"{error}: engine='auto' takes {other} from here on", stacklevel=3)
-        projector._use(_Planned(request, other))
+        _use(projector, _Planned(request, other))
         try:
             return projector._planned(params, buffers)
         except UnseenError as another:
@@ -255,7 +256,7 @@ def _by_another_engine(projector: Projector, error: UnseenError, params: Params,
         "outside of the layer that owns it. Use engine='difference' (--engine difference)"
     ) from error
 
-
+# %% ../../nbs/compute/80_engines.ipynb #e574cc9c
 def project_tokens(
     losses: TokenLosses, params: Params, directions: Tensor, engine: str = "auto", memory: str | int = "2GiB"
 ) -> Tensor:

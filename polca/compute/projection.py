@@ -40,6 +40,26 @@ from ..core.losses import Params, TokenLosses
 from ..core.memory import part_of
 from ..core.processes import barrier, from_first, gathered, n_processes, on_first, own_share, process_number
 
+# %% ../../nbs/compute/90_projection.ipynb #4af9ef54
+class _Hessian:
+    "The Hessian at one checkpoint after the other; `split`: of tokens that processes have a share of each."
+
+    def __init__(self, split: bool):
+        self.split = split
+        self._plan = None
+
+    def at(self, losses: TokenLosses, params: Params, buffers: Params | None) -> HessianOperator | SharedOperator:
+        if self._plan:
+            return self._plan.at(params, buffers)
+        if buffers is not None:
+            losses = losses.at_buffers(buffers)
+        if self.split:
+            operator = SharedOperator(HessianOperator, losses, params)
+        else:
+            operator = HessianOperator(losses, params)
+        self._plan = operator.plan()
+        return operator
+
 # %% ../../nbs/compute/90_projection.ipynb #be7d2643
 class Slopes(NamedTuple):
     """Losses (tokens,) and projections (tokens, K) at one place of the path; slopes (tokens,) along the movements
@@ -84,26 +104,6 @@ class Walk:
         lengths = [0.0 if move is None else move.length for move in moves]
         return Slopes(loss, P[:, :-2], P[:, -2] * lengths[0], P[:, -1] * lengths[1])
 
-# %% ../../nbs/compute/90_projection.ipynb #4af9ef54
-class _Hessian:
-    "The Hessian at one checkpoint after the other; `split`: of tokens that processes have a share of each."
-
-    def __init__(self, split: bool):
-        self.split = split
-        self._plan = None
-
-    def at(self, losses: TokenLosses, params: Params, buffers: Params | None) -> HessianOperator | SharedOperator:
-        if self._plan:
-            return self._plan.at(params, buffers)
-        if buffers is not None:
-            losses = losses.at_buffers(buffers)
-        if self.split:
-            operator = SharedOperator(HessianOperator, losses, params)
-        else:
-            operator = HessianOperator(losses, params)
-        self._plan = operator.plan()
-        return operator
-
 # %% ../../nbs/compute/90_projection.ipynb #09ee4fde
 def _at_checkpoint(walk: Walk, i: int) -> Slopes:
     before = i - 1 if i > 0 else None
@@ -120,7 +120,7 @@ def _gradients(walk: Walk, i: int, at: Slopes) -> list[Entry]:
         entries += [Entry("outside", (i - 1, slice(None), 1), at.before)]
     return entries
 
-
+# %% ../../nbs/compute/90_projection.ipynb #6b3ea776
 def _curvatures(walk: Walk, i: int) -> list[Entry]:
     "The curvature of every token and its mean, or that of a sample, or none."
     curvature = walk.request.curvature
@@ -134,7 +134,7 @@ def _curvatures(walk: Walk, i: int) -> list[Entry]:
     each = token_curvature(walk.projector.losses, params, directions)
     return [Entry("token_curvature", (i,), each), Entry("curvature", (i,), each.double().mean(0))]
 
-
+# %% ../../nbs/compute/90_projection.ipynb #2b182c5b
 def _step_entries(walk: Walk, i: int, group) -> list[Entry]:
     "All that belongs to checkpoint i; `group` is the store, where the start of the path to it may be."
     at = _at_checkpoint(walk, i)
@@ -159,7 +159,7 @@ def _start_of_path(walk: Walk, i: int, group) -> tuple[Tensor, Tensor]:
     gradient = read("gradient", i)[:, walk.share.rows]
     return read("loss", i), torch.column_stack([gradient, read("outside", i, slice(None), 0)])
 
-
+# %% ../../nbs/compute/90_projection.ipynb #ff0ced12
 def _mean_error(walk: Walk, i: int, mean: Tensor, true: Tensor) -> float:
     "The mean over tokens of |`true` loss change − what `mean` slopes book|; all processes must agree on when to stop."
     booked = walk.share.total(mean[:, :-1] @ walk.movements(i).along.double()) + mean[:, -1]
@@ -205,7 +205,7 @@ def _joined_values(name: str, values: list, share: str):
         return torch.cat(values, dim=-1 if share == "directions" else 0)
     return max(values) if name == "difference_error" else values[0]
 
-
+# %% ../../nbs/compute/90_projection.ipynb #a136c12d
 def _whole(entries: list[Entry], share: str) -> list[Entry]:
     "Of all directions, or tokens, what processes have of some of them each."
     everywhere = gathered([Entry(n, at, v.cpu() if isinstance(v, Tensor) else v) for n, at, v in entries])
@@ -234,7 +234,13 @@ def _shared_out(left: list[int], request: ProjectionRequest) -> tuple[list[int],
     first = len(left) - together
     return left[:first], left[first:]
 
+# %% ../../nbs/compute/90_projection.ipynb #b3f9bf8e
+def _new_store(request: ProjectionRequest, settings: dict):
+    coords = coordinates(request.losses, request.steps, request.basis)
+    dtype = str(request.basis.directions.dtype).removeprefix("torch.")
+    return create_store(request.path, coords, request.arrays, dtype, settings)
 
+# %% ../../nbs/compute/90_projection.ipynb #242d92c1
 def _walk_through(walk: Walk, some: Sequence[int], done: Sequence[bool], group, bar: tqdm) -> None:
     "Compute and write the checkpoints `some`, where those that are `done` are written."
     walk.known = {i for i, known in enumerate(done) if known}
@@ -266,7 +272,7 @@ def _fill(request: ProjectionRequest, walk: Walk, group, progress: bool) -> None
         _walk_through(walk, together, [known or i in apart for i, known in enumerate(done)], group, bar)
     barrier()
 
-
+# %% ../../nbs/compute/90_projection.ipynb #26add918
 def _warn_of_late(errors: np.ndarray, tol: float, max_nodes: int) -> None:
     late = (errors > tol).sum()
     if late:
@@ -292,12 +298,6 @@ def _project(request: ProjectionRequest, progress: bool) -> xr.Dataset:
     if request.tol is not None and process_number() == 0:
         _warn_of_late(group["path_error"][:], request.tol, request.max_nodes)
     return open_projection(path) if path else stored_dataset(group).load()
-
-
-def _new_store(request: ProjectionRequest, settings: dict):
-    coords = coordinates(request.losses, request.steps, request.basis)
-    dtype = str(request.basis.directions.dtype).removeprefix("torch.")
-    return create_store(request.path, coords, request.arrays, dtype, settings)
 
 # %% ../../nbs/compute/90_projection.ipynb #4ff59c51
 def project(

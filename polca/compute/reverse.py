@@ -71,7 +71,7 @@ def _gradients_of(loss: Tensor, targets: _Targets, outputs: list[Tensor], n: int
         return list(gradients)
     return [None if g is None else g[targets.rows] for g in gradients]
 
-
+# %% ../../nbs/compute/65_reverse.ipynb #7b4d5e0b
 def output_gradients(
     losses: TokenLosses, i: int, loss: Tensor, outputs: list[Tensor]
 ) -> tuple[list[_Targets], list[list[Tensor | None]]]:
@@ -95,7 +95,7 @@ def _groups(sizes: Sequence[int], together: bool) -> Iterator[slice]:
             yield slice(first, last)
             first = last
 
-
+# %% ../../nbs/compute/65_reverse.ipynb #202b4bcf
 def _by_position(module: nn.Module, x: Tensor, deltas: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     "Inputs and output gradients with one dimension of positions: (sequences, S, ...) each."
     features = module.weight.ndim if is_norm(module) else 1  # the trailing dimensions that are not positions
@@ -103,7 +103,7 @@ def _by_position(module: nn.Module, x: Tensor, deltas: list[Tensor]) -> tuple[Te
     x = x.reshape(len(x), -1, *x.shape[x.ndim - of_input :])
     return x, [d.reshape(len(d), -1, *d.shape[d.ndim - features :]) for d in deltas]
 
-
+# %% ../../nbs/compute/65_reverse.ipynb #2507a4b2
 def _gather(
     module: nn.Module, x: Tensor, deltas: list[Tensor], rows: list[Tensor], K: int, dtype: torch.dtype
 ) -> Iterator[tuple[slice, LayerDeltas]]:
@@ -137,7 +137,7 @@ def _known_slices(owned: Owned, nonzero: Nonzero, left: set[str]) -> dict[nn.Mod
         parts[module] = {k: blocks for k, blocks in touched.items() if any(b is not None for b in blocks)}
     return parts
 
-
+# %% ../../nbs/compute/65_reverse.ipynb #bdd45385
 def _add_layers(P: Tensor, calls: list[_LayerCall], parts, targets: list[_Targets], deltas, counts) -> None:
     "Add to `P` what the layers of `calls` contribute; `deltas` by target and call, which are dropped on the way."
     for c, (module, x, _) in enumerate(calls):
@@ -197,6 +197,14 @@ class _Zeros:
             for n, blocks in self.slices.items()
         }
 
+# %% ../../nbs/compute/65_reverse.ipynb #ce923a83
+def _cost(work: Work, rates: Rates) -> float:
+    S = work.positions
+    J = work.targets
+    K = work.directions
+    contraction = min(J * (S + K), rates.push * S * K)
+    return 2 * work.sequences * work.matrices * (S + rates.back * J * S + contraction)
+
 # %% ../../nbs/compute/65_reverse.ipynb #f37854d2
 _NEEDS_EXAMPLES = (
     "engine='reverse' needs to know which tokens are in one sequence: give the token table a column "
@@ -205,26 +213,18 @@ _NEEDS_EXAMPLES = (
 )
 
 
-def _cost(work: Work, rates: Rates) -> float:
-    S = work.positions
-    J = work.targets
-    K = work.directions
-    contraction = min(J * (S + K), rates.push * S * K)
-    return 2 * work.sequences * work.matrices * (S + rates.back * J * S + contraction)
-
-
-def _aside(params: Params, dtype: torch.dtype) -> int:
-    "The bytes of the buffer of `form`, twice, and of the gradient of the check sum."
-    blocks = 2 if next(iter(params.values())).device.type == "cpu" else 32
-    return BLOCK * dtype.itemsize * blocks + sum(p.nbytes for p in params.values())
-
-
 def _left_to_forward(left: set[str]) -> str:
     others = " and others" if len(left) > 3 else ""
     return (
         f"engine='reverse' does not know the layers of {', '.join(sorted(left)[:3])}{others}: "
         "these parameters go the forward way"
     )
+
+# %% ../../nbs/compute/65_reverse.ipynb #b76b6580
+def _aside(params: Params, dtype: torch.dtype) -> int:
+    "The bytes of the buffer of `form`, twice, and of the gradient of the check sum."
+    blocks = 2 if next(iter(params.values())).device.type == "cpu" else 32
+    return BLOCK * dtype.itemsize * blocks + sum(p.nbytes for p in params.values())
 
 
 def _hold_graph(one: TokenLosses, params: Params, owned: Owned) -> set[nn.Module]:

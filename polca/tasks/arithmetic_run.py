@@ -39,6 +39,8 @@ from polca.analysis.decomposition import (
 )
 from ..analysis.joint import cluster_tokens, distinct_clusters
 from ..analysis.scores import agreement, linear_probe, skill_scores
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #a8e1e301
 from ..compute.basis import Subspace, orthonormality_error, weight_axes
 from ..compute.projection import project
 from ..core.checkpoints import Checkpoints
@@ -101,6 +103,47 @@ class ArithmeticTask(Task):
         training = f"{weights:,} weights, {c.steps:,} steps, learning rate {c.lr:g}"
         return [("task", f"addition of three-digit numbers, preset {c.preset}: {training}")]
 
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #c2ca64ba
+def _carry(projection, clusters) -> list[dict]:
+    "The carry clusters of the 10s and 100s, the purest first."
+    return skill_scores(
+        clusters, projection["carry"].values.astype(bool), np.isin(projection["place"].values, ["10s", "100s"])
+    ).to_dict("records")
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #e93c1450
+CLUSTERINGS = {"direction": "directions", "n_clusters": "numbers"}  # of a kind: where they stand in its results
+
+
+def _numbers(table: pd.DataFrame) -> list[dict]:
+    "The rows of `table`, None for what is not a number, which JSON does not know."
+    return [{k: None if v != v else v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _probe(curves, carry, tokens):
+    "`linear_probe`, or None where a tiny run has too few tokens for one."
+    return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #3149af36
+def _row(projection, curves, clustered, clusters, config, plateau) -> dict:
+    "The numbers of `clusters`, found in the curves `clustered`; breakthroughs are those of `curves`."
+    place = projection["place"].values
+    carry = projection["carry"].values.astype(bool)
+    breaks = breakthroughs(curves, clusters, config.window, plateau)
+    kinds = np.char.add(place.astype(str), np.where(carry, " with carry", ""))
+    scores = agreement(clusters, kinds, clustered)
+    kept = scores.index[scores["outliers"].notna()]  # what filter 1 dropped has no tokens left
+    return {
+        CLUSTERINGS[clusters.key]: [int(which) for which in kept],
+        "clusters": len(clusters.table),
+        **clusters.counts(),
+        "not_clustered": {str(k): v for k, v in clusters.notes.items()},
+        "carry": _carry(projection, clusters),
+        "agreement": _numbers(scores.loc[kept].reset_index()),
+        "hidden": float(breaks["hidden"].mean()) if len(breaks) else None,
+        "hidden_control": float(breaks["control"].mean()) if len(breaks) else None,
+        "breakthroughs": breaks.to_dict("records"),
+    }
+
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #80f31ccd
 def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, plateau: float) -> tuple[Clusters, dict]:
     """The clusters of one kind of trajectory, or of "recommended", and its row of numbers; `plateau` is the step from
@@ -127,52 +170,6 @@ def cluster_kind(projection: xr.Dataset, kind: str, config: ArithmeticConfig, pl
     return clusters, _row(projection, curves, curves, clusters, config, plateau) | {
         "probe": {p: _probe(curves, carry, place == p) for p in ("1000s", "100s", "10s")}
     }
-
-
-def _carry(projection, clusters) -> list[dict]:
-    "The carry clusters of the 10s and 100s, the purest first."
-    return skill_scores(
-        clusters, projection["carry"].values.astype(bool), np.isin(projection["place"].values, ["10s", "100s"])
-    ).to_dict("records")
-
-
-def _along_all(projection) -> xr.DataArray:
-    "The projected loss (step, token) along all directions together."
-    return trajectories(projection, "trapezoid").sum("direction")
-
-# %% ../../nbs/tasks/50_arithmetic_run.ipynb #e93c1450
-CLUSTERINGS = {"direction": "directions", "n_clusters": "numbers"}  # of a kind: where they stand in its results
-
-
-def _row(projection, curves, clustered, clusters, config, plateau) -> dict:
-    "The numbers of `clusters`, found in the curves `clustered`; breakthroughs are those of `curves`."
-    place = projection["place"].values
-    carry = projection["carry"].values.astype(bool)
-    breaks = breakthroughs(curves, clusters, config.window, plateau)
-    kinds = np.char.add(place.astype(str), np.where(carry, " with carry", ""))
-    scores = agreement(clusters, kinds, clustered)
-    kept = scores.index[scores["outliers"].notna()]  # what filter 1 dropped has no tokens left
-    return {
-        CLUSTERINGS[clusters.key]: [int(which) for which in kept],
-        "clusters": len(clusters.table),
-        **clusters.counts(),
-        "not_clustered": {str(k): v for k, v in clusters.notes.items()},
-        "carry": _carry(projection, clusters),
-        "agreement": _numbers(scores.loc[kept].reset_index()),
-        "hidden": float(breaks["hidden"].mean()) if len(breaks) else None,
-        "hidden_control": float(breaks["control"].mean()) if len(breaks) else None,
-        "breakthroughs": breaks.to_dict("records"),
-    }
-
-
-def _numbers(table: pd.DataFrame) -> list[dict]:
-    "The rows of `table`, None for what is not a number, which JSON does not know."
-    return [{k: None if v != v else v for k, v in row.items()} for row in table.to_dict("records")]
-
-
-def _probe(curves, carry, tokens):
-    "`linear_probe`, or None where a tiny run has too few tokens for one."
-    return linear_probe(curves, carry, tokens) if min((carry & tokens).sum(), (~carry & tokens).sum()) >= 10 else None
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #6e5ccb1b
 def summarise(projection: xr.Dataset, kinds: dict[str, dict], plateau: float) -> dict:
@@ -206,10 +203,9 @@ PAPER = {
     "first": ("0.948 / 0.767 / 0.848", "0.928 / 0.769 / 0.841", "0.887 / 0.751 / 0.813", 0.307),
     "paper": ("0.973 / 0.736 / 0.838", "0.946 / 0.773 / 0.850", "0.903 / 0.762 / 0.827", 0.355),
 }
-
 LABELS = KINDS | {"recommended": "recommended, all jointly"}
 
-
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #b1d4fc2b
 def format_table(results: dict) -> str:
     "Carry clusters and hidden breakthroughs by kind of trajectory, as text."
     head = ("trajectories", "1st", "2nd", "3rd", "hidden", "clusters", "outliers", "directions", "dropped")
@@ -238,27 +234,7 @@ def format_table(results: dict) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in [head, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-# %% ../../nbs/tasks/50_arithmetic_run.ipynb #03108080
-def format_summary(results: dict) -> str:
-    "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
-    config = results["config"]
-    lines = [
-        "Best three carry clusters, of those with over 85% of their carries in the 10s and 100s: homogeneity / "
-        f"recall / F1. Random tokens there: homogeneity {results['carry_base_rate']:.3f}.",
-        "Outliers: of the tokens left by filter 2. Directions: left by filter 1. Dropped: tokens per direction "
-        f"dropped by filter 2, of {results['tokens']}.",
-        _hidden_line(results["plateau"], config),
-        f"HDBSCAN with min_cluster_size={config['min_cluster_size']} and min_samples = tokens / "
-        f"{config['min_samples_divisor']}; the paper's second order takes λ(X, b) from {config['curvature_sums']} of "
-        f"the {results['tokens'] // 4} sums analysed. Recommended: cores of k-means clusters of the gradients along "
-        "all directions, for 5 to 12 clusters (`cluster_tokens`).",
-        _booked_line(results["explained"], len(results["basis"])),
-        *_probe_lines(results["kinds"]),
-        *_regime_lines(results),
-    ]
-    return "\n".join(lines)
-
-
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #903c6cd6
 def _hidden_line(plateau: float, config: dict) -> str:
     if plateau + config["window"] < config["steps"]:
         return f"Hidden: share of clusters whose break is later than step {plateau:g}, where the mean loss is flat."
@@ -279,7 +255,7 @@ def _booked_line(accounts: dict[str, dict], n_directions: int) -> str:
         "directions."
     )
 
-
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #11c23dd9
 def _probe_lines(kinds: dict[str, dict]) -> list[str]:
     "What a linear probe tells from the exact loss, and from one direction."
     lines = []
@@ -313,7 +289,41 @@ def _regime_lines(results: dict) -> list[str]:
         "10,000 steps) are for orientation."
     ]
 
-# %% ../../nbs/tasks/50_arithmetic_run.ipynb #2e35cd38
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #03108080
+def format_summary(results: dict) -> str:
+    "What to know beside the table: what a cluster of random tokens would get, the loss booked by each rule, the probe."
+    config = results["config"]
+    lines = [
+        "Best three carry clusters, of those with over 85% of their carries in the 10s and 100s: homogeneity / "
+        f"recall / F1. Random tokens there: homogeneity {results['carry_base_rate']:.3f}.",
+        "Outliers: of the tokens left by filter 2. Directions: left by filter 1. Dropped: tokens per direction "
+        f"dropped by filter 2, of {results['tokens']}.",
+        _hidden_line(results["plateau"], config),
+        f"HDBSCAN with min_cluster_size={config['min_cluster_size']} and min_samples = tokens / "
+        f"{config['min_samples_divisor']}; the paper's second order takes λ(X, b) from {config['curvature_sums']} of "
+        f"the {results['tokens'] // 4} sums analysed. Recommended: cores of k-means clusters of the gradients along "
+        "all directions, for 5 to 12 clusters (`cluster_tokens`).",
+        _booked_line(results["explained"], len(results["basis"])),
+        *_probe_lines(results["kinds"]),
+        *_regime_lines(results),
+    ]
+    return "\n".join(lines)
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #8c0f5e44
+def _top_directions(clusters: Clusters, n: int) -> list[int]:
+    """The first `n` directions that have clusters, most clusters first; without any, the first that were clustered at
+    all.
+    """
+    count = clusters.table.groupby("direction").size().sort_values(ascending=False, kind="stable")
+    rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
+    return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #cffe5714
+def _along_all(projection) -> xr.DataArray:
+    "The projected loss (step, token) along all directions together."
+    return trajectories(projection, "trapezoid").sum("direction")
+
+
 def describe_figures(projection: xr.Dataset, clusters: dict[str, Clusters]) -> dict:
     "What the paper's Figures 3, 4, 6, 7 and 8 show, in numbers."
     place = projection["place"].values
@@ -335,7 +345,7 @@ def describe_figures(projection: xr.Dataset, clusters: dict[str, Clusters]) -> d
         ),
     }
 
-
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #01430c8a
 FIGURES = {
     "figure3_exact_loss": ("loss", slice(1), "Clusters of the exact loss"),
     "figure4_directions": ("trapezoid", slice(2), "Clusters of the projected loss (trapezoid)"),
@@ -397,15 +407,6 @@ def save_addition_figures(out: Path, projection: xr.Dataset, results: dict) -> l
         plt.close(fig)
     return files
 
-
-def _top_directions(clusters: Clusters, n: int) -> list[int]:
-    """The first `n` directions that have clusters, most clusters first; without any, the first that were clustered at
-    all.
-    """
-    count = clusters.table.groupby("direction").size().sort_values(ascending=False, kind="stable")
-    rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
-    return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
-
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #59f1ea08
 RUN_KINDS = ("loss", "change", "fisher", "lca", "first", "paper", "trapezoid", "recommended")
 
@@ -420,7 +421,7 @@ def _cluster_all(projection, axes, config, plateau, progress):
     }
     return {k: c for k, (c, _) in kinds.items()}, {k: row for k, (_, row) in kinds.items()}
 
-
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #aefecfae
 def _axes_projection(run: Run, progress) -> xr.Dataset:
     "The projection of the analysed tokens on single weights, for LCA."
     config = run.task.config
@@ -434,6 +435,13 @@ def _axes_projection(run: Run, progress) -> xr.Dataset:
         path=run.folder / "projection_lca.zarr",
         progress=progress,
     ).load()
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #642fee80
+def _save_kinds(path: Path, clusters: dict[str, Clusters]):
+    "One Zarr group per kind of trajectory: labels (direction, token)."
+    for kind, c in clusters.items():
+        labels = c.labels.drop_vars([n for n in c.labels.coords if n not in c.labels.dims])
+        labels.to_dataset(name="cluster").to_zarr(path, group=kind, mode="w", zarr_format=2, consolidated=False)
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #9b784fa4
 def _check_curvature(run: Run) -> dict:
@@ -457,13 +465,6 @@ def _check_curvature(run: Run) -> dict:
         **check_paper_curvature(projection),
     }
 
-
-def _save_kinds(path: Path, clusters: dict[str, Clusters]):
-    "One Zarr group per kind of trajectory: labels (direction, token)."
-    for kind, c in clusters.items():
-        labels = c.labels.drop_vars([n for n in c.labels.coords if n not in c.labels.dims])
-        labels.to_dataset(name="cluster").to_zarr(path, group=kind, mode="w", zarr_format=2, consolidated=False)
-
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #2bb9e0d6
 def _say_results(results, figures, out, say):
     "The table, what to know beside it, what was not clustered, and where to look."
@@ -484,64 +485,6 @@ def _say_results(results, figures, out, say):
         f"{results['peak_memory_gib']} GiB. Every number: {out / 'results.json'}; one page: {out / 'report.html'}"
     )
     say("Figures:\n" + "\n".join(f"  {f}" for f in figures))
-
-# %% ../../nbs/tasks/50_arithmetic_run.ipynb #44397e3d
-def run_arithmetic(
-    config: str | ArithmeticConfig = "small",
-    out: str | Path | None = None,
-    seed: int | None = None,
-    progress: bool = True,
-    say: Callable[[str], None] | None = print,
-) -> dict:
-    """Train the addition model and find what it learned, and when: every stage of a run into the directory `out`, and
-    the paper's tables and figures.
-
-    config    a preset ("tiny", "small", "paper-part", "paper"), or a configuration of your own
-    seed      of data, initialisation and Lanczos, instead of the configuration's
-    out       default `runs/arithmetic-PRESET-seedSEED`; a run that was interrupted there goes on
-    say       what to do with messages; None for silence
-
-    Returns the contents of `results.json`. Raises ValueError for an impossible configuration or an `out` that holds
-    something else, before anything is computed.
-    """
-    config = addition_preset(config) if isinstance(config, str) else config
-    if seed is not None:
-        config = replace(config, seed=seed)
-    say = say or (lambda message: None)
-    run = Run.create(out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config))
-    resumed = bool(run.inputs.store.steps)
-    if resumed and run.todo():
-        say(f"{run.folder} holds a part of this run: going on there")
-    for stage in ("train", "subspace", "project", "report"):
-        run.make(stage, progress, say)  # LCA and Appendix C need all of them; a report alone does not
-    with locked(run.folder):
-        return on_first(_paper_results, run, resumed, progress, say)
-
-# %% ../../nbs/tasks/50_arithmetic_run.ipynb #e582a3c8
-def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
-    "The paper's tables and figures, from the complete stages of `run`."
-    config = run.task.config
-    out = run.folder
-    began = time.monotonic()
-    stages = run.manifest["stages"]
-    made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
-    for stage in ("subspace", "project", "cluster", "report"):
-        run.results.files.verified(stage)
-    if known := _known_results(out, config, made_from):
-        say(f"{out} is complete")
-        _say_results(known, sorted((out / "figures").glob("*.png")), out, say)
-        return known
-    numbers, figures = _make_results(run, progress, say)
-    seconds = {stage: record["seconds"] for stage, record in stages.items()}
-    numbers |= {
-        "made_from": made_from,
-        "resumed": resumed,
-        "seconds": seconds | {"paper": round(time.monotonic() - began, 1)},
-        "peak_memory_gib": round(peak_memory() / 2**30, 2),
-    }
-    results = write_results(out / "results.json", "polca run arithmetic", config, numbers)
-    _say_results(results, figures, out, say)
-    return results
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #d7c1c8d3
 def _make_results(run: Run, progress, say) -> tuple[dict, list[Path]]:
@@ -577,3 +520,61 @@ def _known_results(out, config, made_from) -> dict | None:
     except ValueError:
         return None  # missing, or damaged: they are made again
     return known if known.get("made_from") == made_from and any((out / "figures").glob("*.png")) else None
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #e582a3c8
+def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
+    "The paper's tables and figures, from the complete stages of `run`."
+    config = run.task.config
+    out = run.folder
+    began = time.monotonic()
+    stages = run.manifest["stages"]
+    made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
+    for stage in ("subspace", "project", "cluster", "report"):
+        run.results.files.verified(stage)
+    if known := _known_results(out, config, made_from):
+        say(f"{out} is complete")
+        _say_results(known, sorted((out / "figures").glob("*.png")), out, say)
+        return known
+    numbers, figures = _make_results(run, progress, say)
+    seconds = {stage: record["seconds"] for stage, record in stages.items()}
+    numbers |= {
+        "made_from": made_from,
+        "resumed": resumed,
+        "seconds": seconds | {"paper": round(time.monotonic() - began, 1)},
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+    }
+    results = write_results(out / "results.json", "polca run arithmetic", config, numbers)
+    _say_results(results, figures, out, say)
+    return results
+
+# %% ../../nbs/tasks/50_arithmetic_run.ipynb #44397e3d
+def run_arithmetic(
+    config: str | ArithmeticConfig = "small",
+    out: str | Path | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] | None = print,
+) -> dict:
+    """Train the addition model and find what it learned, and when: every stage of a run into the directory `out`, and
+    the paper's tables and figures.
+
+    config    a preset ("tiny", "small", "paper-part", "paper"), or a configuration of your own
+    seed      of data, initialisation and Lanczos, instead of the configuration's
+    out       default `runs/arithmetic-PRESET-seedSEED`; a run that was interrupted there goes on
+    say       what to do with messages; None for silence
+
+    Returns the contents of `results.json`. Raises ValueError for an impossible configuration or an `out` that holds
+    something else, before anything is computed.
+    """
+    config = addition_preset(config) if isinstance(config, str) else config
+    if seed is not None:
+        config = replace(config, seed=seed)
+    say = say or (lambda message: None)
+    run = Run.create(out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config))
+    resumed = bool(run.inputs.store.steps)
+    if resumed and run.todo():
+        say(f"{run.folder} holds a part of this run: going on there")
+    for stage in ("train", "subspace", "project", "report"):
+        run.make(stage, progress, say)  # LCA and Appendix C need all of them; a report alone does not
+    with locked(run.folder):
+        return on_first(_paper_results, run, resumed, progress, say)
