@@ -11,7 +11,7 @@ __all__ = ['DEPENDS', 'TABS', 'Kind', 'Makers', 'Pane', 'changed_fields', 'stale
            'labelled_clusters', 'pane_makers', 'Measurer', 'compared_direction', 'compared_rule', 'Comparison',
            'new_panes', 'row', 'new_tabs', 'open_tab', 'Screen', 'compared', 'measure_stability', 'write_view',
            'save_view', 'follow_controls', 'draw_others', 'wire', 'screen_rows', 'snapshot_html', 'Explorer',
-           'in_notebook', 'opened_view', 'unfinished_html', 'found_html', 'Message', 'explore', 'instead_of_widgets']
+           'in_notebook', 'opened_view', 'unfinished_html', 'found_html', 'Message', 'instead_of_widgets', 'explore']
 
 # %% ../../nbs/explorer/30_widgets.ipynb #0c48a0f9
 import threading
@@ -871,7 +871,7 @@ def row(*widgets: w.Widget) -> w.HBox:
     "Widgets in a row, which breaks where there is no room."
     return w.HBox(widgets, layout=w.Layout(flex_flow="row wrap", align_items="center", width="100%"))
 
-# %% ../../nbs/explorer/30_widgets.ipynb #ab7a336a
+
 def new_tabs(panes: Mapping[str, Pane], c: Controls) -> w.Tab:
     "The panes of which one at a time is looked at, below their controls."
     above = {
@@ -1121,7 +1121,15 @@ class Message(Pane):
         "There is nothing to save: raises ValueError with the message."
         raise ValueError(self.text)
 
+# %% ../../nbs/explorer/30_widgets.ipynb #9cbafc3c
+def instead_of_widgets(run: str | Path | Run | View | xr.Dataset) -> str:
+    "What to do where nothing can be clicked."
+    folder = run.folder if isinstance(run, Run) else run
+    if isinstance(run, (View, xr.Dataset)):
+        folder = "RUN"
+    return f"explore() is for notebooks. For a page to read: polca report {folder}, or explore(…).to_html('view.html')"
 
+# %% ../../nbs/explorer/30_widgets.ipynb #12fb4165
 def explore(run: str | Path | Run | View | xr.Dataset, **shown) -> Explorer | Message:
     """Look at a run in a notebook.
 
@@ -1143,11 +1151,3 @@ def explore(run: str | Path | Run | View | xr.Dataset, **shown) -> Explorer | Me
     if not in_notebook():
         print(instead_of_widgets(run))
     return explorer
-
-# %% ../../nbs/explorer/30_widgets.ipynb #9cbafc3c
-def instead_of_widgets(run: str | Path | Run | View | xr.Dataset) -> str:
-    "What to do where nothing can be clicked."
-    folder = run.folder if isinstance(run, Run) else run
-    if isinstance(run, (View, xr.Dataset)):
-        folder = "RUN"
-    return f"explore() is for notebooks. For a page to read: polca report {folder}, or explore(…).to_html('view.html')"

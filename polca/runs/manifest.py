@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'LEAVES', 'FORMAT', 'LATE_SETTINGS', 'FREE_SETTINGS', 'environment', 'make_task', 'hash_settings',
-           'filled_config', 'holds_nothing', 'setting', 'write_manifest', 'read_manifest', 'hash_stage',
+           'filled_config', 'setting', 'write_manifest', 'read_manifest', 'holds_nothing', 'hash_stage',
            'HashedCheckpoints']
 
 # %% ../../nbs/runs/30_manifest.ipynb #92c8cc7f
@@ -71,8 +71,6 @@ def _commit() -> str | None:
 
 # %% ../../nbs/runs/30_manifest.ipynb #8f1a9708
 STAGES = ("train", "subspace", "project", "decompose", "cluster", "report")
-
-
 LEAVES = {
     "subspace": "basis",
     "project": "projection.zarr",
@@ -80,18 +78,16 @@ LEAVES = {
     "cluster": "clusters",
     "report": "report.html",
 }
-
-
 FORMAT = 1
 
-
+# %% ../../nbs/runs/30_manifest.ipynb #f2db3fea
 _TASKS = {
     "texts": ("polca.runs.task", "TextTask", "TextConfig"),
     "arithmetic": ("polca.tasks.arithmetic_run", "ArithmeticTask", "ArithmeticConfig"),
     "language": ("polca.tasks.language_run", "LanguageTask", "LanguageConfig"),
 }
 
-# %% ../../nbs/runs/30_manifest.ipynb #989b508b
+
 def make_task(manifest: dict, file: Path) -> Task:
     "The task that a manifest describes."
     if manifest["task"] not in _TASKS:
@@ -112,7 +108,7 @@ def make_task(manifest: dict, file: Path) -> Task:
     except TypeError as e:
         raise ValueError(f"{file} is damaged ({e}): restore it, or start another run") from e
 
-
+# %% ../../nbs/runs/30_manifest.ipynb #989b508b
 # settings that matter to `cluster` and `report` alone,
 LATE_SETTINGS = (
     "min_cluster_size",
@@ -121,11 +117,9 @@ LATE_SETTINGS = (
     "window",
     "plateau",
 )
-
-
 FREE_SETTINGS = ("memory", "device", "shard")  # and to no number
 
-# %% ../../nbs/runs/30_manifest.ipynb #4a7e3f07
+
 def hash_settings(config: Mapping, stage: str) -> str:
     "A short hash of those settings that matter to what `stage` leaves."
     without = {*FREE_SETTINGS, *(() if stage in ("cluster", "report") else LATE_SETTINGS)}
@@ -133,7 +127,7 @@ def hash_settings(config: Mapping, stage: str) -> str:
         json.dumps({k: v for k, v in sorted(plain_values(config).items()) if k not in without}).encode()
     ).hexdigest()[:16]
 
-
+# %% ../../nbs/runs/30_manifest.ipynb #4a7e3f07
 def filled_config(config: Mapping, like) -> dict:
     """The configuration of a manifest, with the defaults of settings of `like` that there were not yet when it was
     written.
@@ -141,11 +135,6 @@ def filled_config(config: Mapping, like) -> dict:
     return {
         f.name: plain_values(f.default) for f in dataclasses.fields(like) if f.default is not dataclasses.MISSING
     } | dict(config)
-
-
-def holds_nothing(folder: Path) -> bool:
-    "Whether there is nothing in a run directory but a manifest and a lock."
-    return all(p.name == "run.lock" or p.name.lstrip(".").startswith("run.json") for p in folder.iterdir())
 
 # %% ../../nbs/runs/30_manifest.ipynb #5c5a4b78
 _USUAL = {
@@ -187,6 +176,11 @@ def read_manifest(folder: str | Path) -> dict:
         )
     return manifest
 
+# %% ../../nbs/runs/30_manifest.ipynb #c4e2f057
+def holds_nothing(folder: Path) -> bool:
+    "Whether there is nothing in a run directory but a manifest and a lock."
+    return all(p.name == "run.lock" or p.name.lstrip(".").startswith("run.json") for p in folder.iterdir())
+
 # %% ../../nbs/runs/30_manifest.ipynb #bea6450a
 def hash_stage(stage: str, path: Path) -> str:
     """The hash of what a stage has left at `path`; of a basis that of its numbers, as safetensors writes its header in
@@ -194,7 +188,7 @@ def hash_stage(stage: str, path: Path) -> str:
     """
     return fingerprint_subspace(path) if stage == "subspace" else hash_path(path)
 
-
+# %% ../../nbs/runs/30_manifest.ipynb #8b0a9f84
 class HashedCheckpoints(Checkpoints):
     """The checkpoints of `store`, each with the hash of its weights: compared with `hashes` ({step: hash}), or added to
     it. Raises ValueError for one that has changed.

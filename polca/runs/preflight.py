@@ -22,6 +22,26 @@ from polca.runs.estimates import (
 from .manifest import setting, write_manifest
 from .stages import RunInputs
 
+# %% ../../nbs/runs/50_preflight.ipynb #7083a148
+def _estimate_projecting(inputs: RunInputs, held: int, K: int, processes: int) -> Estimate:
+    "Of K directions, of which each of `processes` holds `held`."
+    config = inputs.config
+    samples = inputs.samples
+    memory = setting(config, "memory")
+    engine = setting(config, "engine")
+    steps = inputs.steps()[1]
+    estimate = estimate_projection(inputs.store, samples.analysed, steps, held, samples.curvature, memory, engine)
+    seconds = estimate.seconds
+    disk = estimate.disk
+    how = estimate.how
+    if setting(config, "path_tol"):  # the points of the first two levels; the means along the path
+        seconds = 4 * seconds
+        disk = 2 * disk
+        how = how + "; 3 points along each path assumed"
+    if held == K:
+        seconds = seconds / processes
+    return replace(estimate, seconds=seconds, disk=disk * K // held, how=how)
+
 # %% ../../nbs/runs/50_preflight.ipynb #cc00a642
 def estimate_stages(inputs: RunInputs, stage: str, processes: int = 1) -> dict[str, Estimate]:
     """What `train`, or each stage after it, will take of each of `processes`, tried on a part of it."""
@@ -44,26 +64,6 @@ def estimate_stages(inputs: RunInputs, stage: str, processes: int = 1) -> dict[s
         "project": _estimate_projecting(inputs, held, K, processes),
         **estimate_analysis(len(samples.analysed), len(steps), K, n_rules),
     }
-
-# %% ../../nbs/runs/50_preflight.ipynb #7083a148
-def _estimate_projecting(inputs: RunInputs, held: int, K: int, processes: int) -> Estimate:
-    "Of K directions, of which each of `processes` holds `held`."
-    config = inputs.config
-    samples = inputs.samples
-    memory = setting(config, "memory")
-    engine = setting(config, "engine")
-    steps = inputs.steps()[1]
-    estimate = estimate_projection(inputs.store, samples.analysed, steps, held, samples.curvature, memory, engine)
-    seconds = estimate.seconds
-    disk = estimate.disk
-    how = estimate.how
-    if setting(config, "path_tol"):  # the points of the first two levels; the means along the path
-        seconds = 4 * seconds
-        disk = 2 * disk
-        how = how + "; 3 points along each path assumed"
-    if held == K:
-        seconds = seconds / processes
-    return replace(estimate, seconds=seconds, disk=disk * K // held, how=how)
 
 # %% ../../nbs/runs/50_preflight.ipynb #d3dadff8
 def preflight(inputs: RunInputs, stage: str, say: Callable[[str], None], processes: int = 1) -> None:
