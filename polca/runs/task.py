@@ -175,7 +175,7 @@ def resolved(place: str) -> str:
     """
     return str(Path(place).resolve()) if Path(place).exists() else place
 
-
+# %% ../../nbs/runs/20_task.ipynb #3c9a08f4
 def check_device(device: str) -> None:
     "Raise ValueError if there is no such device."
     try:
