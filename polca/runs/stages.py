@@ -205,7 +205,7 @@ def _mean_loss(losses: TokenLosses, store: Checkpoints, step: int) -> float:
     at, params = losses_at(losses, store.read(step))
     return float(at(params).double().mean())
 
-
+# %% ../../nbs/runs/40_stages.ipynb #881b7370
 def train_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:
     "Make or find the checkpoints and tokens, and check all of them."
     inputs.task.train(inputs.folder, progress)
