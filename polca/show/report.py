@@ -292,7 +292,7 @@ def _hidden_words(recipe: _Recipe, n: int) -> str:
     difference = "" if clear else ": <b>no clear difference</b>"
     return f"{hidden} ({hidden / n:.0%}) {have} a hidden breakthrough; {chance}{difference}."
 
-
+# %% ../../nbs/show/30_report.ipynb #9a83d4aa
 def _spread_words(recipe: _Recipe, n: int) -> str:
     "How closely together the tokens of the clusters break, beside random sets of tokens."
     words = ""
@@ -539,7 +539,7 @@ def _ranked(recipe: _Recipe) -> list[int]:
     )
     return each.sort_values(["hidden", "n"], ascending=False, kind="stable").index.tolist()
 
-
+# %% ../../nbs/show/30_report.ipynb #17858e2b
 def _unit(curves: xr.DataArray, projection: xr.Dataset) -> str:
     "What `curves` are and in which unit, as far as they are numbers of `projection` as they stand, not scaled."
 
