@@ -24,6 +24,14 @@ from .manifest import LEAVES, STAGES
 from .stages import RunInputs, RunResults, breaking_curves, hashed_store
 
 # %% ../../nbs/runs/55_inspection.ipynb #3c53e4f7
+def _projected(path) -> str:
+    try:
+        marks = zarr.open_group(path, mode="r")["complete"][:]
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return ""  # not there, or damaged: `project` says so
+    return f"{marks.sum()} of {len(marks)} checkpoints"
+
+
 def _so_far(folder: Path, stage: str) -> str:
     "What an unfinished stage has left so far."
     if stage == "train" and (n := len(Checkpoints(folder / "checkpoints").steps)):
@@ -34,28 +42,7 @@ def _so_far(folder: Path, stage: str) -> str:
         return _projected(folder / LEAVES["project"])
     return ""
 
-
-def _projected(path) -> str:
-    try:
-        marks = zarr.open_group(path, mode="r")["complete"][:]
-    except (OSError, KeyError, ValueError, RuntimeError):
-        return ""  # not there, or damaged: `project` says so
-    return f"{marks.sum()} of {len(marks)} checkpoints"
-
 # %% ../../nbs/runs/55_inspection.ipynb #b6150a54
-def stage_status(inputs: RunInputs, complete: Collection[str]) -> pd.DataFrame:
-    """One row per stage: complete, so_far (what an unfinished one has left), finished, and what it took: seconds,
-    memory (the largest of the process so far) and disk, bytes, each beside its estimate.
-
-    complete   the stages that are
-
-    Seconds of a stage that was resumed are those since then.
-    """
-    manifest = inputs.manifest
-    rows = [_status_row(inputs.folder, manifest, stage, stage in complete) for stage in STAGES]
-    return pd.DataFrame(rows).set_index("stage")
-
-
 def _status_row(folder: Path, manifest: dict, stage: str, complete: bool) -> dict:
     record = manifest["stages"].get(stage, {}) if complete else {}
     guess = manifest.get("estimates", {}).get(stage, {})
@@ -73,22 +60,20 @@ def _status_row(folder: Path, manifest: dict, stage: str, complete: bool) -> dic
         "estimated_disk": guess.get("disk", np.nan),
     }
 
+
+def stage_status(inputs: RunInputs, complete: Collection[str]) -> pd.DataFrame:
+    """One row per stage: complete, so_far (what an unfinished one has left), finished, and what it took: seconds,
+    memory (the largest of the process so far) and disk, bytes, each beside its estimate.
+
+    complete   the stages that are
+
+    Seconds of a stage that was resumed are those since then.
+    """
+    manifest = inputs.manifest
+    rows = [_status_row(inputs.folder, manifest, stage, stage in complete) for stage in STAGES]
+    return pd.DataFrame(rows).set_index("stage")
+
 # %% ../../nbs/runs/55_inspection.ipynb #6fd435b7
-def format_status(status: pd.DataFrame) -> str:
-    "`stage_status` for people."
-    table = pd.DataFrame(
-        {
-            "state": [_state(row) for row in status.itertuples()],
-            "finished": status["finished"],
-            "time (estimate)": _beside(status["seconds"], status["estimated_seconds"], seconds_text),
-            "peak memory": _beside(status["memory"], status["estimated_memory"], size_text),
-            "disk": _beside(status["disk"], status["estimated_disk"], size_text),
-        },
-        index=status.index,
-    )
-    return table.to_string()
-
-
 def _state(row) -> str:
     if row.complete:
         return "complete"
@@ -103,7 +88,64 @@ def _beside(values: pd.Series, estimates: pd.Series, text: Callable[[float], str
         cells.append("" if np.isnan(value) else text(value) + guess)
     return cells
 
+# %% ../../nbs/runs/55_inspection.ipynb #915df454
+def format_status(status: pd.DataFrame) -> str:
+    "`stage_status` for people."
+    table = pd.DataFrame(
+        {
+            "state": [_state(row) for row in status.itertuples()],
+            "finished": status["finished"],
+            "time (estimate)": _beside(status["seconds"], status["estimated_seconds"], seconds_text),
+            "peak memory": _beside(status["memory"], status["estimated_memory"], size_text),
+            "disk": _beside(status["disk"], status["estimated_disk"], size_text),
+        },
+        index=status.index,
+    )
+    return table.to_string()
+
 # %% ../../nbs/runs/55_inspection.ipynb #e34f6a42
+def _verify_sources(inputs: RunInputs) -> int:
+    "Hold every checkpoint, and the tokens, against the hashes of the manifest; the number of checkpoints."
+    store = hashed_store(inputs)
+    for step in store.hashes:
+        store.read(step)
+    inputs.samples  # raises ValueError for other ones
+    return len(store.hashes)
+
+# %% ../../nbs/runs/55_inspection.ipynb #4563b537
+def _of_projection(results: RunResults) -> dict:
+    projection = results.read_projection()
+    mean = projection["loss"].mean("token").values.astype(float)
+    return {
+        "tokens": projection.sizes["token"],
+        "steps": projection["step"].values.tolist(),
+        "mean_loss": mean.round(5).tolist(),
+        "plateau": results.plateau(projection),
+        "window": results.window(projection),
+    }
+
+# %% ../../nbs/runs/55_inspection.ipynb #3a9adeb6
+def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: float, plateau: float) -> list[dict]:
+    """The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for
+    several numbers of clusters the distinct ones.
+    """
+    joint = isinstance(clusters, JointClusters)
+    if joint:
+        clusters = distinct_clusters(clusters)
+    if not window_fits(projection["step"], window):
+        return clusters.table.to_dict("records")
+    table = breakthroughs(breaking_curves(projection, recipe), clusters, window, plateau)
+    if joint:
+        table = table.sort_values("stability", ascending=False, kind="stable")  # in the order of the report
+    return table.to_dict("records")
+
+
+def _of_clusters(results: RunResults, window: float, plateau: float) -> dict[str, list[dict]]:
+    projection = results.read_projection()
+    clusters = results.read_clusters()
+    return {recipe: _breaks(projection, recipe, own, window, plateau) for recipe, own in clusters.items()}
+
+# %% ../../nbs/runs/55_inspection.ipynb #e6a63eaf
 def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[str]) -> dict:
     """What is in a run, in lists and numbers: task, config, stages, and of those that are `complete` tokens, steps,
     basis, decomposition, clusters.
@@ -132,64 +174,7 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
         facts["clusters"] = _of_clusters(results, facts["window"], facts["plateau"])
     return facts
 
-
-def _verify_sources(inputs: RunInputs) -> int:
-    "Hold every checkpoint, and the tokens, against the hashes of the manifest; the number of checkpoints."
-    store = hashed_store(inputs)
-    for step in store.hashes:
-        store.read(step)
-    inputs.samples  # raises ValueError for other ones
-    return len(store.hashes)
-
-# %% ../../nbs/runs/55_inspection.ipynb #4563b537
-def _of_projection(results: RunResults) -> dict:
-    projection = results.read_projection()
-    mean = projection["loss"].mean("token").values.astype(float)
-    return {
-        "tokens": projection.sizes["token"],
-        "steps": projection["step"].values.tolist(),
-        "mean_loss": mean.round(5).tolist(),
-        "plateau": results.plateau(projection),
-        "window": results.window(projection),
-    }
-
-
-def _of_clusters(results: RunResults, window: float, plateau: float) -> dict[str, list[dict]]:
-    projection = results.read_projection()
-    clusters = results.read_clusters()
-    return {recipe: _breaks(projection, recipe, own, window, plateau) for recipe, own in clusters.items()}
-
-
-def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: float, plateau: float) -> list[dict]:
-    """The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for
-    several numbers of clusters the distinct ones.
-    """
-    joint = isinstance(clusters, JointClusters)
-    if joint:
-        clusters = distinct_clusters(clusters)
-    if not window_fits(projection["step"], window):
-        return clusters.table.to_dict("records")
-    table = breakthroughs(breaking_curves(projection, recipe), clusters, window, plateau)
-    if joint:
-        table = table.sort_values("stability", ascending=False, kind="stable")  # in the order of the report
-    return table.to_dict("records")
-
 # %% ../../nbs/runs/55_inspection.ipynb #6f253663
-def format_inspection(facts: dict) -> str:
-    "`inspect_results` for people."
-    parts = [f"{facts['run']}: {facts['task']}, {', '.join(facts['complete']) or 'nothing'} complete"]
-    if "tokens" in facts:
-        parts.append(_loss_line(facts))
-    if "basis" in facts:
-        parts.append(f"basis\n{pd.DataFrame(facts['basis']).to_string(index=False)}")
-    if "decomposition" in facts:
-        table = pd.DataFrame(facts["decomposition"]).T.to_string(float_format="{:+.3f}".format)
-        parts.append(f"change of the mean loss, nats per token, by rule\n{table}")
-    for recipe, rows in facts.get("clusters", {}).items():
-        parts.append(_cluster_lines(recipe, rows, facts["window"]))
-    return "\n\n".join(parts)
-
-
 def _loss_line(facts: dict) -> str:
     steps = facts["steps"]
     mean = facts["mean_loss"]
@@ -214,3 +199,18 @@ def _cluster_lines(recipe: str, rows: list[dict], window: float, most: int = 12)
     if len(rows) > most:
         head += f", the first {most}"
     return f"{head}\n{table.head(most).round(2).to_string(index=False)}"
+
+# %% ../../nbs/runs/55_inspection.ipynb #c31eb4ad
+def format_inspection(facts: dict) -> str:
+    "`inspect_results` for people."
+    parts = [f"{facts['run']}: {facts['task']}, {', '.join(facts['complete']) or 'nothing'} complete"]
+    if "tokens" in facts:
+        parts.append(_loss_line(facts))
+    if "basis" in facts:
+        parts.append(f"basis\n{pd.DataFrame(facts['basis']).to_string(index=False)}")
+    if "decomposition" in facts:
+        table = pd.DataFrame(facts["decomposition"]).T.to_string(float_format="{:+.3f}".format)
+        parts.append(f"change of the mean loss, nats per token, by rule\n{table}")
+    for recipe, rows in facts.get("clusters", {}).items():
+        parts.append(_cluster_lines(recipe, rows, facts["window"]))
+    return "\n\n".join(parts)

@@ -36,12 +36,16 @@ COLORS = (
     "#88CCEE",
     "#AA7744",
 )
+
+
 RULE_COLORS = dict(
     zip(("first", "paper", "curvature", "trapezoid", "path"), ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00"))
 )
+
+
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
 
-
+# %% ../../nbs/show/10_plots.ipynb #4d781fd5
 def cluster_color(cluster: int) -> str:
     """The colour of a cluster, the same in every figure; light grey for outliers.
 
@@ -49,7 +53,7 @@ def cluster_color(cluster: int) -> str:
     """
     return COLORS[cluster % len(COLORS)] if cluster >= 0 else "#CCCCCC"
 
-
+# %% ../../nbs/show/10_plots.ipynb #6a807843
 def _band(ax: Axes, steps, lines, color, label, middle=None, ls="-", faint=False):
     "Quartiles (3, steps) as a band, and their median (or `middle`) as a line; `faint` where another one is chosen."
     low, median, high = lines
@@ -126,7 +130,7 @@ def _cluster_curves(axes, description: dict, unit: str, last: float | None):
     if last is not None:
         [ax.set_xlim(description["step"][0], last) for ax in axes[:2]]
 
-
+# %% ../../nbs/show/10_plots.ipynb #78c63771
 def _cluster_row(axes, description: dict, unit: str, last: float | None):
     "The same, and the composition of the clusters."
     _cluster_curves(axes, description, unit, last)
@@ -138,7 +142,7 @@ def _cluster_row(axes, description: dict, unit: str, last: float | None):
     for tick, c in zip(axes[2].get_yticklabels(), description["clusters"]):
         tick.set_color("#888888" if c["cluster"] < 0 else cluster_color(c["cluster"]))
 
-
+# %% ../../nbs/show/10_plots.ipynb #f97518b0
 def _direction_words(description: dict) -> str:
     "The direction that a description is along, and where it was taken; empty where it is along none."
     direction = description.get("direction", NO_DIRECTION)
@@ -296,7 +300,7 @@ def _mark_breaks(axes, breaks: Mapping[int, float], plateau: float, hidden: Mapp
         for ax in axes:
             ax.plot(at, height, transform=ax.get_xaxis_transform(), ls="", **style)
 
-
+# %% ../../nbs/show/10_plots.ipynb #877e321f
 def _plot_cluster(axes, description: dict, cluster: dict, name: str, line: str, faint: bool) -> None:
     "A cluster's own curve on the left, its median exact loss on the right."
     color = cluster_color(cluster["cluster"])
@@ -307,6 +311,18 @@ def _plot_cluster(axes, description: dict, cluster: dict, name: str, line: str, 
         middle = cluster["medoid"] if line == "medoid" else median
         _band(axes[0], description["step"], cluster["quartiles"], color, name, middle, faint=faint)
     axes[1].plot(description["loss_step"], cluster["loss"], color=color, lw=1.6, alpha=0.3 if faint else 1)
+
+
+def _finish_breakthroughs(fig: Figure, axes, description: dict, unit: str, title: str) -> None:
+    "The step that the direction was taken from, axes with their units, and the legend."
+    if (source := description["source_step"]) is not None and source >= 0:
+        axes[0].axvline(source, color="#555555", lw=1, ls="--", label="source step")
+    axes[0].set(xlabel="training step", ylabel=unit)
+    axes[0].set_title(title, parse_math=False)
+    axes[1].set(xlabel="training step", ylabel="median exact loss (nats)", title="exact loss")
+    handles, names = axes[0].get_legend_handles_labels()
+    small = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
+    fig.legend(handles, names, title="cluster (tokens)", loc="outside right upper", **small)
 
 # %% ../../nbs/show/10_plots.ipynb #5d32500b
 def plot_breakthroughs(
@@ -342,18 +358,6 @@ def plot_breakthroughs(
     usual = "median" if line == "median only" else f"{line} and quartiles"
     _finish_breakthroughs(fig, axes, description, unit, title or usual)
     return fig
-
-# %% ../../nbs/show/10_plots.ipynb #877e321f
-def _finish_breakthroughs(fig: Figure, axes, description: dict, unit: str, title: str) -> None:
-    "The step that the direction was taken from, axes with their units, and the legend."
-    if (source := description["source_step"]) is not None and source >= 0:
-        axes[0].axvline(source, color="#555555", lw=1, ls="--", label="source step")
-    axes[0].set(xlabel="training step", ylabel=unit)
-    axes[0].set_title(title, parse_math=False)
-    axes[1].set(xlabel="training step", ylabel="median exact loss (nats)", title="exact loss")
-    handles, names = axes[0].get_legend_handles_labels()
-    small = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
-    fig.legend(handles, names, title="cluster (tokens)", loc="outside right upper", **small)
 
 # %% ../../nbs/show/10_plots.ipynb #bd91297b
 def plot_side_by_side(
@@ -404,6 +408,31 @@ def axes_boxes(fig: Figure) -> list[dict]:
         for b, ax in zip(boxes, fig.axes)
     ]
 
+# %% ../../nbs/show/10_plots.ipynb #e034dd52
+def _largest(booked: pd.Series, most: int, always: int | None) -> list[int]:
+    "The `most` directions with the largest changes, and in any case `always`."
+    shown = [*booked.abs().sort_values(ascending=False, kind="stable").index[:most]]
+    if always is not None and always in booked.index and always not in shown:
+        shown = [always, *shown[: most - 1]]
+    return shown
+
+# %% ../../nbs/show/10_plots.ipynb #0c9d4229
+def _split_bars(ax, rows, others: pd.Series, split: Mapping):
+    "The bars of directions, (name, nats, colour) in `rows`, of all `others` together, and of the rest of the split."
+    if len(others):
+        rows = [*rows, (f"{len(others)} others", others.sum(), "#999999")]
+    rows = [
+        *rows,
+        ("outside", split["outside"], "#D0D0D0"),
+        ("error of the rule", split["error"], "#EEEEEE"),
+        ("true change", split["true"], "#000000"),
+    ]
+    ax.barh(range(len(rows)), [v for _, v, _ in rows], color=[c for *_, c in rows], edgecolor="#777777", lw=0.5)
+    ax.axvline(0, color="#777777", lw=0.8)
+    ax.set(yticks=range(len(rows)), xlabel="loss change (nats)")
+    ax.set_yticklabels([n for n, *_ in rows], fontsize=8)
+    ax.invert_yaxis()
+
 # %% ../../nbs/show/10_plots.ipynb #3b44f8fc
 def plot_token(
     curves: xr.DataArray,
@@ -437,31 +466,6 @@ def plot_token(
     _split_bars(right, bars, booked.drop(shown), split)
     right.set(title="its split" + ("" if span is None else f", steps {span[0]:,.0f} to {span[1]:,.0f}"))
     return fig
-
-# %% ../../nbs/show/10_plots.ipynb #e034dd52
-def _largest(booked: pd.Series, most: int, always: int | None) -> list[int]:
-    "The `most` directions with the largest changes, and in any case `always`."
-    shown = [*booked.abs().sort_values(ascending=False, kind="stable").index[:most]]
-    if always is not None and always in booked.index and always not in shown:
-        shown = [always, *shown[: most - 1]]
-    return shown
-
-# %% ../../nbs/show/10_plots.ipynb #0c9d4229
-def _split_bars(ax, rows, others: pd.Series, split: Mapping):
-    "The bars of directions, (name, nats, colour) in `rows`, of all `others` together, and of the rest of the split."
-    if len(others):
-        rows = [*rows, (f"{len(others)} others", others.sum(), "#999999")]
-    rows = [
-        *rows,
-        ("outside", split["outside"], "#D0D0D0"),
-        ("error of the rule", split["error"], "#EEEEEE"),
-        ("true change", split["true"], "#000000"),
-    ]
-    ax.barh(range(len(rows)), [v for _, v, _ in rows], color=[c for *_, c in rows], edgecolor="#777777", lw=0.5)
-    ax.axvline(0, color="#777777", lw=0.8)
-    ax.set(yticks=range(len(rows)), xlabel="loss change (nats)")
-    ax.set_yticklabels([n for n, *_ in rows], fontsize=8)
-    ax.invert_yaxis()
 
 # %% ../../nbs/show/10_plots.ipynb #88149270
 def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) -> Figure:

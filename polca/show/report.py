@@ -59,7 +59,7 @@ def _label(row) -> str:
 def _q(q: float) -> str:
     return "&lt;0.001" if q < 0.0005 else f"{q:.3f}"
 
-
+# %% ../../nbs/show/30_report.ipynb #f7bfd0cf
 def _of_cluster(tests: pd.DataFrame, row) -> pd.DataFrame:
     "The tests of the cluster of `row`, those with the most information first."
     key = "direction" if "direction" in tests else "rank"
@@ -76,10 +76,6 @@ def _labels(tests: pd.DataFrame, row, n: int = 3) -> str:
         )
         or "none"
     )
-
-
-def _tags_words(recipe) -> str:
-    return "" if recipe.tagger == "none" else f" Part-of-speech tags by {html_text(recipe.tagger)}."
 
 # %% ../../nbs/show/30_report.ipynb #b50514fa
 def _label_table(tests: pd.DataFrame, row) -> str:
@@ -111,7 +107,7 @@ class _Recipe:
     joint: bool
     n_found: int  # clusters, before those that overlap were left out
 
-
+# %% ../../nbs/show/30_report.ipynb #fb68beb4
 def _alone(clusters: JointClusters) -> Clusters:
     """The distinct clusters, most stable first, each against all other tokens: a clustering of its own, by its rank,
     which is also its number.
@@ -157,6 +153,37 @@ def _strongest(curve: np.ndarray, own: np.ndarray, n: int) -> np.ndarray:
     members = np.flatnonzero(own)
     return members[np.argsort((curve[:, -1] - curve[:, 0])[members], kind="stable")[:n]]
 
+# %% ../../nbs/show/30_report.ipynb #943f659d
+def break_edge(row) -> str:
+    "Where most tokens of a cluster break at the first or the last step that can be one: before, after, or empty."
+    if row.at_first > 0.5:
+        return "before"
+    return "after" if row.at_last > 0.5 else ""
+
+
+def break_text(row) -> str:
+    "The median break step of a cluster, with ≤ or ≥ where it is at the edge of what can be told."
+    return {"before": "≤ ", "after": "≥ "}.get(break_edge(row), "") + number_text(row.median)
+
+# %% ../../nbs/show/30_report.ipynb #46b267d1
+def _break_words(row, plateau: float) -> str:
+    "When a cluster breaks, how closely together, and whether that is hidden."
+    if np.isnan(row.break_step):
+        return "There are too few checkpoints for a break."
+    when = f"It breaks at step {row.median:,.0f}"
+    if edge := break_edge(row):
+        share, end = (row.at_first, "first") if edge == "before" else (row.at_last, "last")
+        when += (
+            f" or {edge}: {share:.0%} of its tokens have their largest bend at the {end} step that has a whole window "
+            "on either side, and how closely together they break cannot be told. It is "
+        )
+    else:
+        spread = f"mean {row.break_step:,.0f} ± {row.spread:,.0f}, random token sets ± {row.spread_control:,.0f}"
+        when += f" (median; {spread}): "
+    hidden = "<b>hidden</b>" if row.hidden else "not hidden"
+    chance = f"{row.control:.0%} of random token sets would be hidden"
+    return f"{when}{hidden}, the mean loss is flat from step {plateau:,.0f}; {chance}."
+
 # %% ../../nbs/show/30_report.ipynb #39a93268
 def _loss_words(projection: xr.Dataset, plateau: float, window: float) -> list[str]:
     "What was analysed, and the mean loss."
@@ -188,6 +215,18 @@ def _loss_words(projection: xr.Dataset, plateau: float, window: float) -> list[s
         )
     return out
 
+# %% ../../nbs/show/30_report.ipynb #abd7f66f
+def _where_words(totals: Mapping[str, float]) -> str:
+    "Whether what was learned lies on the directions."
+    half = 0.5 * totals["true"]
+    if totals["net"] > 0:
+        return "<b>On these directions the loss rises on balance: what was learned lies outside of them.</b>"
+    if totals["outside"] < half:
+        return "<b>Most of what was learned lies outside of these directions.</b>"
+    if totals["net"] < half:
+        return "Most of what was learned lies on these directions."
+    return "Neither the directions nor what is outside of them hold most of what was learned."
+
 # %% ../../nbs/show/30_report.ipynb #92de13d1
 def _account_words(accounts: dict[str, xr.Dataset], rule: str, directions: int) -> list[str]:
     "Where the change of the mean loss went, and how far each rule is off."
@@ -209,7 +248,7 @@ def _account_words(accounts: dict[str, xr.Dataset], rule: str, directions: int) 
         words.append(_where_words(totals))
     return words
 
-
+# %% ../../nbs/show/30_report.ipynb #3e11aa30
 def _error_words(accounts: dict[str, xr.Dataset], rule: str, far: list[str]) -> str:
     "The error of each rule beside the true change, and a warning where it is large."
     true = accounts[rule].attrs["true"]
@@ -222,31 +261,7 @@ def _error_words(accounts: dict[str, xr.Dataset], rule: str, far: list[str]) -> 
         words += f" What this page says by the rule {rule} is not to be relied on."
     return words
 
-# %% ../../nbs/show/30_report.ipynb #abd7f66f
-def _where_words(totals: Mapping[str, float]) -> str:
-    "Whether what was learned lies on the directions."
-    half = 0.5 * totals["true"]
-    if totals["net"] > 0:
-        return "<b>On these directions the loss rises on balance: what was learned lies outside of them.</b>"
-    if totals["outside"] < half:
-        return "<b>Most of what was learned lies outside of these directions.</b>"
-    if totals["net"] < half:
-        return "Most of what was learned lies on these directions."
-    return "Neither the directions nor what is outside of them hold most of what was learned."
-
 # %% ../../nbs/show/30_report.ipynb #bd973b68
-def _cluster_words(recipe: _Recipe) -> str:
-    "How many clusters, and how many of them break after the mean loss is flat, beside random sets of tokens."
-    n = len(recipe.table)
-    if not n:
-        return _no_clusters(recipe)
-    counted = _count_words(recipe, n)
-    labels = _label_words(recipe)
-    if recipe.table["hidden"].isna().any():
-        return f"{counted}; too few checkpoints for a break. {labels}"
-    return f"{counted}. {_hidden_words(recipe, n)}{_spread_words(recipe, n)} {labels}"
-
-
 def _no_clusters(recipe: _Recipe) -> str:
     "That there are none, and why, as far as it is known."
     reasons = pd.Series(list(recipe.clusters.notes.values()), dtype=object).value_counts()
@@ -277,7 +292,7 @@ def _hidden_words(recipe: _Recipe, n: int) -> str:
     difference = "" if clear else ": <b>no clear difference</b>"
     return f"{hidden} ({hidden / n:.0%}) {have} a hidden breakthrough; {chance}{difference}."
 
-
+# %% ../../nbs/show/30_report.ipynb #9a83d4aa
 def _spread_words(recipe: _Recipe, n: int) -> str:
     "How closely together the tokens of the clusters break, beside random sets of tokens."
     words = ""
@@ -311,7 +326,19 @@ def _label_words(recipe: _Recipe) -> str:
     tagger = html_text(recipe.tagger)
     return f"{words} A simple part-of-speech label, by the paper's rule and the tags of {tagger}, have {simple}."
 
+# %% ../../nbs/show/30_report.ipynb #9c7bf609
+def _cluster_words(recipe: _Recipe) -> str:
+    "How many clusters, and how many of them break after the mean loss is flat, beside random sets of tokens."
+    n = len(recipe.table)
+    if not n:
+        return _no_clusters(recipe)
+    counted = _count_words(recipe, n)
+    labels = _label_words(recipe)
+    if recipe.table["hidden"].isna().any():
+        return f"{counted}; too few checkpoints for a break. {labels}"
+    return f"{counted}. {_hidden_words(recipe, n)}{_spread_words(recipe, n)} {labels}"
 
+# %% ../../nbs/show/30_report.ipynb #b05b6ea5
 def _summary(projection, accounts, rule, recipes, plateau, window, facts) -> str:
     words = [
         *_loss_words(projection, plateau, window),
@@ -429,37 +456,6 @@ def _directions_section(projection: xr.Dataset, account: xr.Dataset, recipes: Se
         + html_table(head, rows, groups=groups)
     )
 
-# %% ../../nbs/show/30_report.ipynb #943f659d
-def break_edge(row) -> str:
-    "Where most tokens of a cluster break at the first or the last step that can be one: before, after, or empty."
-    if row.at_first > 0.5:
-        return "before"
-    return "after" if row.at_last > 0.5 else ""
-
-
-def break_text(row) -> str:
-    "The median break step of a cluster, with ≤ or ≥ where it is at the edge of what can be told."
-    return {"before": "≤ ", "after": "≥ "}.get(break_edge(row), "") + number_text(row.median)
-
-
-def _break_words(row, plateau: float) -> str:
-    "When a cluster breaks, how closely together, and whether that is hidden."
-    if np.isnan(row.break_step):
-        return "There are too few checkpoints for a break."
-    when = f"It breaks at step {row.median:,.0f}"
-    if edge := break_edge(row):
-        share, end = (row.at_first, "first") if edge == "before" else (row.at_last, "last")
-        when += (
-            f" or {edge}: {share:.0%} of its tokens have their largest bend at the {end} step that has a whole window "
-            "on either side, and how closely together they break cannot be told. It is "
-        )
-    else:
-        spread = f"mean {row.break_step:,.0f} ± {row.spread:,.0f}, random token sets ± {row.spread_control:,.0f}"
-        when += f" (median; {spread}): "
-    hidden = "<b>hidden</b>" if row.hidden else "not hidden"
-    chance = f"{row.control:.0%} of random token sets would be hidden"
-    return f"{when}{hidden}, the mean loss is flat from step {plateau:,.0f}; {chance}."
-
 # %% ../../nbs/show/30_report.ipynb #0aec9c47
 def _tints(table: pd.DataFrame) -> list[str]:
     from polca.show.plots import cluster_color
@@ -476,7 +472,32 @@ def _without_source(curves: xr.DataArray, direction: int) -> xr.DataArray:
         else own.drop_vars("source_step", errors="ignore")
     )
 
+# %% ../../nbs/show/30_report.ipynb #9e4f6b2d
+def _joint_cluster(tokens, recipe, row, tint, image, whole, plateau) -> str:
+    own = recipe.clusters.members(row.rank, row.cluster)
+    near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.rank, row.cluster, 8)
+    strongest = _strongest(whole.transpose("token", "step").values, own, 5)
+    passed = recipe.tests[recipe.tests["q"] <= ALPHA]
+    name = "".join(f": {_label(test)} ({test.share:.0%})" for test in _of_cluster(passed, row).head(1).itertuples())
+    size = f"{count_text(row.size, 'token')} ({row.size / len(own):.0%})"
+    about = f"{size}, stability {row.stability:.2f}, number {row.number} of the {row.n_clusters} clusters"
+    return (
+        f"<section class=c><h3>{tint}Cluster {row.cluster}{name} <small>{about}</small></h3>"
+        f"<p>{_break_words(row, plateau)}</p>{image}{_label_table(recipe.tests, row)}"
+        f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(tokens.iloc[near])}"
+        "<details><summary>Strongest: projected loss falls most</summary>"
+        f"{_contexts(tokens.iloc[strongest])}</details></section>"
+    )
+
 # %% ../../nbs/show/30_report.ipynb #b08c8870
+def _left_out(n: int) -> str:
+    return f"<p>{count_text(n, 'less stable cluster')} left out.</p>" if n > 0 else ""
+
+
+def _tags_words(recipe) -> str:
+    return "" if recipe.tagger == "none" else f" Part-of-speech tags by {html_text(recipe.tagger)}."
+
+# %% ../../nbs/show/30_report.ipynb #3024335e
 def _joint_section(
     projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe, whole: xr.DataArray, plateau: float, most: int = 8
 ) -> str:
@@ -505,27 +526,6 @@ def _joint_section(
     intro = "The most stable first. Breaks are those of the exact loss; ▼ marks them, filled if hidden."
     return f"<p>{intro}{_tags_words(recipe)}</p>{overview}{_left_out(len(recipe.table) - most)}{''.join(parts)}"
 
-
-def _left_out(n: int) -> str:
-    return f"<p>{count_text(n, 'less stable cluster')} left out.</p>" if n > 0 else ""
-
-# %% ../../nbs/show/30_report.ipynb #9e4f6b2d
-def _joint_cluster(tokens, recipe, row, tint, image, whole, plateau) -> str:
-    own = recipe.clusters.members(row.rank, row.cluster)
-    near, _ = nearest_tokens(recipe.curves, recipe.clusters, row.rank, row.cluster, 8)
-    strongest = _strongest(whole.transpose("token", "step").values, own, 5)
-    passed = recipe.tests[recipe.tests["q"] <= ALPHA]
-    name = "".join(f": {_label(test)} ({test.share:.0%})" for test in _of_cluster(passed, row).head(1).itertuples())
-    size = f"{count_text(row.size, 'token')} ({row.size / len(own):.0%})"
-    about = f"{size}, stability {row.stability:.2f}, number {row.number} of the {row.n_clusters} clusters"
-    return (
-        f"<section class=c><h3>{tint}Cluster {row.cluster}{name} <small>{about}</small></h3>"
-        f"<p>{_break_words(row, plateau)}</p>{image}{_label_table(recipe.tests, row)}"
-        f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(tokens.iloc[near])}"
-        "<details><summary>Strongest: projected loss falls most</summary>"
-        f"{_contexts(tokens.iloc[strongest])}</details></section>"
-    )
-
 # %% ../../nbs/show/30_report.ipynb #a4cadc85
 _MOST = 12  # directions, and clusters along one, that are shown
 
@@ -539,7 +539,7 @@ def _ranked(recipe: _Recipe) -> list[int]:
     )
     return each.sort_values(["hidden", "n"], ascending=False, kind="stable").index.tolist()
 
-
+# %% ../../nbs/show/30_report.ipynb #17858e2b
 def _unit(curves: xr.DataArray, projection: xr.Dataset) -> str:
     "What `curves` are and in which unit, as far as they are numbers of `projection` as they stand, not scaled."
 
@@ -558,52 +558,6 @@ def _unit(curves: xr.DataArray, projection: xr.Dataset) -> str:
         return "projected loss (nats)"
     return (
         "exact loss (nats)" if same("loss") else "gradient (nats per unit)" if same("gradient") else "clustered curves"
-    )
-
-# %% ../../nbs/show/30_report.ipynb #63253a90
-def _direction_parts(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe, plateau: float) -> list[str]:
-    return [
-        _direction_part(projection, tokens, recipe, d, plateau, " open" if i == 0 else "")
-        for i, d in enumerate(_ranked(recipe)[:_MOST])
-    ]
-
-# %% ../../nbs/show/30_report.ipynb #39ef947f
-def _direction_part(projection, tokens, recipe, direction, plateau, is_open) -> str:
-    "A direction to unfold: figure, table, and tokens of its largest clusters."
-    from polca.show.plots import plot_breakthroughs
-
-    table = recipe.table[recipe.table["direction"] == direction]
-    shown = table.sort_values("size", ascending=False, kind="stable").head(_MOST).sort_values("cluster")
-    description = describe_clusters(
-        _without_source(recipe.curves, direction),
-        recipe.clusters,
-        direction,
-        projection["loss"],
-        {"all": np.zeros(projection.sizes["token"])},
-    )
-    description["clusters"] = [c for c in description["clusters"] if c["cluster"] in (*shown["cluster"], OUTLIER)]
-    breaks = {r.cluster: r.median for r in shown.itertuples() if r.median == r.median}
-    unit = _unit(recipe.curves, projection)
-    hidden = (
-        "" if table["hidden"].isna().any() else f", {int(table['hidden'].sum()) or 'none'} with a hidden breakthrough"
-    )
-    heading = unit.partition(" (")[0].capitalize() if direction == NO_DIRECTION else f"Direction {direction}"
-    image = html_figure(
-        plot_breakthroughs(description, breaks, plateau, unit, hidden=dict(zip(shown["cluster"], shown["hidden"]))),
-        f"{heading}: medoid and quartiles of the clusters' curves, median exact loss, breaks.",
-    )
-    source = (
-        ""
-        if description["source_step"] is None or description["source_step"] < 0
-        else f", taken at step {description['source_step']:,}"
-    )
-    left = f"<p>The {_MOST} largest of {len(table)} clusters.</p>" if len(table) > _MOST else ""
-    return (
-        f"<details{is_open}><summary>{heading}{source}: "
-        f"{count_text(len(table), 'cluster')}{hidden}</summary>{left}{image}"
-        + _direction_table(recipe, shown)
-        + _direction_tokens(tokens, recipe, shown)
-        + "</details>"
     )
 
 # %% ../../nbs/show/30_report.ipynb #206a2f82
@@ -653,6 +607,52 @@ def _direction_tokens(tokens: pd.DataFrame, recipe: _Recipe, shown: pd.DataFrame
         for row, tint, own in zip(shown.itertuples(), _tints(shown), near)
     )
 
+# %% ../../nbs/show/30_report.ipynb #39ef947f
+def _direction_part(projection, tokens, recipe, direction, plateau, is_open) -> str:
+    "A direction to unfold: figure, table, and tokens of its largest clusters."
+    from polca.show.plots import plot_breakthroughs
+
+    table = recipe.table[recipe.table["direction"] == direction]
+    shown = table.sort_values("size", ascending=False, kind="stable").head(_MOST).sort_values("cluster")
+    description = describe_clusters(
+        _without_source(recipe.curves, direction),
+        recipe.clusters,
+        direction,
+        projection["loss"],
+        {"all": np.zeros(projection.sizes["token"])},
+    )
+    description["clusters"] = [c for c in description["clusters"] if c["cluster"] in (*shown["cluster"], OUTLIER)]
+    breaks = {r.cluster: r.median for r in shown.itertuples() if r.median == r.median}
+    unit = _unit(recipe.curves, projection)
+    hidden = (
+        "" if table["hidden"].isna().any() else f", {int(table['hidden'].sum()) or 'none'} with a hidden breakthrough"
+    )
+    heading = unit.partition(" (")[0].capitalize() if direction == NO_DIRECTION else f"Direction {direction}"
+    image = html_figure(
+        plot_breakthroughs(description, breaks, plateau, unit, hidden=dict(zip(shown["cluster"], shown["hidden"]))),
+        f"{heading}: medoid and quartiles of the clusters' curves, median exact loss, breaks.",
+    )
+    source = (
+        ""
+        if description["source_step"] is None or description["source_step"] < 0
+        else f", taken at step {description['source_step']:,}"
+    )
+    left = f"<p>The {_MOST} largest of {len(table)} clusters.</p>" if len(table) > _MOST else ""
+    return (
+        f"<details{is_open}><summary>{heading}{source}: "
+        f"{count_text(len(table), 'cluster')}{hidden}</summary>{left}{image}"
+        + _direction_table(recipe, shown)
+        + _direction_tokens(tokens, recipe, shown)
+        + "</details>"
+    )
+
+# %% ../../nbs/show/30_report.ipynb #63253a90
+def _direction_parts(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Recipe, plateau: float) -> list[str]:
+    return [
+        _direction_part(projection, tokens, recipe, d, plateau, " open" if i == 0 else "")
+        for i, d in enumerate(_ranked(recipe)[:_MOST])
+    ]
+
 # %% ../../nbs/show/30_report.ipynb #69a6e0ba
 _READING = """\
 <p><b>Token</b>: one predicted token in its context. <b>Direction</b>: a unit vector of weight space, such as one
@@ -677,6 +677,24 @@ cluster.</p>
 <p><b>How far to trust it.</b> Clustering finds clusters whatever the curves are, and tokens that rise and fall
 together need not share a skill. Look at the tokens, at shares beside those among all tokens, at net beside gross, at
 the error of the rule, and train again with another seed: what does not come back was an accident of this run.</p>"""
+
+# %% ../../nbs/show/30_report.ipynb #097f2c69
+def _shown_words(recipe: _Recipe, shown: int, made: int, limit: int) -> str:
+    "What of the directions is shown, and why not the rest."
+    n = recipe.table["direction"].nunique()
+    if not n:
+        return f"<p>{_cluster_words(recipe)}</p>"
+    out = (
+        f"<p>{count_text(n, 'direction')} with clusters, {'all' if shown == n else shown} of them shown: those with "
+        "most hidden breakthroughs, then those with most clusters first. "
+        f"▼ marks breaks, filled if hidden.{_tags_words(recipe)}</p>"
+    )
+    return out + (
+        f"<p class=note>{count_text(made - shown, 'more direction')} left out, to keep this page under {limit:,} "
+        "bytes.</p>"
+        if shown < made
+        else ""
+    )
 
 # %% ../../nbs/show/30_report.ipynb #9c6df06c
 def _fit(
@@ -709,24 +727,6 @@ def _fit(
     raise ValueError(
         f"the report takes {size:,} bytes even without the sections of its single directions, more than "
         f"limit={limit:,}: raise limit, or give fewer clusterings or facts"
-    )
-
-# %% ../../nbs/show/30_report.ipynb #097f2c69
-def _shown_words(recipe: _Recipe, shown: int, made: int, limit: int) -> str:
-    "What of the directions is shown, and why not the rest."
-    n = recipe.table["direction"].nunique()
-    if not n:
-        return f"<p>{_cluster_words(recipe)}</p>"
-    out = (
-        f"<p>{count_text(n, 'direction')} with clusters, {'all' if shown == n else shown} of them shown: those with "
-        "most hidden breakthroughs, then those with most clusters first. "
-        f"▼ marks breaks, filled if hidden.{_tags_words(recipe)}</p>"
-    )
-    return out + (
-        f"<p class=note>{count_text(made - shown, 'more direction')} left out, to keep this page under {limit:,} "
-        "bytes.</p>"
-        if shown < made
-        else ""
     )
 
 # %% ../../nbs/show/30_report.ipynb #d034bbba
