@@ -38,17 +38,20 @@ def central_difference(
         scale = max(float(x.double().norm()), 1e-3) / (float(v.double().norm()) or 1.0)
     differences = step_differences(f, x, v, scale)
     _, last = next(differences)
-    best = None
-    error = float("inf")
+    best = last
+    error = least = float("inf")
     for _, difference in differences:
         change = float((difference - last).norm())
-        if change < error:
+        # relative: where f bends within a step, differences are small, and so are their changes
+        relative = change / (max(float(difference.norm()), float(last.norm())) or 1.0)
+        if relative < least:
             best = difference
             error = change
-        elif change > 4 * error and error < 0.01 * float(difference.norm()):
+            least = relative
+        elif relative > 4 * least and least < 0.01:
             break  # rounding grows from here on
         last = difference
-    return (last if best is None else best), error
+    return best, error
 
 # %% ../../nbs/compute/20_derivatives.ipynb #48326be5
 @torch.enable_grad()

@@ -126,3 +126,10 @@ def test_kinks_are_seen():
 def test_nothing_is_at_fault_where_nothing_is_wrong(activation):
     losses = net_losses(activation)
     assert culprit(losses, losses.params) is None
+
+
+def test_a_function_that_bends_within_the_longer_steps_is_differentiated_by_the_shorter_ones():
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    found, error = central_difference(lambda y: torch.sin(3000 * y), x, torch.tensor([1.0, 0.0]).double(), scale=1.0)
+    assert (found - torch.stack([3000 * torch.cos(3000 * x[0]), torch.zeros(()).double()])).norm() < 5 * error
+    assert error < 0.01 * found.norm()
