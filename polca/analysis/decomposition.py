@@ -304,7 +304,7 @@ def trajectories(projection: xr.Dataset, kind: str) -> xr.DataArray:
     if kind == "lca":
         if "weight" not in projection.coords:
             raise ValueError(
-                "LCA goes along single weights: project on polca.compute.subspace.weight_axes(...), and give that "
+                "LCA goes along single weights: project on polca.compute.basis.weight_axes(...), and give that "
                 "projection"
             )
         return projected_loss(allocate(projection, "first"))

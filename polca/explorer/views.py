@@ -195,8 +195,10 @@ class View:
     clusters     along single directions, or None
     joint        of all directions jointly, or None
     accounts     {rule: what `polca.analysis.decomposition.explained` says}, of rules that have been booked
-    flat, window the step from which the mean loss is flat; the window of breaks, in steps
+    plateau      the step from which the mean loss is flat
+    window       that of breaks, in steps
     missing      what is not there yet
+    breaks       the breakthroughs of `clusters`, and `labels` theirs, where the run has them
     """
 
     title: str

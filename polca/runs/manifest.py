@@ -55,7 +55,7 @@ def _processor() -> str:
 # %% ../../nbs/runs/30_manifest.ipynb #c4261008
 def _commit() -> str | None:
     "The commit of the repository of polca that this file is in, with a + if files have changed since; None elsewhere."
-    top = Path(__file__).resolve().parent.parent if "__file__" in globals() else Path.cwd()
+    top = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd()
     if not (top / "settings.ini").exists():
         return None
 

@@ -128,7 +128,8 @@ def _cluster_curves(axes, description: dict, unit: str, last: float | None):
     axes[0].set(xlabel="training step", ylabel=unit)
     axes[1].set(xlabel="training step", ylabel="median exact loss (nats)")
     if last is not None:
-        [ax.set_xlim(description["step"][0], last) for ax in axes[:2]]
+        for ax in axes[:2]:
+            ax.set_xlim(description["step"][0], last)
 
 # %% ../../nbs/show/10_plots.ipynb #78c63771
 def _cluster_row(axes, description: dict, unit: str, last: float | None):

@@ -272,8 +272,8 @@ def _no_clusters(recipe: _Recipe) -> str:
 def _count_words(recipe: _Recipe, n: int) -> str:
     name = f"<i>{html_text(recipe.name)}</i>"
     if recipe.joint:
-        left = f"({recipe.n_found} before clusters that overlap by half were left out)"
-        return f"{name}: {count_text(n, 'distinct cluster')} of all directions jointly {left}"
+        left = f" ({recipe.n_found} before clusters that overlap by half were left out)" if recipe.n_found > n else ""
+        return f"{name}: {count_text(n, 'distinct cluster')} of all directions jointly{left}"
     along = recipe.table["direction"].nunique()
     of = count_text(recipe.clusters.labels.sizes["direction"], "direction")
     return f"{name}: {count_text(n, 'cluster')} along {along} of {of}"

@@ -20,6 +20,7 @@ import xarray as xr
 
 from ..analysis.breakthroughs import breakthroughs
 from polca.analysis.clustering import (
+    OUTLIER,
     Clusters,
     cluster_directions,
     describe_clusters,
@@ -315,8 +316,8 @@ def _top_directions(clusters: Clusters, n: int) -> list[int]:
     all.
     """
     count = clusters.table.groupby("direction").size().sort_values(ascending=False, kind="stable")
-    rest = clusters.labels["direction"].values[(clusters.labels >= -1).any("token")]
-    return [*count.index, *(d for d in [*rest, *clusters.labels["direction"].values] if d not in count.index)][:n]
+    rest = clusters.labels["direction"].values[(clusters.labels >= OUTLIER).any("token")]
+    return list(dict.fromkeys([*count.index, *rest, *clusters.labels["direction"].values]))[:n]
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #cffe5714
 def _along_all(projection) -> xr.DataArray:

@@ -353,19 +353,20 @@ def train(
 def estimate_training(
     model: nn.Module, step_loss: Callable[[nn.Module, int], Tensor], config: TrainingConfig, n_checkpoints: int
 ) -> Estimate:
-    "What `polca.tasks.training.train` with these arguments takes: five steps are tried, which changes `model`."
+    "What `polca.tasks.training.train` with these arguments takes: up to five steps are tried, which changes `model`."
     optimizer, _ = make_optimizer(model, config)
+    n_tried = min(5, config.steps)
 
-    def five_steps():
-        for i in range(5):
+    def first_steps():
+        for i in range(n_tried):
             update(optimizer, step_loss(model, i))
 
-    seconds = timed(five_steps)[0] / 5
+    seconds = timed(first_steps)[0] / n_tried
     weights = sum(p.nbytes for p in model.parameters())
     disk = weights * n_checkpoints
     return Estimate(
         seconds * config.steps + disk / 3e8,
         peak_memory() + 4 * weights,
         disk,
-        "five training steps tried; 0.3 GB/s assumed to write and read",
+        f"training, {n_tried} steps tried; 0.3 GB/s assumed to write and read",
     )

@@ -1,6 +1,7 @@
 """A training that is interrupted, damaged or mistaken for another, and the model as the losses meet it."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from polca.core.checkpoints import Checkpoints, equal_params
 from polca.core.losses import TokenLosses
-from polca.tasks.training import TrainingConfig, Transformer, train
+from polca.tasks.training import TrainingConfig, Transformer, estimate_training, train
 
 CONFIG = TrainingConfig(steps=60, lr=1e-2, warmup=10)
 
@@ -122,3 +123,8 @@ def test_the_model_is_one_with_a_configuration_to_the_token_losses(whole):
     by_hand = F.cross_entropy(model(ids)[0, :-1], ids[0, 1:], reduction="none").detach()
     torch.testing.assert_close(losses(losses.params), by_hand)
     assert model.get_input_embeddings().num_embeddings == 5 and model.config.max_position_embeddings == 8
+
+
+def test_a_training_shorter_than_the_trial_of_its_speed_is_estimated():
+    estimate = estimate_training(Transformer(5, 8, 5, 16, 1, 2), repeat_loss, replace(CONFIG, steps=3), 2)
+    assert estimate.seconds > 0 and "3 steps tried" in estimate.how
