@@ -13,7 +13,8 @@ __doc__ = """polca finds what a language model learned, and when, from its train
 
 Its data go one way: checkpoints (`Checkpoints`, `Recorder`) and tokens (`TokenLosses`), directions in weight space
 (`hessian_subspace`), the gradient of every token on every direction (`project`), what each rule books on them
-(`allocate`, `explained`), clusters of tokens (`cluster_directions`, `cluster_tokens`), when they were learned
+(`allocate`, `explained`), oppositions between tokens (`skill_axes`), when they live (`axis_threads`) and what
+turning them does (`intervene`), clusters of tokens (`cluster_directions`, `cluster_tokens`), when they were learned
 (`breakthroughs`), what they share (`label_clusters`). `Run` does all of it in a directory, `explore` shows it.
 
 What is in `polca.__all__` is stable; the rooms (`polca.core`, `polca.compute`, ...) hold the rest.
@@ -28,7 +29,10 @@ _PLACES = {
     "compute.engines": ("project_tokens",),
     "compute.projection": ("open_projection", "project"),
     "compute.basis_files": ("load_subspace",),
+    "compute.interventions": ("intervene",),
     "compute.subspace": ("hessian_subspace",),
+    "analysis.axes": ("skill_axes",),
+    "analysis.threads": ("axis_threads",),
     "analysis.breakthroughs": ("breakthroughs",),
     "analysis.clustering": ("cluster_directions", "filter_directions", "filter_tokens"),
     "analysis.decomposition": ("allocate", "explained", "projected_loss", "trajectories"),

@@ -471,8 +471,8 @@ def label_clusters(
     table = _tag_labels(clusters, tokens).merge(_best_labels(passed, each), how="left", on=each)
     return table.assign(
         labels=table["labels"].fillna(0).astype(int),
-        label=table["label"].fillna("–"),
-        name=table["name"].fillna("–"),
+        label=table["label"].astype(object).fillna("–"),  # where no label has passed, a column of numbers
+        name=table["name"].astype(object).fillna("–"),
     )
 
 # %% ../../nbs/analysis/70_labels.ipynb #2a6722be
