@@ -6,7 +6,7 @@ import xarray as xr
 
 from polca.analysis.axes import axis_ends, skill_axes
 from polca.analysis.decomposition import allocate
-from polca.analysis.threads import along_vector, axis_threads, axis_windows, contrast, knob, linked_axes
+from polca.analysis.threads import along_vector, axis_threads, axis_windows, contrast, joined_axes, knob
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 12, 31, 50])
@@ -24,14 +24,30 @@ def test_windows_follow_each_other_and_reach_the_end(n, width):
     assert all(0 < after[0] - before[0] <= before[1] - before[0] for before, after in zip(places, places[1:]))
 
 
-def test_each_axis_goes_on_at_most_once_with_its_sign():
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(200, 3))
-    others = np.stack([-scores[:, 2], scores[:, 2] + 0.5 * rng.normal(size=200), rng.normal(size=200)], axis=1)
-    linked = linked_axes(scores, others, 0.5)
-    assert set(linked) == {0}
-    assert linked[0][0] == 2 and linked[0][1] == pytest.approx(-1)
-    assert linked_axes(scores[:, :0], others, 0.5) == {}
+def noisy(scores, size, seed):
+    return scores + size * np.random.default_rng(seed).normal(size=scores.shape)
+
+
+def test_axes_are_joined_whatever_their_sign_and_place_and_no_window_has_two_of_a_thread():
+    base = np.random.default_rng(0).normal(size=(300, 2))
+    windows = [noisy(base, 0.3, 1), noisy(-base[:, ::-1], 0.3, 2), noisy(base[:, [1, 1]], 0.3, 3)]
+    found = joined_axes(windows, 0.5)
+    assert all(len({window for window, _ in group}) == len(group) for group in found)
+    assert [(0, 0), (1, 1)] in found
+    assert sum(len(group) for group in found) == 6
+    longest = max(found, key=len)
+    assert longest[:2] == [(0, 1), (1, 0)] and len(longest) == 3
+
+
+def test_an_axis_that_drifts_is_no_single_thread_and_a_gap_ends_one():
+    one, other = np.linalg.qr(np.random.default_rng(0).normal(size=(100, 2)))[0].T
+    drifting = [(np.cos(a) * one + np.sin(a) * other)[:, None] for a in np.radians(15 * np.arange(12))]
+    for group in joined_axes(drifting, 0.5):
+        scores = np.concatenate([drifting[window] for window, _ in group], axis=1)
+        assert abs(np.corrcoef(scores.T)).mean() > 0.6
+    gap = [one[:, None], np.zeros((100, 0)), one[:, None]]
+    assert joined_axes(gap, 0.5) == [[(0, 0)], [(2, 0)]]
+    assert joined_axes([np.zeros((100, 0))] * 3, 0.5) == []
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +110,12 @@ def test_the_knob_helps_the_positive_end(turning):
         canceled = axes.loadings.copy(data=axes.loadings.values - axes.loadings.values.mean(0))
         axes.loadings = canceled
         knob(axes, 0)
+
+
+def test_totals_of_a_contrast_are_those_of_the_window(turning):
+    projection, side = turning
+    ends = axis_ends(xr.DataArray(side[:, None], dims=("token", "axis"), coords={"axis": [0]}), 0.3)
+    vector = xr.DataArray([0, 0, 1.0, 0], {"direction": np.arange(4)}, ("direction",))
+    parts = [contrast(projection, vector, ends, 0, window).attrs for window in ((0, 100), (100, 230), None)]
+    for name in ("exact", "booked"):
+        assert parts[0][name] + parts[1][name] == pytest.approx(parts[2][name])
