@@ -175,6 +175,7 @@ STAGE_WORDS = {
     "subspace": "find the directions: top Hessian eigenvectors along training",
     "project": "project every token's gradient on every direction, at every checkpoint",
     "decompose": "find what each allocation rule books on the directions",
+    "axes": "find what opposes the tokens, when, and what both ends are called",
     "cluster": "find which tokens move together, and when they break through",
     "report": "write one self-contained HTML page",
 }
@@ -233,11 +234,13 @@ def stage_rows(run, status) -> dict:
 
 def finish(run, say: Say) -> dict:
     "What a run has come to, and what there is to look at."
-    from polca.runs.inspection import format_status
+    from polca.runs.inspection import axis_facts, axis_lines, format_status
 
     status = run.status()
     complete = status["complete"]
     say(format_status(status))
+    if complete["axes"]:
+        say(axis_lines(axis_facts(run.results)))
     if complete["report"]:
         say(f"to read: {run.folder / 'report.html'}")
         gone = [stage for stage in status.index[:-1] if not complete[stage]]

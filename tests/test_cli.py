@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_prints_its_table_and_where_to_look(finished):
     out, done = finished
-    assert all(f"[{i}/6]" in done.stdout for i in range(1, 7))
+    assert all(f"[{i}/7]" in done.stdout for i in range(1, 8))
     for words in ("estimates:", "Fisher", "0.973 / 0.736 / 0.838"):
         assert words in done.stdout
     for bar in ("training", "projection"):
@@ -267,7 +267,7 @@ def test_a_stage_at_a_time(finished, tmp_path):
     assert polca_here("run", "arithmetic", "--preset", "tiny", "--out", out, "--until", "train").returncode == 0
     done = polca_here("decompose", out, "--json")
     assert done.returncode == 0
-    assert [row["complete"] for row in json.loads(done.stdout)["stages"]] == [True] * 4 + [False] * 2
+    assert [row["complete"] for row in json.loads(done.stdout)["stages"]] == [True] * 4 + [False] * 3
     assert polca_here("run", out, "--until", "cluster").returncode == 0
     assert read(out / "clusters" / "tables.json") == read(finished[0] / "clusters" / "tables.json")
 
@@ -278,7 +278,7 @@ def test_two_processes_come_to_the_same_numbers(finished, tmp_path):
     command = [*torchrun, "-m", "polca", "run", "arithmetic", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("[2/6] subspace") == 1  # the first one speaks
+    assert done.stdout.count("[2/7] subspace") == 1  # the first one speaks
     one, two = (read(out / "decomposition.json") for out in (finished[0], tmp_path / "run"))
     for rule in one:
         assert two[rule]["totals"] == pytest.approx(one[rule]["totals"], abs=2e-3)

@@ -52,7 +52,7 @@ def notebook(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     make(folder / "run", "cluster")
     make(folder / "other", "cluster", which="magnitude", k=2)
-    copy_without(folder / "run", folder / "unfinished", STAGES[2:5])
+    copy_without(folder / "run", folder / "unfinished", STAGES[2:6])
     return b.write_notebook(folder / "explore.ipynb", OPEN, OPEN_WHAT_CANNOT_BE)
 
 

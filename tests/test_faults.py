@@ -94,6 +94,9 @@ def assert_same(run, whole, upto="cluster"):
         assert read_whole_projection(run).equals(read_whole_projection(whole))
     if "decompose" in stages:
         assert run.results.read_decomposition() == whole.results.read_decomposition()
+    if "axes" in stages:
+        hashes = [each.manifest["stages"]["axes"]["output"] for each in (run, whole)]
+        assert hashes[0] == hashes[1]
     if "cluster" in stages:
         tables = [(each.folder / "clusters" / "tables.json").read_text() for each in (run, whole)]
         assert tables[0] == tables[1]
@@ -179,6 +182,8 @@ FILES = {
     "projection.zarr/movement/2.0": "cluster",
     "projection.zarr/carry/0": "cluster",
     "projection.zarr/gradient/.zarray": "decompose",
+    "axes/axes.safetensors": "report",
+    "axes/tables.json": "report",
     "clusters/tables.json": "report",
     "clusters/labels.zarr/paper/cluster/0.0": "report",
 }

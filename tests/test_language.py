@@ -27,7 +27,7 @@ def test_a_run_on_the_text_that_is_everywhere(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "documentation that comes with Python" in done.stdout
     assert "neither --texts nor --wikipedia" in done.stdout
-    assert all(f"[{i}/6]" in done.stdout for i in range(1, 7))
+    assert all(f"[{i}/7]" in done.stdout for i in range(1, 8))
     assert "English text, preset tiny" in (out / "report.html").read_text()
     manifest = read_manifest(out)
     found = json.loads(polca("inspect", out, "--json").stdout)

@@ -100,7 +100,7 @@ import polca
 took = time.perf_counter() - began
 import sys
 assert not {"torch", "numpy", "transformers"} & set(sys.modules), "import polca loads a library"
-assert 20 <= len(polca.__all__) <= 30 and set(polca.__all__) < set(dir(polca))
+assert 20 <= len(polca.__all__) <= 35 and set(polca.__all__) < set(dir(polca))
 import polca.explorer, polca.runs, polca.show  # a room must not hide a public name
 for name in polca.__all__:
     assert callable(getattr(polca, name)), name

@@ -21,6 +21,7 @@ import xarray as xr
 from ..analysis.clustering import cluster_directions
 from ..analysis.decomposition import allocate, explained, projected_loss
 from ..analysis.joint import cluster_tokens
+from ..analysis.named_axes import named_axes
 from ..compute.engines import Projector
 from ..compute.lanczos import lanczos
 from ..compute.operators import MATRICES, HessianOperator
@@ -206,6 +207,7 @@ def estimate_analysis(
     curves = projected_loss(allocate(random))
     booking = timed(lambda: explained(whole, allocate(whole)))[0] * n_rules * more
     # the filters leave out some directions and tokens
+    finding = timed(lambda: named_axes(whole))[0] * more
     single = 0.4 * timed(lambda: cluster_directions(curves, max(2, some // 30)))[0] / curves.sizes["direction"]
     joint = timed(lambda: cluster_tokens(whole, n_clusters=min(8, some)))[0] * 8
     how = f"tried on {some} tokens with random curves"
@@ -213,6 +215,7 @@ def estimate_analysis(
     drawing = 2 + 0.1 * min(n_directions, 12)
     return {
         "decompose": Estimate(0.3 + booking, held, 20 * n_steps * 8 * n_rules, how),
+        "axes": Estimate(finding, held + 4 * size, 20_000 + 10 * n_tokens * 100 + 16 * size // n_tokens * 12, how),
         "cluster": Estimate(
             single * n_directions * more**2 + joint * more, held, 10_000 + 2 * n_tokens * (n_directions + 8), how
         ),

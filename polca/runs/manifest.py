@@ -70,11 +70,12 @@ def _commit() -> str | None:
         return None
 
 # %% ../../nbs/runs/30_manifest.ipynb #8f1a9708
-STAGES = ("train", "subspace", "project", "decompose", "cluster", "report")
+STAGES = ("train", "subspace", "project", "decompose", "axes", "cluster", "report")
 LEAVES = {
     "subspace": "basis",
     "project": "projection.zarr",
     "decompose": "decomposition.json",
+    "axes": "axes",
     "cluster": "clusters",
     "report": "report.html",
 }

@@ -18,6 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from ..analysis.clustering import Clusters
+from ..analysis.named_axes import NamedAxes
 from ..compute.basis import Subspace
 from ..core.checkpoints import Checkpoints
 from ..core.files import locked, size_on_disk
@@ -124,7 +125,7 @@ class Run:
     def train(self, **how) -> Checkpoints:
         """Make, or check, the checkpoints.
 
-        This method and the next five take `progress` and `say` as `make` does, and return what their stage has left.
+        This method and the next six take `progress` and `say` as `make` does, and return what their stage has left.
         """
         return self.make("train", **how).inputs.store
 
@@ -139,6 +140,10 @@ class Run:
     def decompose(self, **how) -> dict[str, dict]:
         "{rule: what it books on each direction, and what is left, as lists and numbers}."
         return self.make("decompose", **how).results.read_decomposition()
+
+    def axes(self, **how) -> NamedAxes:
+        "The skill axes with their threads, reliability and names. Raises NoAxesError where there can be none."
+        return self.make("axes", **how).results.read_axes()
 
     def cluster(self, **how) -> dict[str, Clusters]:
         '{recipe: clusters}: "paper" and "recommended".'
@@ -305,6 +310,7 @@ _DOES = {
     "subspace": "the directions",
     "project": "every token's gradient on every direction, at every checkpoint",
     "decompose": "what each rule books on the directions",
+    "axes": "what opposes the tokens, and when",
     "cluster": "which tokens move together",
     "report": "one page",
 }

@@ -60,7 +60,9 @@ def plot_threads(threads: Threads, loss: xr.DataArray, names: Sequence[str] | No
         own = threads.links[threads.links["thread"] == thread]
         _thread_band(ax, own, height, cluster_color(thread))
         name = f"thread {thread}" if names is None else names[thread]
-        ax.set_ylabel(f"{name}\n{own['share'].max():.0%}", rotation=0, ha="right", va="center", fontsize=8)
+        ax.set_ylabel(
+            f"{name}\n{own['share'].max():.0%}", rotation=0, ha="right", va="center", fontsize=8, parse_math=False
+        )
     if not shown:
         axes[1].text(
             0.5, 0, "no axis is beyond chance in any window", ha="center", transform=axes[1].get_yaxis_transform()

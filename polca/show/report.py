@@ -20,7 +20,9 @@ from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import NO_DIRECTION, allocate, explained, projected_loss, rules
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, projection_tokens, random_control
+from ..analysis.named_axes import NamedAxes
 from ..analysis.tags import has_tags, tagger_names
+from .axis_section import axis_section
 from polca.show.html import (
     contexts_html,
     count_text,
@@ -778,6 +780,12 @@ def _first_sections(projection, tokens, recipes, plateau, window, facts) -> list
     return sections
 
 # %% ../../nbs/show/30_report.ipynb #785b7a59
+def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes | str) -> str:
+    if isinstance(axes, str):
+        return f"<p>There are no axes: {html_text(axes)}.</p>"
+    return axis_section(projection, tokens, axes)
+
+
 def html_report(
     title: str,
     projection: xr.Dataset,
@@ -785,6 +793,7 @@ def html_report(
     plateau: float,
     window: float,
     facts: Sequence[tuple[str, str]] = (),
+    axes: NamedAxes | str | None = None,
     limit: int = 5_000_000,
 ) -> str:
     """An analysis as one self-contained HTML page, without scripts.
@@ -795,6 +804,7 @@ def html_report(
     plateau      the step from which the mean loss counts as flat
     window       of breakthroughs, in steps
     facts        (name, value) rows to stand below the summary: model, texts, versions, times
+    axes         of `polca.analysis.named_axes.named_axes(projection)`, or why there are none; default: no such section
     limit        bytes of UTF-8 that the page may have; sections of single directions are left out from the back until
                  it fits
 
@@ -809,6 +819,8 @@ def html_report(
         for name, (curves, clusters) in clusterings.items()
     ]
     before = _first_sections(projection, tokens, recipes, plateau, window, facts)
+    if axes is not None:
+        before.insert(1, ("Skill axes", _axes_or_why(projection, tokens, axes)))
     single = [recipe for recipe in recipes if not recipe.joint]
     parts = [_direction_parts(projection, tokens, recipe, plateau) for recipe in single]
     return _fit(title, before, single, parts, [("How to read this", _READING)], limit)

@@ -49,6 +49,7 @@ from ..core.files import atomic_path, locked
 from ..core.losses import n_parameters, parameters
 from ..core.processes import on_first
 from ..runs.estimates import Estimate, peak_memory
+from ..runs.inspection import axis_facts, axis_lines
 from ..runs.run import Run
 from ..runs.stages import hashed_store
 from ..runs.task import Samples, Task
@@ -577,5 +578,6 @@ def run_arithmetic(
         say(f"{run.folder} holds a part of this run: going on there")
     for stage in ("train", "subspace", "project", "report"):
         run.make(stage, progress, say)  # LCA and Appendix C need all of them; a report alone does not
+    say(axis_lines(axis_facts(run.results)))
     with locked(run.folder):
         return on_first(_paper_results, run, resumed, progress, say)
