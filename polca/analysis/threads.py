@@ -227,7 +227,7 @@ def _change(curve: xr.DataArray, window: Sequence[float] | None) -> float:
     inside = curve if window is None else curve.sel(step=slice(*window))
     return float(inside[-1] - inside[0])
 
-
+# %% ../../nbs/analysis/85_threads.ipynb #1abe2f0a
 def contrast(
     projection: xr.Dataset,
     vector: xr.DataArray,

@@ -195,10 +195,8 @@ class View:
     clusters     along single directions, or None
     joint        of all directions jointly, or None
     accounts     {rule: what `polca.analysis.decomposition.explained` says}, of rules that have been booked
-    plateau      the step from which the mean loss is flat
-    window       that of breaks, in steps
+    plateau, window  the step from which the mean loss is flat; that of breaks, in steps
     missing      what is not there yet
-    breaks       the breakthroughs of `clusters`, and `labels` theirs, where the run has them
     """
 
     title: str

@@ -785,7 +785,7 @@ def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes |
         return f"<p>There are no axes: {html_text(axes)}.</p>"
     return axis_section(projection, tokens, axes)
 
-
+# %% ../../nbs/show/30_report.ipynb #b64a749b
 def html_report(
     title: str,
     projection: xr.Dataset,
