@@ -2327,6 +2327,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                   'polca.runs.texts.window_tokens': ('runs/texts.html#window_tokens', 'polca/runs/texts.py')},
             'polca.show.axis_plots': { 'polca.show.axis_plots._mean_loss_panel': ( 'show/axis_plots.html#_mean_loss_panel',
                                                                                    'polca/show/axis_plots.py'),
+                                       'polca.show.axis_plots._panels': ('show/axis_plots.html#_panels', 'polca/show/axis_plots.py'),
                                        'polca.show.axis_plots._thread_band': ( 'show/axis_plots.html#_thread_band',
                                                                                'polca/show/axis_plots.py'),
                                        'polca.show.axis_plots._when': ('show/axis_plots.html#_when', 'polca/show/axis_plots.py'),

@@ -18,6 +18,19 @@ from ..analysis.threads import Threads
 from .plots import cluster_color
 
 # %% ../../nbs/show/15_axis_plots.ipynb #8327f8dd
+def _panels(rows: int) -> tuple[Figure, np.ndarray]:
+    "A figure with a panel on top and so many narrow ones below it."
+    fig, axes = plt.subplots(
+        1 + rows,
+        1,
+        figsize=(9, 1.5 + 0.5 * rows),
+        layout="constrained",
+        sharex=True,
+        height_ratios=[2.4, *[1] * rows],
+    )
+    return fig, axes
+
+
 def _mean_loss_panel(ax: Axes, loss: xr.DataArray) -> None:
     ax.plot(loss["step"], loss.mean("token"), color="#000000", lw=1.6)
     ax.set(ylabel="mean loss\n(nats)", ylim=0)
@@ -45,15 +58,7 @@ def plot_threads(threads: Threads, loss: xr.DataArray, names: Sequence[str] | No
     if names is not None and len(names) != len(table):
         raise ValueError(f"{len(names)} names for {len(table)} threads: give one each")
     shown = sorted(table.sort_values("share", ascending=False)["thread"].head(most))
-    rows = max(1, len(shown))
-    fig, axes = plt.subplots(
-        1 + rows,
-        1,
-        figsize=(9, 1.5 + 0.5 * rows),
-        layout="constrained",
-        sharex=True,
-        height_ratios=[2.4, *[1] * rows],
-    )
+    fig, axes = _panels(max(1, len(shown)))
     _mean_loss_panel(axes[0], loss)
     height = table["share"].max() if len(table) else 1.0
     for thread, ax in zip(shown, axes[1:]):
