@@ -179,6 +179,7 @@ FILES = {
     "basis/directions-00000080.safetensors": "project",
     "projection.zarr/gradient/3.0.0": "decompose",
     "projection.zarr/loss/3.0": "decompose",
+    "projection.zarr/loss/2.0": "axes",
     "projection.zarr/movement/2.0": "cluster",
     "projection.zarr/carry/0": "cluster",
     "projection.zarr/gradient/.zarray": "decompose",

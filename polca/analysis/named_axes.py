@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 import xarray as xr
 
-from .axes import SkillAxes, axis_ends, axis_reliability, skill_axes
+from .axes import NoAxesError, SkillAxes, axis_ends, axis_reliability, skill_axes
 from .ends import axis_names, end_labels
 from .labels import projection_tokens
 from .threads import Threads, axis_threads
@@ -65,9 +65,11 @@ def _fitting(projection: xr.Dataset, n_axes: int) -> int:
 def named_axes(projection: xr.Dataset, n_axes: int = 12, random_state: int = 0) -> NamedAxes:
     """The axes and threads of the tokens of `projection`, with their reliability and names.
 
-    Raises ValueError where there can be no axes: a single direction or checkpoint, tokens whose gradients are all the
-    same.
+    Raises NoAxesError where there can be none: a single direction or checkpoint, tokens whose gradients are all the
+    same; and ValueError for numbers that are not finite.
     """
+    if projection.sizes["step"] < 2:
+        raise NoAxesError("one checkpoint: what is learned from one to the next needs two or more")
     tokens = projection_tokens(projection)
     axes = skill_axes(projection, n_axes=_fitting(projection, n_axes), random_state=random_state)
     first = projection.isel(step=slice(2))

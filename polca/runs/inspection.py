@@ -14,13 +14,13 @@ import pandas as pd
 import xarray as xr
 import zarr
 
+from ..analysis.axes import NoAxesError
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import Clusters
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.named_axes import NamedAxes
 from ..core.checkpoints import Checkpoints
 from ..core.memory import size_text
-from .axis_files import NoAxesError
 from .estimates import seconds_text
 from .manifest import LEAVES, STAGES
 from .stages import RunInputs, RunResults, breaking_curves, hashed_store

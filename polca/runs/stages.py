@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..analysis.axes import NoAxesError
 from ..analysis.breakthroughs import breakthroughs, find_plateau, window_fits
 from ..analysis.clustering import Clusters, cluster_directions, filter_directions, filter_tokens
 from ..analysis.decomposition import allocate, explained, rules, trajectories
@@ -35,7 +36,7 @@ from ..core.files import atomic_path, write_json
 from ..core.losses import TokenLosses, fingerprint, n_parameters
 from ..core.processes import process_number
 from ..core.verification import losses_at, verify_checkpoints
-from .axis_files import NoAxesError, load_axes, save_axes
+from .axis_files import load_axes, save_axes
 from .manifest import LEAVES, HashedCheckpoints, hash_stage, read_manifest, setting
 from .task import Samples, Task
 
@@ -419,9 +420,10 @@ def _load_recipe(path: Path, name: str, kept: dict) -> Clusters:
 def axes_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:
     "Find the oppositions between the tokens, when they live, and what their ends are called."
     path = inputs.folder / LEAVES["axes"]
+    projection = results.read_projection().compute()
     try:
-        named = named_axes(results.read_projection().compute(), random_state=inputs.config.seed)
-    except ValueError as e:  # what has no axes can have clusters, and a report that says so
+        named = named_axes(projection, random_state=inputs.config.seed)
+    except NoAxesError as e:  # what has no axes can have clusters, and a report that says so
         save_axes(path, None, str(e))
         return {"axes": 0, "threads": 0}
     save_axes(path, named)
