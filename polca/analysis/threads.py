@@ -140,7 +140,7 @@ def _link_table(windows: Sequence[SkillAxes], link: float) -> pd.DataFrame:
         rows += [{"thread": thread} | row for row in _thread_rows(windows, members)]
     return pd.DataFrame(rows, columns=_LINKS)
 
-
+# %% ../../nbs/analysis/85_threads.ipynb #1cf3aa64
 def _thread_table(links: pd.DataFrame) -> pd.DataFrame:
     "`Threads.table`."
     rows = []
