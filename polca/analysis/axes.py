@@ -313,9 +313,9 @@ def axis_ends(scores: xr.DataArray, share: float = 0.1) -> Clusters:
         labels.append(own_labels)
         rows += own_rows
     coords = {"axis": scores["axis"].values, "token": scores["token"].values}
-    return Clusters(
-        xr.DataArray(np.array(labels), coords, ("axis", "token"), "cluster"), pd.DataFrame(rows), {}, "axis"
-    )
+    labels_of_all = np.array(labels, int).reshape(scores.sizes["axis"], scores.sizes["token"])
+    table = pd.DataFrame(rows, columns=["axis", "cluster", "size", "medoid"])
+    return Clusters(xr.DataArray(labels_of_all, coords, ("axis", "token"), "cluster"), table, {}, "axis")
 
 # %% ../../nbs/analysis/80_axes.ipynb #201c0a29
 HALVES = ("direction", "step", "token")

@@ -39,6 +39,8 @@ def end_labels(ends: Clusters, tokens: pd.DataFrame, alpha: float = ALPHA, **how
     One row per end: axis, end ("positive", "negative"), size, label in words ("–" if there is none), its kind and
     value, share (of the end that has it), other (of the other end), q, and labels, how many have passed.
     """
+    if ends.table.empty:
+        return pd.DataFrame(columns=_ENDS)
     apart = ends_apart(ends)
     tests = label_tests(apart, tokens, **how)
     table = label_clusters(apart, tokens, tests, alpha)
@@ -49,14 +51,14 @@ def end_labels(ends: Clusters, tokens: pd.DataFrame, alpha: float = ALPHA, **how
     return named[_ENDS].sort_values("axis", kind="stable", ignore_index=True)
 
 # %% ../../nbs/analysis/90_ends.ipynb #4861a99a
-def axis_names(labels: pd.DataFrame) -> list[str]:
-    "A name for every axis of `end_labels`: its two labels, the positive end first."
+def axis_names(labels: pd.DataFrame, noun: str = "axis") -> list[str]:
+    "A name for every axis of `end_labels`: its two labels, the positive end first; or else `noun` and its number."
     names = []
     for axis, own in labels.groupby("axis"):
         by_end = own.set_index("end")["label"]
         ends = [by_end[end] for end in END_NAMES.values()]
         if ends == ["–", "–"]:
-            names.append(f"axis {axis}, no name")
+            names.append(f"{noun} {axis}, no name")
         else:
             names.append(" ↔ ".join("others" if label == "–" else label for label in ends))
     return names

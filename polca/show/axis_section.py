@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..analysis.ends import END_NAMES, end_tokens
 from ..analysis.named_axes import NamedAxes
-from .html import contexts_html, count_text, html_figure, html_table, html_target, html_text, number_text
+from .html import count_text, html_figure, html_table, html_text, number_text, tokens_html
 
 # %% ../../nbs/show/27_axis_section.ipynb #9e57929f
 def _reliability_cells(row) -> list[str]:
@@ -55,18 +55,6 @@ def _end_words(labels: pd.DataFrame) -> str:
         f"{number_text(row['other'], '.0%')}"
     )
 
-
-def _end_contexts(tokens: pd.DataFrame) -> str:
-    "Tokens of an end in their context, or in a table of what is known of them."
-    if {"before", "target", "after"} <= set(tokens):
-        return contexts_html(tokens, style=False)
-    shown = tokens.drop(columns=["end", "score"])
-    rows = [
-        [str(token), *(html_target(v) if n == "target" else html_text(v) for n, v in zip(shown, row))]
-        for token, *row in shown.itertuples()
-    ]
-    return html_table(["token", *map(html_text, shown)], rows)
-
 # %% ../../nbs/show/27_axis_section.ipynb #94d1b0d1
 def _axis_part(named: NamedAxes, tokens: pd.DataFrame, axis: int) -> str:
     "The two ends of an axis, with their labels and outermost tokens."
@@ -75,7 +63,8 @@ def _axis_part(named: NamedAxes, tokens: pd.DataFrame, axis: int) -> str:
     for end in END_NAMES.values():
         own = named.labels[(named.labels["axis"] == axis) & (named.labels["end"] == end)]
         rows = outermost[outermost["end"] == end]
-        parts.append(f"<h4>{end} end <small>{_end_words(own)}</small></h4>{_end_contexts(rows)}")
+        shown = tokens_html(rows.drop(columns=["end", "score"]))
+        parts.append(f"<h4>{end} end <small>{_end_words(own)}</small></h4>{shown}")
     name = html_text(named.names[axis])
     return f"<details><summary>Axis {axis}: {name}</summary>{''.join(parts)}</details>"
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT_STYLE', 'number_text', 'share_text', 'count_text', 'html_table', 'html_figure', 'html_text', 'html_target',
-           'contexts_html', 'html_page']
+           'contexts_html', 'tokens_html', 'html_page']
 
 # %% ../../nbs/show/20_html.ipynb #0decebe5
 import html
@@ -138,6 +138,21 @@ def contexts_html(tokens: pd.DataFrame, style: bool = True) -> str:
     """
     rows = "".join(_context_html(row) for row in tokens.to_dict("records"))
     return (f"<style>{CONTEXT_STYLE}</style>" if style else "") + f"<div class=kwic>{rows}</div>"
+
+# %% ../../nbs/show/20_html.ipynb #50edba2b
+def tokens_html(tokens: pd.DataFrame) -> str:
+    "Rows of the token table: texts in their context, others as a table."
+    if {"before", "target", "after"} <= set(tokens):
+        return contexts_html(tokens, style=False)
+    rows = [
+        [str(t), *(html_target(v) if n == "target" else html_text(v) for n, v in zip(tokens, row))]
+        for t, *row in tokens.itertuples()
+    ]
+    return html_table(
+        ["token", *map(html_text, tokens)],
+        rows,
+        text=[i + 1 for i, n in enumerate(tokens) if tokens[n].dtype.kind not in "iuf"],
+    )
 
 # %% ../../nbs/show/20_html.ipynb #27053475
 _STYLE = """\

@@ -24,7 +24,6 @@ from ..analysis.named_axes import NamedAxes
 from ..analysis.tags import has_tags, tagger_names
 from .axis_section import axis_section
 from polca.show.html import (
-    contexts_html,
     count_text,
     html_figure,
     html_page,
@@ -33,22 +32,8 @@ from polca.show.html import (
     html_text,
     number_text,
     share_text,
+    tokens_html,
 )
-
-# %% ../../nbs/show/30_report.ipynb #8e60fe24
-def _contexts(tokens: pd.DataFrame) -> str:
-    "Rows of the token table: texts in their context, others as a table."
-    if {"before", "target", "after"} <= set(tokens):
-        return contexts_html(tokens, style=False)
-    rows = [
-        [str(t), *(html_target(v) if n == "target" else html_text(v) for n, v in zip(tokens, row))]
-        for t, *row in tokens.itertuples()
-    ]
-    return html_table(
-        ["token", *map(html_text, tokens)],
-        rows,
-        text=[i + 1 for i, n in enumerate(tokens) if tokens[n].dtype.kind not in "iuf"],
-    )
 
 # %% ../../nbs/show/30_report.ipynb #aed40926
 def _label(row) -> str:
@@ -486,9 +471,9 @@ def _joint_cluster(tokens, recipe, row, tint, image, whole, plateau) -> str:
     return (
         f"<section class=c><h3>{tint}Cluster {row.cluster}{name} <small>{about}</small></h3>"
         f"<p>{_break_words(row, plateau)}</p>{image}{_label_table(recipe.tests, row)}"
-        f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{_contexts(tokens.iloc[near])}"
+        f"<h4>Nearest to the medoid, which is first (token {row.medoid})</h4>{tokens_html(tokens.iloc[near])}"
         "<details><summary>Strongest: projected loss falls most</summary>"
-        f"{_contexts(tokens.iloc[strongest])}</details></section>"
+        f"{tokens_html(tokens.iloc[strongest])}</details></section>"
     )
 
 # %% ../../nbs/show/30_report.ipynb #b08c8870
@@ -605,7 +590,7 @@ def _direction_tokens(tokens: pd.DataFrame, recipe: _Recipe, shown: pd.DataFrame
     ]
     return "".join(
         f"<h4>{tint}Cluster {row.cluster}: nearest to the medoid, which is first (token "
-        f"{row.medoid})</h4>{_contexts(tokens.iloc[own])}"
+        f"{row.medoid})</h4>{tokens_html(tokens.iloc[own])}"
         for row, tint, own in zip(shown.itertuples(), _tints(shown), near)
     )
 
