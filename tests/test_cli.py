@@ -101,7 +101,7 @@ def test_another_seed_is_another_run(finished, tmp_path):
 
 
 TABLES = ("projection_lca.zarr", "kinds.zarr", "results.json", "figures")  # what follows the stages of a run
-MARKS = ("projection_lca.zarr/outside/3.0.0", "kinds.zarr")[0 if ALL else 1 :]
+MARKS = ("projection_lca.zarr/outside/3.0.0", "kinds.zarr")
 
 
 def kill_at(mark, out):
@@ -183,7 +183,7 @@ def test_wrong_words_show_the_usage():
 
 def test_status_and_inspect_answer_machines_and_people(finished, tmp_path):
     out, _ = finished
-    status = json.loads(polca_here("status", out, "--json").stdout)
+    status = json.loads(program("status", out, "--json").stdout)
     assert status["complete"]
     assert [row["stage"] for row in status["stages"]] == list(STAGES)
     found = json.loads(polca_here("inspect", out, "--json").stdout)

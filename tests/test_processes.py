@@ -1,7 +1,6 @@
 """Several processes that compute one basis and one projection: against one process, and when one of them is killed.
 
-They start as torchrun starts them, but at once; torchrun itself is in test_cli.py and in nbs/core/30_processes. Three
-do all that two do, and more; with POLCA_ALL_FAULTS=1 two are tried, too.
+They start as torchrun starts them, but at once; torchrun itself is in test_cli.py and in nbs/core/30_processes.
 """
 
 import os
@@ -22,7 +21,6 @@ from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
 from polca.core.processes import joined, n_processes, process_number
 
-ALL = bool(os.environ.get("POLCA_ALL_FAULTS"))
 STEPS = [0, 10, 20, 30, 40, 50, 60]
 SOURCES = [20, 0, 60]
 WAYS = {"tol": {"tol": 1e-6}, "engine": {"engine": "difference"}, "curvature": {"curvature": "token"}}
@@ -146,7 +144,7 @@ def assert_the_same(out, expected):
         assert_same_projection(file, expected / file.name)
 
 
-@pytest.mark.parametrize("n", [2, 3] if ALL else [3])
+@pytest.mark.parametrize("n", [2, 3])
 def test_several_processes_find_what_one_finds(job, tmp_path, n):
     for done in call_in(n, by_several, job, tmp_path):
         assert done.returncode == 0, done.stderr
