@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGE_WORDS', 'Say', 'interrupted_place', 'element_type', 'field_option', 'stage_rows', 'finish', 'answer_stage',
-           'answer_status', 'answer_inspect', 'given_fields', 'answer_analyze', 'given_seed', 'answer_arithmetic',
+           'answer_status', 'answer_inspect', 'given_fields', 'answer_analyze', 'given_seeds', 'answer_arithmetic',
            'language_settings', 'answer_language', 'finish_language', 'check_run_directory', 'answer_run', 'Command',
            'stage_command', 'command_parser', 'Speaker', 'answer', 'main']
 
@@ -218,6 +218,11 @@ _EXPERIMENT = {
         "on there",
     },
     "--seed": {"type": int, "help": "of an experiment: seed of data, initialisation and Lanczos (default: 0)"},
+    "--data-seed": {
+        "type": int,
+        "metavar": "SEED",
+        "help": "of an experiment: seed of the data alone; runs that share it are asked about the same tokens",
+    },
     "--until": {"choices": STAGE_WORDS, "help": "the last stage to make (default: all)"},
 }
 
@@ -301,9 +306,9 @@ def answer_analyze(options, say: Say) -> dict:
     return finish(Run.create(options.out, task).make(options.until, say=say), say)
 
 # %% ../nbs/20_main.ipynb #94603c4f
-def given_seed(options) -> dict[str, int]:
-    "The seed, where it is given."
-    return {} if options.seed is None else {"seed": options.seed}
+def given_seeds(options) -> dict[str, int]:
+    "The seeds, as far as they are given."
+    return {name: getattr(options, name) for name in ("seed", "data_seed") if getattr(options, name) is not None}
 
 
 def answer_arithmetic(options, say: Say) -> dict:
@@ -311,15 +316,16 @@ def answer_arithmetic(options, say: Say) -> dict:
     from polca.runs.run import Run
     from polca.tasks.arithmetic import addition_preset
     from polca.tasks.arithmetic_run import ArithmeticTask, run_arithmetic
+    from polca.tasks.training import default_folder
 
     if options.texts or options.wikipedia or options.tagger:
         raise ValueError(
             "--texts, --wikipedia and --tagger are for `polca run language`: arithmetic makes its own sums"
         )
-    config = addition_preset(options.preset or "small", **given_seed(options))
+    config = addition_preset(options.preset or "small", **given_seeds(options))
     if options.until is None:
         return run_arithmetic(config, options.out, say=say)
-    out = options.out or f"runs/arithmetic-{config.preset}-seed{config.seed}"
+    out = options.out or default_folder("arithmetic", config)
     return finish(Run.create(out, ArithmeticTask(config)).make(options.until, say=say), say)
 
 # %% ../nbs/20_main.ipynb #10cdae7a
@@ -334,7 +340,7 @@ def language_settings(options) -> dict[str, Any]:
             raise ValueError(f"--wikipedia {options.wikipedia}: give a number of letters above 0, or leave it out")
     if options.tagger:
         given["tagger"] = options.tagger
-    return given | given_seed(options)
+    return given | given_seeds(options)
 
 
 def answer_language(options, say: Say) -> dict:
@@ -355,7 +361,7 @@ def finish_language(config, out, until: str | None, say: Say) -> dict:
 
 # %% ../nbs/20_main.ipynb #d1990a37
 _EXPERIMENTS = {"arithmetic": answer_arithmetic, "language": answer_language}
-_OF_EXPERIMENTS = ("preset", "texts", "wikipedia", "tagger", "out", "seed")
+_OF_EXPERIMENTS = ("preset", "texts", "wikipedia", "tagger", "out", "seed", "data_seed")
 
 
 def check_run_directory(options) -> None:
@@ -364,7 +370,7 @@ def check_run_directory(options) -> None:
         raise ValueError(
             f"{options.what!r} is neither an experiment ({', '.join(_EXPERIMENTS)}) nor a run directory: check the name"
         )
-    given = [f"--{name}" for name in _OF_EXPERIMENTS if getattr(options, name) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in _OF_EXPERIMENTS if getattr(options, name) is not None]
     if given:
         raise ValueError(
             f"{', '.join(given)}: for `polca run arithmetic` or `polca run language`. {options.what} is a run "

@@ -142,16 +142,20 @@ def check_addition_config(config: ArithmeticConfig) -> None:
 # %% ../../nbs/tasks/20_arithmetic.ipynb #c557462d
 def draw_pairs(config: ArithmeticConfig) -> dict[str, Tensor]:
     """Disjoint samples of pairs of numbers, each (n, 2): `train` in the order of training, `hessian` and
-    `validation`, of which `config` may use a part.
+    `validation`, of which `config` may use a part. All are drawn by `drawn_by`; where `seed` is another one, it orders
+    those of training.
     """
     sizes = {
         "validation": config.validation_sums,
         "hessian": config.hessian_sums,
         "train": config.steps * config.batch_size,
     }
-    order = torch.randperm(10**6, generator=torch.Generator().manual_seed(config.seed))
+    order = torch.randperm(10**6, generator=torch.Generator().manual_seed(config.drawn_by))
     pairs = torch.stack([order // 1000, order % 1000], dim=1)[: sum(sizes.values())]
     drawn = dict(zip(sizes, pairs.split(list(sizes.values()))))
+    if config.drawn_by != config.seed:
+        own = torch.Generator().manual_seed(config.seed)
+        drawn["train"] = drawn["train"][torch.randperm(sizes["train"], generator=own)]
     drawn["validation"] = drawn["validation"][: config.analysed_sums]
     drawn["hessian"] = drawn["hessian"][: config.basis_sums]
     return drawn
@@ -217,7 +221,7 @@ class AdditionModel(Transformer):
         super().__init__(12, 12, 10, config.width, config.layers, config.heads, config.init_std, config.seed)
 
 # %% ../../nbs/tasks/20_arithmetic.ipynb #d31ab577
-_TRAINING = ("seed", "width", "layers", "heads", "init_std", "steps", "batch_size")
+_TRAINING = ("seed", "data_seed", "width", "layers", "heads", "init_std", "steps", "batch_size")
 _TRAINING += ("lr", "warmup", "weight_decay", "betas", "validation_sums", "hessian_sums")
 
 

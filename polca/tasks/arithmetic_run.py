@@ -65,7 +65,7 @@ from polca.tasks.arithmetic import (
     train_addition,
 )
 from .results import read_results, write_results
-from .training import estimate_training
+from .training import default_folder, estimate_training
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #77942248
 class ArithmeticTask(Task):
@@ -561,8 +561,8 @@ def run_arithmetic(
     the paper's tables and figures.
 
     config    a preset ("tiny", "small", "paper-part", "paper"), or a configuration of your own
-    seed      of data, initialisation and Lanczos, instead of the configuration's
-    out       default `runs/arithmetic-PRESET-seedSEED`; a run that was interrupted there goes on
+    seed      of initialisation, Lanczos and, where `data_seed` is None, data, instead of the configuration's
+    out       default `runs/arithmetic-PRESET-seedSEED[-dataSEED]`; a run that was interrupted there goes on
     say       what to do with messages; None for silence
 
     Returns the contents of `results.json`. Raises ValueError for an impossible configuration or an `out` that holds
@@ -572,7 +572,7 @@ def run_arithmetic(
     if seed is not None:
         config = replace(config, seed=seed)
     say = say or (lambda message: None)
-    run = Run.create(out or f"runs/arithmetic-{config.preset}-seed{config.seed}", ArithmeticTask(config))
+    run = Run.create(out or default_folder("arithmetic", config), ArithmeticTask(config))
     resumed = bool(run.inputs.store.steps)
     if resumed and run.todo():
         say(f"{run.folder} holds a part of this run: going on there")

@@ -42,7 +42,7 @@ from .training import ExperimentConfig, Transformer, changed_preset, check_exper
 class LanguageConfig(ExperimentConfig):
     "Every choice of a run of the language experiment; the defaults are the paper's, or say why not."
 
-    # text: files, or Wikipedia, or, without both, what Python brings along; in an order of the seed
+    # text: files, or Wikipedia, or, without both, what Python brings along; in an order of the data's seed
     texts: tuple[str, ...] = ()  # files, or folders of *.txt and *.md
     wikipedia: int = 0  # letters of Wikipedia to read from the hub
     part_letters: int | None = None  # longer documents are cut into parts of about so many letters; None: kept whole
@@ -157,7 +157,7 @@ class LanguageModel(Transformer):
 def language_texts(config: LanguageConfig) -> dict[str, str]:
     "The documents of `config`. Raises ValueError for texts that cannot be read."
     if config.wikipedia:
-        documents = wikipedia_texts(config.wikipedia, seed=config.seed)
+        documents = wikipedia_texts(config.wikipedia, seed=config.drawn_by)
     elif config.texts:
         documents = file_documents(read_texts(config.texts))
     else:
@@ -203,11 +203,11 @@ def make_text(config: LanguageConfig) -> LanguageText:
     Raises ValueError for texts that cannot be read, or are too short for the vocabulary, the samples or a batch.
     """
     texts = language_texts(config)
-    learned, unseen = split_documents(texts, config.held_out, config.seed)
+    learned, unseen = split_documents(texts, config.held_out, config.drawn_by)
     tokenizer = train_tokenizer(learned.values(), config.vocabulary)
     encoded = dict(zip(learned, encode_texts(learned.values(), tokenizer)))
     windows = cut_windows(unseen, tokenizer, config.context)
-    analysed = draw_tokens(windows, config.analysed_tokens, config.seed)
+    analysed = draw_tokens(windows, config.analysed_tokens, config.drawn_by)
     ids, number = packed_rows(list(encoded.values()), config.context)
     too_few = f"the text has {len(ids)} rows of {config.context} tokens for training, a batch has {config.batch_size}"
     require(len(ids) >= config.batch_size, f"{too_few}: give more text")
@@ -229,7 +229,7 @@ def _draw_hessian(
         f"hessian_sequences={n}, the documents for training have {len(starts)} windows of "
         f"{config.context} tokens: give more text, or a smaller sample",
     )
-    order = np.random.default_rng(config.seed).permutation(len(starts))
+    order = np.random.default_rng(config.drawn_by).permutation(len(starts))
     chosen = {starts[i] for i in order[:n].tolist()}
     names = {name for name, _ in chosen}
     texts = {name: text for name, text in learned.items() if name in names}

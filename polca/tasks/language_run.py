@@ -53,7 +53,7 @@ from polca.tasks.language import (
     train_language,
 )
 from .results import read_results, write_results
-from .training import estimate_training
+from .training import default_folder, estimate_training
 
 # %% ../../nbs/tasks/60_language_run.ipynb #2e7e1434
 def text_facts(about: dict) -> str:
@@ -412,8 +412,9 @@ def run_language(
     """Train the language model and find what it learned, and when: every stage of a run, into `out`. Returns the run.
 
     config    a preset ("tiny", "small", "paper"), or a configuration of your own
-    seed      of text, samples, initialisation and Lanczos, instead of the configuration's
-    out       default `runs/language-PRESET-seedSEED`; a run that was interrupted there goes on
+    seed      of initialisation, Lanczos and, where `data_seed` is None, texts and samples, instead of the
+              configuration's
+    out       default `runs/language-PRESET-seedSEED[-dataSEED]`; a run that was interrupted there goes on
     until     the last stage to make
     say       what to do with messages; None for silence
 
@@ -423,7 +424,7 @@ def run_language(
     config = language_preset(config) if isinstance(config, str) else config
     if seed is not None:
         config = replace(config, seed=seed)
-    run = Run.create(out or f"runs/language-{config.preset}-seed{config.seed}", LanguageTask(config))
+    run = Run.create(out or default_folder("language", config), LanguageTask(config))
     run.make(until, progress, say)
     if until == "report":
         with locked(run.folder):

@@ -49,6 +49,16 @@ def run(tmp_path_factory):
     return folder, config, open_text(config, folder / "run" / "text")
 
 
+def test_runs_of_one_data_seed_are_asked_about_the_same_tokens_and_read_in_other_orders(run):
+    _, config, text = run
+    other = language_preset("tiny", texts=config.texts, seed=1, data_seed=config.seed)
+    same = make_text(other)
+    assert same.fingerprint == text.fingerprint
+    model = LanguageModel(config)
+    assert language_loss(config, text)(model, 3) != language_loss(other, same)(model, 3)
+    assert make_text(language_preset("tiny", texts=config.texts, seed=1)).fingerprint != text.fingerprint
+
+
 @pytest.fixture
 def copy(run, tmp_path):
     "A copy of the text of the run, that a test may hurt."
