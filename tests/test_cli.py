@@ -73,7 +73,7 @@ def finished(tmp_path_factory):
 def test_a_run_prints_its_table_and_where_to_look(finished):
     out, done = finished
     assert all(f"[{i}/7]" in done.stdout for i in range(1, 8))
-    for words in ("estimates:", "Fisher", "0.973 / 0.736 / 0.838"):
+    for words in ("estimates:", "Fisher", "0.973 / 0.736 / 0.838", "skill axes beyond chance"):
         assert words in done.stdout
     for bar in ("training", "projection"):
         assert bar in done.stderr
@@ -81,7 +81,7 @@ def test_a_run_prints_its_table_and_where_to_look(finished):
     last = done.stdout.split("Every number: ")[1].split()
     assert last[0] == f"{out / 'results.json'};"
     figures = last[last.index("Figures:") + 1 :]
-    assert len(figures) == 9
+    assert len(figures) == 10 and figures[0].endswith("axes_timeline.png")
     assert all(Path(figure).read_bytes().startswith(b"\x89PNG") for figure in figures)
 
 

@@ -7,7 +7,7 @@ __all__ = ['PIECES_STYLE', 'piece', 'note', 'sorted_directions', 'directions_htm
            'composition_html', 'clusters_html', 'allocation_color', 'scale_html', 'example_html', 'account_html',
            'compared_html', 'Shown', 'first_shown', 'check_shown', 'shown_clusters', 'shown_curves', 'directions_piece',
            'clusters_words', 'described', 'shown_breaks', 'shown_labels', 'shown_description', 'figure_piece',
-           'clusters_piece', 'listed_tokens', 'tokens_piece', 'token_piece', 'head_piece', 'trust_piece',
+           'clusters_piece', 'listed_tokens', 'tokens_piece', 'token_piece', 'head_piece', 'trust_piece', 'axes_piece',
            'compare_piece', 'static_page']
 
 # %% ../../nbs/explorer/20_pages.ipynb #f0ad8cc8
@@ -50,7 +50,17 @@ from polca.explorer.views import (
     token_texts,
     view_curves,
 )
-from ..show.html import count_text, html_figure, html_page, html_table, html_text, number_text, share_text
+from ..show.axis_section import axis_section
+from polca.show.html import (
+    CONTEXT_STYLE,
+    count_text,
+    html_figure,
+    html_page,
+    html_table,
+    html_text,
+    number_text,
+    share_text,
+)
 from polca.show.plots import (
     axes_boxes,
     cluster_color,
@@ -922,6 +932,14 @@ def trust_piece(view: View, shown: Shown) -> str:
         "falls: the same tokens may rise outside of it.</p>"
     )
 
+# %% ../../nbs/explorer/20_pages.ipynb #768ab014
+def axes_piece(view: View) -> str:
+    "The skill axes: when they live, how far they are found again, and the tokens at their ends."
+    if view.axes is None:
+        return piece(note(f"There are no skill axes here: {html_text(view.no_axes)}."))
+    section = axis_section(view.projection, view.tokens, view.axes)
+    return piece(f"<style>{CONTEXT_STYLE}</style><h3>Skill axes</h3>{section}")
+
 # %% ../../nbs/explorer/20_pages.ipynb #c48dc533
 def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> str:
     "What is shown beside what is shown of another view of the same tokens, and how alike they are."
@@ -971,6 +989,7 @@ def static_page(
         ),
         ("Tokens", tokens_piece(view, shown)),
         *([("One token", token_piece(view, shown))] if shown.token is not None else []),
+        *([("Skill axes", axes_piece(view))] if view.axes is not None else []),
         ("Trust", trust_piece(view, shown)),
         *more,
     ]

@@ -24,11 +24,13 @@ import pandas as pd
 import xarray as xr
 from sklearn.metrics import adjusted_rand_score
 
+from ..analysis.axes import NoAxesError
 from ..analysis.breakthroughs import breakthroughs, find_plateau, window_fits
 from ..analysis.clustering import OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens, hdbscan
 from ..analysis.decomposition import rules, trajectories
 from ..analysis.joint import JointClusters
 from ..analysis.labels import label_clusters, label_kinds, label_tests, projection_tokens
+from ..analysis.named_axes import NamedAxes
 from ..compute.store import open_projection
 from ..core.memory import memory_bytes
 from ..runs.manifest import LEAVES
@@ -197,6 +199,7 @@ class View:
     accounts     {rule: what `polca.analysis.decomposition.explained` says}, of rules that have been booked
     plateau, window  the step from which the mean loss is flat; that of breaks, in steps
     missing      what is not there yet
+    axes         the skill axes; no_axes: why there are none
     """
 
     title: str
@@ -210,6 +213,8 @@ class View:
     missing: list[Missing] = field(default_factory=list)
     breaks: pd.DataFrame | None = None
     labels: pd.DataFrame | None = None
+    axes: NamedAxes | None = None
+    no_axes: str = "a projection by itself has none: polca.skill_axes finds them"
 
     def __post_init__(self):
         self.tokens = projection_tokens(self.projection)
@@ -311,6 +316,21 @@ def _read_clusters(run: Run, folder, missing: list[Missing]) -> tuple[dict[str, 
         missing.append(Missing("cluster", f"{what} clusters", f"rm -r {path} && polca cluster {folder}"))
     return clusters, tables
 
+# %% ../../nbs/explorer/10_views.ipynb #dcf3d89e
+def _read_axes(run: Run, folder, missing: list[Missing]) -> tuple[NamedAxes | None, str]:
+    "The skill axes of the run, or why there are none; what can be made is among what is `missing`."
+    gap = Missing("axes", "the skill axes", f"polca axes {folder}")
+    if not run.is_complete("axes"):
+        missing.append(gap)
+        return None, f"they are made by {gap.command}"
+    try:
+        return run.results.read_axes(), ""
+    except NoAxesError as e:
+        return None, str(e)
+    except ValueError as e:
+        missing.append(gap._replace(what=f"{gap.what} ({e})"))
+        return None, f"they are damaged: {gap.command} makes them again"
+
 # %% ../../nbs/explorer/10_views.ipynb #b41db32c
 def open_view(folder: str | Path) -> View:
     """The run in `folder`, to look at.
@@ -328,6 +348,7 @@ def open_view(folder: str | Path) -> View:
     missing = []
     accounts = _read_accounts(run, folder, missing)
     clusters, tables = _read_clusters(run, folder, missing)
+    axes = _read_axes(run, folder, missing)
     view = view_of(
         projection,
         run.folder.resolve().name,
@@ -340,6 +361,7 @@ def open_view(folder: str | Path) -> View:
         run.results.window(projection),
     )
     view.breaks, view.labels = (pd.DataFrame(tables[n]) if n in tables else None for n in ("breakthroughs", "labels"))
+    view.axes, view.no_axes = axes
     return view
 
 # %% ../../nbs/explorer/10_views.ipynb #8fd1cd66

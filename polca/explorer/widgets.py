@@ -42,6 +42,7 @@ from ..core.files import atomic_path
 from polca.explorer.pages import (
     PIECES_STYLE,
     Shown,
+    axes_piece,
     check_shown,
     clusters_piece,
     compare_piece,
@@ -383,8 +384,15 @@ DEPENDS = {
     "token": ("direction", "settings", "span", "token"),
     "trust": ("settings",),
     "compare": ("direction", "settings", "joint", "outliers"),
+    "axes": (),
 }
-TABS = {"tokens": "Tokens", "token": "One token", "trust": "Trust", "compare": "Compare"}
+TABS = {
+    "tokens": "Tokens",
+    "token": "One token",
+    "trust": "Trust",
+    "compare": "Compare",
+    "axes": "Skill axes",
+}
 _OF_RULE = ("directions", "token", "trust")  # of the settings they depend on the rule alone
 
 # %% ../../nbs/explorer/30_widgets.ipynb #bc504e3a
@@ -772,6 +780,7 @@ def pane_makers(view: View, shown: Shown, stable: pd.Series | None = None, live:
         "tokens": [partial(tokens_piece, view, shown)],
         "token": [partial(token_piece, view, shown)],
         "trust": [partial(trust_piece, view, shown)],
+        "axes": [partial(axes_piece, view)],
     }
 
 # %% ../../nbs/explorer/30_widgets.ipynb #c85aa25d
@@ -1064,7 +1073,7 @@ class Explorer(w.VBox):
 
     def snapshot(self, *panes: str) -> HTML:
         """What some panes show now, without widgets, for notebooks that are read where no kernel runs: directions,
-        figure, clusters, tokens, token, trust; default: the first four.
+        figure, clusters, tokens, token, trust, axes; default: the first four.
         """
         return HTML(snapshot_html(self.screen, panes))
 

@@ -94,6 +94,6 @@ def axis_section(projection: xr.Dataset, tokens: pd.DataFrame, named: NamedAxes,
     ends = "".join(_axis_part(named, tokens, axis) for axis in range(min(n, most)))
     axes = "1 axis of the whole run is" if n == 1 else f"{n} axes of the whole run are"
     return (
-        f"<p>{axes} beyond chance,  {count_text(len(named.threads.table), 'thread')} through its windows.</p>"
+        f"<p>{axes} beyond chance, {count_text(len(named.threads.table), 'thread')} through its windows.</p>"
         f"<p>{_INTRO}</p>{said}{figure}{_threads_table(named)}<h3>Axes of the whole run</h3>{_axes_table(named)}{ends}"
     )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLUSTERINGS', 'PAPER', 'LABELS', 'FIGURES', 'RUN_KINDS', 'ArithmeticTask', 'cluster_kind', 'summarise',
-           'format_table', 'format_summary', 'describe_figures', 'draw_addition_figure', 'save_addition_figures',
-           'run_arithmetic']
+           'format_table', 'format_summary', 'describe_figures', 'draw_addition_figure', 'axes_timeline',
+           'save_addition_figures', 'run_arithmetic']
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #4d4fd972
 import shutil
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..analysis.axes import NoAxesError
 from ..analysis.breakthroughs import breakthroughs
 from polca.analysis.clustering import (
     OUTLIER,
@@ -389,13 +390,25 @@ def draw_addition_figure(results: dict, name: str):
     return plot_cluster_descriptions(description[rows], unit, title, last)
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #f562ef68
-def save_addition_figures(out: Path, projection: xr.Dataset, results: dict) -> list[Path]:
-    "Write the run's figures as PNG files; returns their paths."
+def axes_timeline(run: Run, projection: xr.Dataset) -> dict:
+    "{name: the timeline of the run's threads}; empty where there can be no axes."
+    from polca.show.axis_plots import plot_threads
+
+    try:
+        named = run.results.read_axes()
+    except NoAxesError:
+        return {}
+    return {"axes_timeline": plot_threads(named.threads, projection["loss"], named.thread_names)}
+
+
+def save_addition_figures(run: Run, projection: xr.Dataset, results: dict) -> list[Path]:
+    "Write the run's figures as PNG files, the timeline of its axes first; returns their paths."
     import matplotlib.pyplot as plt
 
     from polca.show.plots import plot_completeness, plot_explained
 
-    figures = {name: draw_addition_figure(results, name) for name in FIGURES} | {
+    figures = axes_timeline(run, projection)
+    figures |= {name: draw_addition_figure(results, name) for name in FIGURES} | {
         "completeness": plot_completeness(
             projection["loss"], {rule: trajectories(projection, rule) for rule in rules(projection)}
         ),
@@ -403,7 +416,7 @@ def save_addition_figures(out: Path, projection: xr.Dataset, results: dict) -> l
     }
     files = []
     for name, fig in figures.items():
-        files.append(out / "figures" / f"{name}.png")
+        files.append(run.folder / "figures" / f"{name}.png")
         with atomic_path(files[-1]) as part:
             fig.savefig(part, dpi=110, format="png")
         plt.close(fig)
@@ -468,8 +481,8 @@ def _check_curvature(run: Run) -> dict:
     }
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #2bb9e0d6
-def _say_results(results, figures, out, say):
-    "The table, what to know beside it, what was not clustered, and where to look."
+def _say_results(results, figures, out, axes, say):
+    "The table, what to know beside it, what was not clustered, the `axes` in words, and where to look."
     say(f"\n{format_table(results)}\n\n{format_summary(results)}\n")
     kinds = results["kinds"]
     for kind, row in kinds.items():
@@ -481,6 +494,7 @@ def _say_results(results, figures, out, say):
     unclustered = [LABELS[kind] for kind, row in kinds.items() if row["clusters"] == 0]
     if unclustered:
         say(f"No cluster at all: {', '.join(unclustered)}.")
+    say(f"\n{axes}\n")
     say(
         f"{sum(results['seconds'].values()):.0f} "
         f"s{', not counting what was interrupted' if results['resumed'] else ''}, peak memory "
@@ -509,7 +523,7 @@ def _make_results(run: Run, progress, say) -> tuple[dict, list[Path]]:
         "appendix_c": appendix_c,
         "figures": describe_figures(projection, clusters),
     }
-    figures = save_addition_figures(run.folder, projection, {"config": asdict(config), **numbers})
+    figures = save_addition_figures(run, projection, {"config": asdict(config), **numbers})
     return numbers, figures
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #9e4cd9bf
@@ -533,9 +547,10 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
     for stage in ("subspace", "project", "cluster", "report"):
         run.results.files.verified(stage)
+    axes = axis_lines(axis_facts(run.results))
     if known := _known_results(out, config, made_from):
         say(f"{out} is complete")
-        _say_results(known, sorted((out / "figures").glob("*.png")), out, say)
+        _say_results(known, sorted((out / "figures").glob("*.png")), out, axes, say)
         return known
     numbers, figures = _make_results(run, progress, say)
     seconds = {stage: record["seconds"] for stage, record in stages.items()}
@@ -546,7 +561,7 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
     results = write_results(out / "results.json", "polca run arithmetic", config, numbers)
-    _say_results(results, figures, out, say)
+    _say_results(results, figures, out, axes, say)
     return results
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #44397e3d
@@ -578,6 +593,5 @@ def run_arithmetic(
         say(f"{run.folder} holds a part of this run: going on there")
     for stage in ("train", "subspace", "project", "report"):
         run.make(stage, progress, say)  # LCA and Appendix C need all of them; a report alone does not
-    say(axis_lines(axis_facts(run.results)))
     with locked(run.folder):
         return on_first(_paper_results, run, resumed, progress, say)

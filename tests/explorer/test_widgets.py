@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from partial_runs import copy_without
 
-from polca.explorer.pages import first_shown
+from polca.explorer.pages import axes_piece, first_shown
 from polca.explorer.views import open_view, view_of
 from polca.explorer.widgets import TABS, Drawer, Explorer, Pane, explore, moved_span, stale_panes
 from polca.runs.manifest import write_manifest
@@ -140,6 +140,17 @@ def test_a_tab_is_drawn_when_it_is_looked_at(explorer):
     assert "Token 17" in explorer.panes["token"].html
     assert "Where the loss change went" in explorer.panes["trust"].html
     assert "adjusted Rand" in explorer.panes["compare"].html
+    assert "Axes of the whole run" in explorer.panes["axes"].html
+
+
+def test_without_axes_their_tab_says_why(view, folder, tmp_path):
+    other = copy_without(folder, tmp_path / "other", ["axes"])
+    gone = open_view(other)
+    assert gone.axes is None and [gap.command for gap in gone.missing if gap.stage == "axes"] == [f"polca axes {other}"]
+    assert "they are made by polca axes" in axes_piece(gone)
+    damaged = copy_without(folder, tmp_path / "damaged", [])
+    (damaged / "axes" / "tables.json").write_text("{}")
+    assert "damaged" in axes_piece(open_view(damaged))
 
 
 def test_stability_is_measured_and_forgotten_with_its_clusters(explorer):
