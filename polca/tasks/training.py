@@ -52,7 +52,6 @@ class TrainingConfig:
 class ExperimentConfig(TrainingConfig):
     "What both experiments choose: training and analysis. What has no default here, each experiment sets for itself."
 
-    # data
     data_seed: int | None = None  # of texts, sums and samples; None: `seed`, as of all else
     # basis (Algorithm 1)
     basis_every: int  # steps from one source step to the next
@@ -60,7 +59,6 @@ class ExperimentConfig(TrainingConfig):
     k: int = 1
     which: str = "largest"  # eigenvalues: the "largest", or those largest in "magnitude"
     tol: float = 1e-3
-    # decomposition
     interval: int  # training steps between checkpoints
     # clustering and breakthroughs
     min_cluster_size: int
