@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['POSITIVE', 'NEGATIVE', 'HALVES', 'NoAxesError', 'axis_values', 'step_sizes', 'axis_rows', 'principal_components',
-           'chance_share', 'SkillAxes', 'skill_axes', 'score_tokens', 'axis_ends', 'match_axes', 'axis_reliability']
+           'chance_share', 'SkillAxes', 'skill_axes', 'score_tokens', 'axis_ends', 'axis_scores', 'match_axes',
+           'axis_reliability']
 
 # %% ../../nbs/analysis/80_axes.ipynb #97c48188
 from collections.abc import Sequence
@@ -321,8 +322,8 @@ def axis_ends(scores: xr.DataArray, share: float = 0.1) -> Clusters:
 HALVES = ("direction", "step", "token")
 
 
-def _axis_scores(values: np.ndarray, of: np.ndarray, n_axes: int) -> np.ndarray:
-    "Scores (token, axis) of the tokens of `of` on the axes of `values`, both (step, token, direction)."
+def axis_scores(values: np.ndarray, of: np.ndarray, n_axes: int) -> np.ndarray:
+    "Scores (token, axis) of the tokens of `of` on the axes that are found in `values`, both (step, token, direction)."
     sizes = step_sizes(values)
     rows = axis_rows(values, sizes)
     center = rows.mean(0)
@@ -343,7 +344,7 @@ def _two_halves(values: np.ndarray, by: str, n_axes: int, rng: np.random.Generat
     order = rng.permutation(values.shape[place])
     middle = len(order) // 2
     halves = [values.take(np.sort(part), axis=place) for part in (order[:middle], order[middle:])]
-    return [_axis_scores(half, values if by == "token" else half, n_axes) for half in halves]
+    return [axis_scores(half, values if by == "token" else half, n_axes) for half in halves]
 
 
 def _agreement_of_halves(values: np.ndarray, scores: np.ndarray, by: str, rng: np.random.Generator) -> np.ndarray:
@@ -367,7 +368,7 @@ def axis_reliability(axes: SkillAxes, projection: xr.Dataset, draws: int = 5, ra
     permuted = rng.permuted(values, axis=1)
     columns = {"axis": np.arange(n)}
     for name, own, suffix in (("real", values, ""), ("permuted", permuted, "_chance")):
-        scores = axes.scores.values[:, :n] if name == "real" else _axis_scores(permuted, permuted, n)
+        scores = axes.scores.values[:, :n] if name == "real" else axis_scores(permuted, permuted, n)
         for by, size in zip(("step", "token", "direction"), values.shape):
             each = [_agreement_of_halves(own, scores, by, rng) for _ in range(draws if size >= 4 and n else 0)]
             columns[by + suffix] = np.mean(each, axis=0) if each else np.full(n, np.nan)

@@ -13,25 +13,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.optimize import linear_sum_assignment
+
+from .axes import axis_scores, axis_values
 
 # %% ../../nbs/analysis/94_shared_axes.ipynb #bb0a2787
-def _check_runs(scores: Sequence[xr.DataArray]) -> None:
-    "Raise ValueError unless there are two runs or more, of the same tokens, with more tokens than axes."
-    if len(scores) < 2:
-        raise ValueError(f"{len(scores)} run: what comes back can be told of two runs or more")
-    for run, own in enumerate(scores):
-        if own.sizes["token"] != scores[0].sizes["token"]:
-            raise ValueError(
-                f"run {run} has {own.sizes['token']:,} tokens, the first run {scores[0].sizes['token']:,}: give runs "
-                "on the same tokens, which share a data seed"
-            )
-        if own.sizes["axis"] < 1 or own.sizes["token"] < 4 * own.sizes["axis"]:
-            raise ValueError(
-                f"run {run} has {own.sizes['axis']} axes of {own.sizes['token']:,} tokens: give one axis or more, and "
-                "four tokens for each of them"
-            )
-
-
 def _orthonormal(scores: np.ndarray) -> np.ndarray:
     "The centred columns of `scores` (token, axis), made orthonormal."
     left, lengths, _ = np.linalg.svd(scores - scores.mean(0), full_matrices=False)
@@ -50,11 +36,10 @@ def _nearest(own: np.ndarray, common: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(centred, common, rcond=None)[0]
 
 
-def carried_over(scores: Sequence[np.ndarray], found: np.ndarray, n: int) -> np.ndarray:
-    """The common axes that are found in the tokens of the mask `found`, as each run has them in all the others:
-    (run, token, n).
+def carried_over(scores: Sequence[np.ndarray], found: np.ndarray, common: np.ndarray) -> np.ndarray:
+    """The `common` axes (found token, n) of the tokens of the mask `found`, as each run has them in all the others:
+    (run, other token, n). `scores` (token, axis) of each run are on axes that were found in the same tokens.
     """
-    common = common_scores([own[found] for own in scores], n)
     return np.stack([own[~found] @ _nearest(own[found], common) for own in scores])
 
 
@@ -65,50 +50,140 @@ def pair_correlations(carried: np.ndarray) -> np.ndarray:
     return np.array([[abs(np.corrcoef(carried[i, :, k], carried[j, :, k])[0, 1]) for k in axes] for i, j in pairs])
 
 # %% ../../nbs/analysis/94_shared_axes.ipynb #cb46e3ba
-def _halves(scores: Sequence[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
-    "The smaller of both halves' |r|, (pair, axis)."
-    found = rng.permutation(len(scores[0])) < len(scores[0]) // 2
-    return np.minimum(*(pair_correlations(carried_over(scores, mask, n)) for mask in (found, ~found)))
+def _half(values: list[np.ndarray], found: np.ndarray, whole: np.ndarray, n_axes: int) -> tuple:
+    """How alike the common axes of the tokens of the mask `found` are on the other tokens, |r| (pair, axis), in the
+    order of those axes of `whole` (token, axis) that they match; and their |r| with these (axis,).
+    """
+    n = whole.shape[1]
+    scores = [axis_scores(own[:, found], own, n_axes) for own in values]
+    common = common_scores([own[found] for own in scores], n)
+    like = abs(np.corrcoef(whole[found].T, common.T)[:n, n:])
+    axes, places = linear_sum_assignment(-like)
+    return pair_correlations(carried_over(scores, found, common[:, places])), like[axes, places]
 
 
-def _permuted(scores: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    return [scores[0], *(own[rng.permutation(len(own))] for own in scores[1:])]
+def _split(values: list[np.ndarray], units: np.ndarray, whole: np.ndarray, n_axes: int, rng) -> tuple:
+    "The smaller of two random halves' |r|, (pair, axis), and how much their axes are those of `whole` (axis,)."
+    names = rng.permutation(np.unique(units))
+    found = np.isin(units, names[: len(names) // 2])
+    one, two = (_half(values, mask, whole, n_axes) for mask in (found, ~found))
+    return np.minimum(one[0], two[0]), (one[1] + two[1]) / 2
 
 
+def _whole(values: list[np.ndarray], n: int, n_axes: int) -> np.ndarray:
+    "The common axes of all tokens, (token, n), the longer tail at the positive end."
+    common = common_scores([axis_scores(own, own, n_axes) for own in values], n)
+    return common * np.where((common**3).sum(0) < 0, -1.0, 1.0)
+
+
+def _chance(values: list[np.ndarray], units: np.ndarray, n: int, n_axes: int, rng) -> float:
+    "The largest |r| of an axis, the least of all pairs, where the tokens of all runs but the first are permuted."
+    permuted = [values[0], *(own[:, rng.permutation(len(units))] for own in values[1:])]
+    return _split(permuted, units, _whole(permuted, n, n_axes), n_axes, rng)[0].min(0).max()
+
+# %% ../../nbs/analysis/94_shared_axes.ipynb #e64dd6f9
+_SAME = ("example", "position", "target_id", "target")  # what tells tokens apart
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: give 1 or more")
+
+
+def _check_runs(projections: Sequence[xr.Dataset], n_axes: int) -> None:
+    "Raise ValueError unless there are two runs or more, of the same tokens, with enough of them for `n_axes` axes."
+    if len(projections) < 2:
+        raise ValueError(f"{len(projections)} run: what comes back can be told of two runs or more")
+    first = projections[0]
+    n = first.sizes["token"]
+    remedy = "give runs on the same tokens, which share a data seed (--data-seed)"
+    for run, own in enumerate(projections):
+        if own.sizes["token"] != n:
+            raise ValueError(f"run {run} has {own.sizes['token']:,} tokens, the first run {n:,}: {remedy}")
+        known = [name for name in _SAME if name in own.coords and name in first.coords]
+        differ = [name for name in known if not np.array_equal(own[name].values, first[name].values)]
+        if differ:
+            raise ValueError(f"run {run} is of other tokens than the first run, by their {differ[0]}: {remedy}")
+        width = own.sizes["step"] * own.sizes["direction"]
+        if width < n_axes:
+            raise ValueError(f"{n_axes} axes of {width} numbers for each token of run {run}: give a smaller n_axes")
+    if n < 8 * n_axes:
+        raise ValueError(f"{n_axes} axes of {n:,} tokens: give eight tokens for each of them, or a smaller n_axes")
+
+
+def _units(projection: xr.Dataset, by: str | None) -> np.ndarray:
+    "What tokens are to stay together by, (token,)."
+    if by is None:
+        return np.arange(projection.sizes["token"])
+    if by not in projection.coords:
+        known = [str(name) for name in projection.coords if projection[name].dims == ("token",)]
+        raise ValueError(f"by={by!r}: the tokens have no such column; give one of {', '.join(known)}, or None")
+    units = projection[by].values
+    if len(np.unique(units)) < 2:
+        raise ValueError(f"by={by!r}: all tokens have the same, which makes no halves; give another column, or None")
+    return units
+
+# %% ../../nbs/analysis/94_shared_axes.ipynb #34ace06d
 @dataclass
 class SharedAxes:
     """What the axes of several runs have in common.
 
-    scores  (token, axis): the common axes, of all tokens, the most common first
-    table   one row per axis: axis, least and mean (|r| between two runs on tokens that had no part in finding it),
-            chance (the largest least |r| of permuted tokens)
+    scores  (token, axis): the common axes, of all tokens, the most common first, each of variance 1
+    table   one row per axis: axis; least and mean of the |r| between two runs, on tokens that had no part in finding it
+            (mean of the splits); lowest, the least |r| of any split; same, the |r| of this axis with those that the
+            halves found; chance, the largest least |r| of permuted tokens
     """
 
     scores: xr.DataArray
     table: pd.DataFrame
 
     def back(self, least: float = 0.8) -> int:
-        "How many axes, from the first on, have an |r| of `least` or more between every two runs."
-        below = np.flatnonzero(self.table["least"].values < least)
-        return int(below[0]) if len(below) else len(self.table)
+        "How many axes have an |r| of `least` or more between every two runs."
+        return int((self.table["least"] >= least).sum())
 
-# %% ../../nbs/analysis/94_shared_axes.ipynb #34ace06d
-def shared_axes(scores: Sequence[xr.DataArray], n: int = 8, draws: int = 20, random_state: int = 0) -> SharedAxes:
-    """The common axes of runs on the same tokens, from the `scores` (token, axis) of each, with how alike they are.
 
-    n      how many; not more than a run has axes
-    draws  permutations for the chance level, each with halves of its own
+def shared_axes(
+    projections: Sequence[xr.Dataset],
+    n: int = 8,
+    n_axes: int = 12,
+    window: Sequence[float] | None = None,
+    by: str | None = "example",
+    splits: int = 5,
+    draws: int = 20,
+    random_state: int = 0,
+) -> SharedAxes:
+    """The common axes of runs on the same tokens, from their projections, with how alike they are.
 
-    Raises ValueError for fewer than two runs, runs of other tokens, and fewer than four tokens for each axis.
+    n       how many; not more than `n_axes`
+    n_axes  of each run, of whose scores common combinations are sought
+    window  first and last step; default: the whole run
+    by      the coordinate of tokens whose equal values stay in one half (None: every token by itself)
+    splits  random halves over which |r| is averaged
+    draws   permutations of the tokens for the chance level, each with halves of its own
+
+    Raises ValueError for fewer than two runs, runs of other tokens, fewer than eight tokens for each axis, fewer than
+    two values of `by`, numbers that are not positive, and what `polca.analysis.axes.axis_values` refuses.
     """
-    _check_runs(scores)
-    arrays = [own.transpose("token", "axis").values.astype(float) for own in scores]
-    n = min(n, *(array.shape[1] for array in arrays))
+    _check_numbers(n=n, n_axes=n_axes, splits=splits, draws=draws)
+    _check_runs(projections, n_axes)
+    units = _units(projections[0], by)
+    values = [axis_values(own, window).values for own in projections]
+    n = min(n, n_axes)
     rng = np.random.default_rng(random_state)
-    r = np.mean([_halves(arrays, n, rng) for _ in range(5)], axis=0)
-    chance = [_halves(_permuted(arrays, rng), n, rng).min(0).max() for _ in range(draws)]
-    coords = {"token": scores[0]["token"].values if "token" in scores[0].coords else np.arange(len(arrays[0]))}
-    common = common_scores(arrays, n) * np.sqrt(len(arrays[0]))
-    common *= np.where((common**3).sum(0) < 0, -1.0, 1.0)  # the longer tail is the positive end
-    table = pd.DataFrame({"axis": range(n), "least": r.min(0), "mean": r.mean(0), "chance": max(chance)})
-    return SharedAxes(xr.DataArray(common, coords | {"axis": range(n)}, ("token", "axis"), "score"), table)
+    whole = _whole(values, n, n_axes)
+    found, same = zip(*(_split(values, units, whole, n_axes, rng) for _ in range(splits)))
+    r = np.mean(found, axis=0)
+    table = pd.DataFrame(
+        {
+            "axis": range(n),
+            "least": r.min(0),
+            "mean": r.mean(0),
+            "lowest": np.min(found, axis=(0, 1)),
+            "same": np.mean(same, axis=0),
+            "chance": max(_chance(values, units, n, n_axes, rng) for _ in range(draws)),
+        }
+    )
+    tokens = projections[0]["token"].values if "token" in projections[0].coords else np.arange(len(whole))
+    coords = {"token": tokens, "axis": range(n)}
+    return SharedAxes(xr.DataArray(whole * np.sqrt(len(whole)), coords, ("token", "axis"), "score"), table)

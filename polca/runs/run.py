@@ -207,14 +207,14 @@ def check_settings(run: "Run") -> None:
         )
 
 # %% ../../nbs/runs/60_run.ipynb #6bc3f417
-def _change_settings(run: "Run", wanted: dict) -> None:
+def _change_settings(run: "Run", changed: dict) -> None:
     """Give `run` settings of its last stages, or that matter to no number: what was made with others is then to be made
-    again.
+    again. All other settings stay as they were written, as the hashes of what is made are of these.
     """
     if "train" in run.manifest["stages"]:
         break_window(run.task.config, run.inputs.steps()[1])
     with locked(run.folder):
-        on_first(write_manifest, run.file, {**run.manifest, "config": wanted})
+        on_first(write_manifest, run.file, {**run.manifest, "config": {**run.manifest["config"], **changed}})
 
 # %% ../../nbs/runs/60_run.ipynb #123010be
 def begin_run(run: "Run") -> None:
@@ -234,7 +234,7 @@ def begin_run(run: "Run") -> None:
             "this one"
         )
     if differ:
-        _change_settings(run, wanted)
+        _change_settings(run, {name: wanted[name] for name in differ})
 
 # %% ../../nbs/runs/60_run.ipynb #5ff41f43
 _BY_ALL = ("subspace", "project")  # the stages that all processes make together
