@@ -275,6 +275,7 @@ def test_a_stage_at_a_time(finished, tmp_path):
     assert read(out / "clusters" / "tables.json") == read(finished[0] / "clusters" / "tables.json")
 
 
+@pytest.mark.nightly  # test_processes.py has it without the command line
 def test_two_processes_come_to_the_same_numbers(finished, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--preset", "tiny", "--out", str(tmp_path / "run"), "--until", "decompose"]

@@ -3,9 +3,9 @@
     pytest tests/test_explorer.py
 
 needs Chromium, which is installed from Debian's packages where that is possible, and `pip install -e ".[dev]"`. One
-walk through everything is made in JupyterLab; in its dark theme, in Notebook and in Voilà it is seen that the explorer
-comes up and answers. With POLCA_ALL_BROWSERS=1 the walk is made in all of them. With POLCA_SCREENSHOTS=1 the pictures
-in tests/screenshots are taken anew.
+walk through everything is made in JupyterLab; in its dark theme and, with POLCA_NIGHTLY=1, in Notebook and in Voilà it
+is seen that the explorer comes up and answers. With POLCA_ALL_BROWSERS=1, too, the walk is made in all of them. With
+POLCA_SCREENSHOTS=1 the pictures in tests/screenshots are taken anew.
 """
 
 import os
@@ -232,6 +232,7 @@ def test_a_restarted_kernel_is_told_and_the_cell_runs_again(page, lab):
     b.assert_clean(page)
 
 
+@pytest.mark.nightly
 def test_in_notebook(page, notebook, tmp_path):
     with b.jupyter_notebook(notebook.parent, tmp_path) as server:
         b.open_notebook(page, server, "explore.ipynb")
@@ -242,6 +243,7 @@ def test_in_notebook(page, notebook, tmp_path):
         b.assert_clean(page)
 
 
+@pytest.mark.nightly
 def test_in_voila(page, notebook, tmp_path):
     with b.voila(notebook, tmp_path) as server:
         b.open_voila(page, server)

@@ -49,7 +49,15 @@ def measure(engine, answers):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to read the peak resident memory")
-@pytest.mark.parametrize("engine", ["forward", "reverse", "difference", "hessian"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "forward",
+        "hessian",
+        pytest.param("reverse", marks=pytest.mark.nightly),
+        pytest.param("difference", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_peak_stays_within_the_budget(engine):
     answers = SERVER.Queue()
     process = SERVER.Process(target=measure, args=(engine, answers))

@@ -81,7 +81,7 @@ def _chance(values: list[np.ndarray], units: np.ndarray, n: int, n_axes: int, rn
     permuted = [values[0], *(own[:, rng.permutation(len(units))] for own in values[1:])]
     return _split(permuted, units, _whole(permuted, n, n_axes), n_axes, rng)[0].min(0).max()
 
-# %% ../../nbs/analysis/94_shared_axes.ipynb #e64dd6f9
+# %% ../../nbs/analysis/94_shared_axes.ipynb #2381209d
 _SAME = ("example", "position", "target_id", "target")  # what tells tokens apart
 
 
@@ -111,7 +111,7 @@ def _check_runs(projections: Sequence[xr.Dataset], n_axes: int) -> None:
     if n < 8 * n_axes:
         raise ValueError(f"{n_axes} axes of {n:,} tokens: give eight tokens for each of them, or a smaller n_axes")
 
-
+# %% ../../nbs/analysis/94_shared_axes.ipynb #8b55550b
 def _units(projection: xr.Dataset, by: str | None) -> np.ndarray:
     "What tokens are to stay together by, (token,)."
     if by is None:
@@ -124,7 +124,7 @@ def _units(projection: xr.Dataset, by: str | None) -> np.ndarray:
         raise ValueError(f"by={by!r}: all tokens have the same, which makes no halves; give another column, or None")
     return units
 
-# %% ../../nbs/analysis/94_shared_axes.ipynb #34ace06d
+# %% ../../nbs/analysis/94_shared_axes.ipynb #4cbeac53
 @dataclass
 class SharedAxes:
     """What the axes of several runs have in common.
@@ -142,7 +142,23 @@ class SharedAxes:
         "How many axes have an |r| of `least` or more between every two runs."
         return int((self.table["least"] >= least).sum())
 
+# %% ../../nbs/analysis/94_shared_axes.ipynb #5f4b8273
+def _shared_table(values: list[np.ndarray], units: np.ndarray, whole: np.ndarray, n_axes: int, times: tuple, rng):
+    "`SharedAxes.table` of the axes `whole` (token, axis); `times`: how many splits and draws."
+    splits, draws = times
+    n = whole.shape[1]
+    found, same = zip(*(_split(values, units, whole, n_axes, rng) for _ in range(splits)))
+    r = np.mean(found, axis=0)
+    columns = {
+        "least": r.min(0),
+        "mean": r.mean(0),
+        "lowest": np.min(found, axis=(0, 1)),
+        "same": np.mean(same, axis=0),
+    }
+    chance = max(_chance(values, units, n, n_axes, rng) for _ in range(draws))
+    return pd.DataFrame({"axis": range(n)} | columns | {"chance": chance})
 
+# %% ../../nbs/analysis/94_shared_axes.ipynb #7cf5d711
 def shared_axes(
     projections: Sequence[xr.Dataset],
     n: int = 8,
@@ -169,21 +185,9 @@ def shared_axes(
     _check_runs(projections, n_axes)
     units = _units(projections[0], by)
     values = [axis_values(own, window).values for own in projections]
-    n = min(n, n_axes)
     rng = np.random.default_rng(random_state)
-    whole = _whole(values, n, n_axes)
-    found, same = zip(*(_split(values, units, whole, n_axes, rng) for _ in range(splits)))
-    r = np.mean(found, axis=0)
-    table = pd.DataFrame(
-        {
-            "axis": range(n),
-            "least": r.min(0),
-            "mean": r.mean(0),
-            "lowest": np.min(found, axis=(0, 1)),
-            "same": np.mean(same, axis=0),
-            "chance": max(_chance(values, units, n, n_axes, rng) for _ in range(draws)),
-        }
-    )
+    whole = _whole(values, min(n, n_axes), n_axes)
+    table = _shared_table(values, units, whole, n_axes, (splits, draws), rng)
     tokens = projections[0]["token"].values if "token" in projections[0].coords else np.arange(len(whole))
-    coords = {"token": tokens, "axis": range(n)}
+    coords = {"token": tokens, "axis": table["axis"].values}
     return SharedAxes(xr.DataArray(whole * np.sqrt(len(whole)), coords, ("token", "axis"), "score"), table)

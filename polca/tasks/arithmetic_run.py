@@ -8,7 +8,6 @@ __all__ = ['CLUSTERINGS', 'PAPER', 'LABELS', 'FIGURES', 'RUN_KINDS', 'Arithmetic
            'save_addition_figures', 'run_arithmetic']
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #4d4fd972
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace

@@ -1,0 +1,80 @@
+"""When the ends of an axis fall: against the truth, tokens by tokens, and random sets."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from polca.analysis.axes import axis_ends
+from polca.analysis.end_times import end_times, largest_falls
+
+STEPS = np.arange(0, 310, 10)
+N = 400
+
+
+def losses(at, noise=0.05, seed=0):
+    "Tokens that fall by two nats, each at its step of `at`."
+    rng = np.random.default_rng(seed)
+    values = 0.5 + 2 / (1 + np.exp((STEPS[:, None] - at) / 5)) + noise * rng.normal(size=(len(STEPS), len(at)))
+    return xr.DataArray(values, {"step": STEPS, "token": np.arange(len(at))}, ("step", "token"))
+
+
+def scores_of(*axes):
+    own = np.stack(axes, axis=1).astype(float)
+    return xr.DataArray(own, {"token": np.arange(len(own)), "axis": np.arange(own.shape[1])}, ("token", "axis"))
+
+
+def test_the_largest_fall_is_that_of_every_pair_of_checkpoints():
+    curves = np.random.default_rng(1).normal(size=(5, 12))
+    for width in (1, 3, 11):
+        falls, begins = largest_falls(curves, width)
+        for own, fall, begin in zip(curves, falls, begins):
+            brute = [own[i] - own[i + width] for i in range(12 - width)]
+            assert fall == pytest.approx(max(brute)) and begin == np.argmax(brute)
+
+
+def test_each_end_has_the_time_of_its_tokens_and_only_a_late_one_is_hidden():
+    late = np.arange(N) < 40
+    middle = (np.arange(N) >= 40) & (np.arange(N) < 80)
+    loss = losses(np.where(late, 250, np.where(middle, 100, 30)))
+    times = end_times(loss, axis_ends(scores_of(1.0 * late - middle)), plateau=150)
+    assert times["end"].tolist() == ["positive", "negative"]
+    assert (times["first"] <= [250, 100]).all() and (times["last"] >= [250, 100]).all()
+    assert times["beyond"].all() and times["hidden"].tolist() == [True, False]
+    for row in times.itertuples():
+        tokens = late if row.end == "positive" else middle
+        own = loss.values[:, tokens].mean(1)
+        first, last = (int(np.flatnonzero(STEPS == step)[0]) for step in (row.first, row.last))
+        assert last - first == 3  # a tenth of thirty intervals
+        assert row.fall == pytest.approx(own[first] - own[last])
+        assert row.fall_of_all == pytest.approx(float(loss[first].mean() - loss[last].mean()))
+
+
+def test_ends_that_fall_with_all_tokens_are_not_beyond_chance():
+    rng = np.random.default_rng(2)
+    loss = losses(np.full(N, 100), noise=0.3)
+    found = [end_times(loss, axis_ends(scores_of(rng.normal(size=N))), random_state=seed) for seed in range(40)]
+    assert np.mean([times["beyond"].any() for times in found]) <= 0.15
+
+
+def test_chance_counts_all_ends():
+    rng = np.random.default_rng(3)
+    loss = losses(np.full(N, 100), noise=0.3)
+    one, many = (end_times(loss, axis_ends(scores_of(*rng.normal(size=(n, N))))) for n in (1, 8))
+    assert len(many) == 16 and many["chance"][0] > one["chance"][0]
+
+
+def test_without_a_plateau_nothing_is_hidden_and_without_axes_there_are_no_rows():
+    loss = losses(np.full(N, 100))
+    assert not end_times(loss, axis_ends(scores_of(np.arange(N))))["hidden"].any()
+    assert end_times(loss, axis_ends(scores_of(np.arange(N)).isel(axis=slice(0)))).empty
+
+
+@pytest.mark.parametrize("width", [0, -1, 31])
+def test_a_width_that_is_not_there_is_refused(width):
+    with pytest.raises(ValueError, match="give 1 to 30"):
+        end_times(losses(np.full(N, 100)), axis_ends(scores_of(np.arange(N))), width=width)
+
+
+def test_one_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="one checkpoint"):
+        end_times(losses(np.full(N, 100)).isel(step=[0]), axis_ends(scores_of(np.arange(N))))
