@@ -162,6 +162,11 @@ def look_at_tokens(page):
     expect(out).to_contain_text("Axes of the whole run")
     page.get_by_text(re.compile("^Axis 0: ")).click()
     expect(out).to_contain_text("positive end")
+    outermost = page.locator("details[open] .k.target").last
+    number = outermost.get_attribute("data-pick").removeprefix("token:")
+    outermost.click()
+    b.open_tab(page, "One token")
+    expect(out).to_contain_text(f"Token {number}:")
     b.open_tab(page, "Tokens")
 
 

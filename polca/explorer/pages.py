@@ -15,6 +15,7 @@ import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,6 @@ from polca.explorer.views import (
 )
 from ..show.axis_section import axis_section
 from polca.show.html import (
-    CONTEXT_STYLE,
     count_text,
     html_figure,
     html_page,
@@ -436,11 +436,14 @@ def example_html(
     target: int,
     tip: Mapping[int, str],
     chosen: int | None = None,
+    unit: str = " nats",
+    what: str = "change in the chosen steps",
 ) -> str:
     """An example: its tokens `shown`, rows of the token table, each coloured by its number in `values` (one for every
     token of the table); `target` is framed.
 
     tip   {token: more to say in its tooltip}
+    unit  of the numbers, as it stands behind them, and `what` they are
     """
     rows = tokens.iloc[list(shown)]
     text = token_texts(rows)
@@ -454,14 +457,14 @@ def example_html(
             parts.append("<span class=dim>…</span>")  # tokens between that were not analysed
         last = None if places is None else places[i]
         kind = "k" + (" target" if t == target else "") + (" on" if t == chosen and t != target else "")
-        say = f"token {t}: {number_text(values[t], '+.4f')} nats{tip.get(t, '')}"
+        say = f"token {t}: {number_text(values[t], '+.4f')}{unit}{tip.get(t, '')}"
         parts.append(
             f'<span class="{kind}" data-pick="token:{t}" tabindex=0 '
             f'style="background:{allocation_color(values[t], scale)}" title="{html_text(say)}">{_word(word)}</span>'
         )
     return (
-        f'<div class=ex><span class=v data-pick="token:{target}" title="change of token {target} in the chosen '
-        f'steps">{number_text(values[target], "+.3f")} nats</span>'
+        f'<div class=ex><span class=v data-pick="token:{target}" title="token {target}: {what}">'
+        f"{number_text(values[target], '+.3f')}{unit}</span>"
         f"<span class=p><span class=dim>{html_text(before)}</span>{''.join(parts)}<span "
         f"class=dim>{html_text(after)}</span></span></div>"
     )
@@ -933,12 +936,27 @@ def trust_piece(view: View, shown: Shown) -> str:
     )
 
 # %% ../../nbs/explorer/20_pages.ipynb #768ab014
+def _end_examples(view: View, rows: pd.DataFrame, axis: int) -> str:
+    "The outermost tokens at one end of an axis, in their examples, coloured by their scores."
+    scores = view.axes.axes.scores.sel(axis=axis).values
+    scale = float(np.quantile(abs(scores), 0.98)) or float(abs(scores).max())
+    examples = [(token, example_of(view, token, around=8)) for token in rows.index]
+    return "".join(
+        example_html(view.tokens, near, scores, scale, token, {}, None, "", "score") for token, near in examples
+    )
+
+
 def axes_piece(view: View) -> str:
     "The skill axes: when they live, how far they are found again, and the tokens at their ends."
     if view.axes is None:
         return piece(note(f"There are no skill axes here: {html_text(view.no_axes)}."))
-    section = axis_section(view.projection, view.tokens, view.axes)
-    return piece(f"<style>{CONTEXT_STYLE}</style><h3>Skill axes</h3>{section}")
+    section = axis_section(
+        view.projection, view.tokens, view.axes, view.plateau, show_tokens=partial(_end_examples, view)
+    )
+    return piece(
+        f"<h3>Skill axes</h3>{section}<p class=dim>Numbers and colours of tokens are their scores on the axis, blue "
+        "towards the negative end. A frame marks the token that the line is about; click one for its own curves.</p>"
+    )
 
 # %% ../../nbs/explorer/20_pages.ipynb #c48dc533
 def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> str:

@@ -14,9 +14,10 @@ import pandas as pd
 import xarray as xr
 import zarr
 
-from ..analysis.axes import NoAxesError
+from ..analysis.axes import NoAxesError, axis_ends
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import Clusters
+from ..analysis.end_times import end_times, learned_words
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.named_axes import NamedAxes
 from ..core.checkpoints import Checkpoints
@@ -154,16 +155,34 @@ def _axis_rows(named: NamedAxes) -> list[dict]:
     return table[["axis", "name", *table.columns.drop(["axis", "name"])]].to_dict("records")
 
 
+def _with_times(rows: list[dict], times: pd.DataFrame, key: str) -> list[dict]:
+    "The `rows` of axes or threads, each with when its ends are learned: in words, and {end: row of `end_times`}."
+    out = []
+    for row in rows:
+        own = times[times["axis"] == row[key]]
+        ends = own.drop(columns="axis").set_index("end").to_dict("index")
+        out.append(row | {"learned": learned_words(times, row[key]), "ends": ends})
+    return out
+
+
 def axis_facts(results: RunResults) -> dict:
-    """{"axes": rows, "threads": rows} of the axes beyond chance, with names and controls; {"no_axes": why} where there
-    can be none.
+    """{"axes": rows, "threads": rows} of the axes beyond chance, with names, controls, and when their ends are learned;
+    {"no_axes": why} where there can be none.
     """
     try:
         named = results.read_axes()
     except NoAxesError as e:
         return {"no_axes": str(e)}
-    threads = named.threads.table.assign(name=named.thread_names)
-    return {"axes": _axis_rows(named), "threads": threads.to_dict("records")}
+    projection = results.read_projection()
+    plateau = results.plateau(projection)
+    scores = named.axes.scores.isel(axis=slice(named.axes.n_beyond))
+    times = end_times(projection["loss"], axis_ends(scores), plateau)
+    of_threads = end_times(projection["loss"], axis_ends(named.threads.scores.rename(thread="axis")), plateau)
+    threads = named.threads.table.assign(name=named.thread_names).to_dict("records")
+    return {
+        "axes": _with_times(_axis_rows(named), times, "axis"),
+        "threads": _with_times(threads, of_threads, "thread"),
+    }
 
 # %% ../../nbs/runs/55_inspection.ipynb #4c9e847b
 def _percent(share: float) -> str:
@@ -177,13 +196,16 @@ def axis_lines(facts: dict, most: int = 8) -> str:
     if not facts["axes"]:
         return "skill axes: none is beyond chance"
     axes = pd.DataFrame(facts["axes"]).head(most)
-    shown = axes[["axis", "name", "share", "chance", "direction", "step", "token"]]
+    shown = axes[["axis", "name", "learned", "share", "chance", "direction", "step", "token"]]
     formats = {"share": _percent, "chance": _percent} | dict.fromkeys(("direction", "step", "token"), "{:.2f}".format)
-    head = f"skill axes beyond chance: {len(facts['axes'])} (share of the variance; |r| of random halves)"
+    head = (
+        f"skill axes beyond chance: {len(facts['axes'])} (learned: steps in which an end falls most beyond all tokens; "
+        "share of the variance; |r| of random halves)"
+    )
     parts = [f"{head}\n{shown.to_string(index=False, formatters=formats)}"]
     if facts["threads"]:
         threads = pd.DataFrame(facts["threads"]).sort_values("share", ascending=False).head(most).sort_values("begin")
-        when = threads[["thread", "name", "begin", "peak", "end", "share", "chance"]]
+        when = threads[["thread", "name", "learned", "begin", "peak", "end", "share", "chance"]]
         formats |= dict.fromkeys(("begin", "peak", "end"), "{:.0f}".format)
         strongest = f"threads: {len(facts['threads'])}, the strongest, in the order in which they begin (steps)"
         parts.append(f"{strongest}\n{when.to_string(index=False, formatters=formats)}")

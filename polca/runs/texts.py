@@ -137,8 +137,9 @@ def _encoded(tokenizer, text: str) -> tuple[list[int], list[str], Counter]:
 
 
 def _pieces(text: str, offsets: np.ndarray) -> list[str]:
-    """What each token stands for: `text` cut at their `offsets` (token, 2), with the spaces that these may leave out; of
-    a letter that takes several tokens the first one has it.
+    """What each token stands for: `text` cut at their `offsets` (token, 2), with the spaces that these may leave out.
+
+    Of a letter that takes several tokens the first one has it.
     """
     ends = np.maximum.accumulate(offsets[:, 1])
     return [text[a:b] for a, b in pairwise([0, *ends.tolist()])]

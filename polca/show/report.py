@@ -765,10 +765,10 @@ def _first_sections(projection, tokens, recipes, plateau, window, facts) -> list
     return sections
 
 # %% ../../nbs/show/30_report.ipynb #785b7a59
-def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes | str) -> str:
+def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes | str, plateau: float) -> str:
     if isinstance(axes, str):
         return f"<p>There are no axes: {html_text(axes)}.</p>"
-    return axis_section(projection, tokens, axes)
+    return axis_section(projection, tokens, axes, plateau)
 
 # %% ../../nbs/show/30_report.ipynb #b64a749b
 def html_report(
@@ -805,7 +805,7 @@ def html_report(
     ]
     before = _first_sections(projection, tokens, recipes, plateau, window, facts)
     if axes is not None:
-        before.insert(1, ("Skill axes", _axes_or_why(projection, tokens, axes)))
+        before.insert(1, ("Skill axes", _axes_or_why(projection, tokens, axes, plateau)))
     single = [recipe for recipe in recipes if not recipe.joint]
     parts = [_direction_parts(projection, tokens, recipe, plateau) for recipe in single]
     return _fit(title, before, single, parts, [("How to read this", _READING)], limit)
