@@ -2430,6 +2430,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                   'polca.show.plots._split_bars': ('show/plots.html#_split_bars', 'polca/show/plots.py'),
                                   'polca.show.plots.axes_boxes': ('show/plots.html#axes_boxes', 'polca/show/plots.py'),
                                   'polca.show.plots.cluster_color': ('show/plots.html#cluster_color', 'polca/show/plots.py'),
+                                  'polca.show.plots.figure_png': ('show/plots.html#figure_png', 'polca/show/plots.py'),
                                   'polca.show.plots.plot_breakthroughs': ('show/plots.html#plot_breakthroughs', 'polca/show/plots.py'),
                                   'polca.show.plots.plot_cluster_descriptions': ( 'show/plots.html#plot_cluster_descriptions',
                                                                                   'polca/show/plots.py'),

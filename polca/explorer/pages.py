@@ -451,11 +451,9 @@ def example_html(
     after = rows["after"].iloc[-1] if "after" in rows else ""
     places = rows["position"].values if "position" in rows else None
     parts = []
-    last = None
     for i, (t, word) in enumerate(zip(shown, text)):
-        if places is not None and last is not None and places[i] > last + 1:
+        if places is not None and i and places[i] > places[i - 1] + 1:
             parts.append("<span class=dim>…</span>")  # tokens between that were not analysed
-        last = None if places is None else places[i]
         kind = "k" + (" target" if t == target else "") + (" on" if t == chosen and t != target else "")
         say = f"token {t}: {number_text(values[t], '+.4f')}{unit}{tip.get(t, '')}"
         parts.append(

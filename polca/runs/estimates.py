@@ -212,7 +212,7 @@ def estimate_analysis(
     joint = timed(lambda: cluster_tokens(whole, n_clusters=min(8, some)))[0] * 8
     how = f"tried on {some} tokens with random curves"
     held = peak_memory() + 6 * size
-    drawing = 2 + 0.1 * min(n_directions, 12)
+    drawing = 6 + 0.1 * min(n_directions, 12)
     return {
         "decompose": Estimate(0.3 + booking, held, 20 * n_steps * 8 * n_rules, how),
         "axes": Estimate(finding, held + 4 * size, 20_000 + 10 * n_tokens * 100 + 16 * size // n_tokens * 12, how),
@@ -223,7 +223,7 @@ def estimate_analysis(
             drawing + booking,
             held,
             300_000 + 15_000 * min(n_directions, 12),
-            "assumed: 2 s and 0.1 s per direction drawn",
+            "assumed: 6 s and 0.1 s per direction drawn",
         ),
     }
 

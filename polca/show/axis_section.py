@@ -78,7 +78,7 @@ def _axis_part(named: NamedAxes, tokens: pd.DataFrame, axis: int, show_tokens: C
     name = html_text(named.names[axis])
     return f"<details><summary>Axis {axis}: {name}</summary>{''.join(parts)}</details>"
 
-# %% ../../nbs/show/27_axis_section.ipynb #83d78921
+# %% ../../nbs/show/27_axis_section.ipynb #69f71558
 _INTRO = (
     "An axis is an opposition between tokens in their projected gradients, over the whole run or within a window: "
     "moving the weights along it helps one end and hurts the other. In brackets what permuted tokens give. An axis "
@@ -92,7 +92,7 @@ _INTRO = (
 def _hidden_words(times: pd.DataFrame) -> str:
     return f" Of random tokens {number_text(times['hidden_control'].iloc[0], '.0%')} have their largest fall then."
 
-
+# %% ../../nbs/show/27_axis_section.ipynb #c77bdd04
 def axis_section(
     projection: xr.Dataset,
     tokens: pd.DataFrame,

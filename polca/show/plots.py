@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COLORS', 'RULE_COLORS', 'cluster_color', 'plot_loss_by', 'plot_loss_quartiles', 'plot_cluster_descriptions',
            'plot_clusters', 'plot_labelled_clusters', 'plot_breakthroughs', 'plot_side_by_side', 'axes_boxes',
-           'plot_token', 'plot_completeness', 'plot_explained', 'plot_held_movement']
+           'figure_png', 'plot_token', 'plot_completeness', 'plot_explained', 'plot_held_movement']
 
 # %% ../../nbs/show/10_plots.ipynb #839dd7fe
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..analysis.clustering import Clusters, describe_clusters, loss_quartiles
@@ -408,6 +410,15 @@ def axes_boxes(fig: Figure) -> list[dict]:
         }
         for b, ax in zip(boxes, fig.axes)
     ]
+
+# %% ../../nbs/show/10_plots.ipynb #3cd56f2a
+def figure_png(fig: Figure) -> bytes:
+    "A figure as PNG, 110 dots to the inch. Closes it."
+    fig.dpi = 110
+    out = io.BytesIO()
+    FigureCanvasAgg(fig).print_png(out)  # the same as savefig, which draws twice
+    plt.close(fig)
+    return out.getvalue()
 
 # %% ../../nbs/show/10_plots.ipynb #e034dd52
 def _largest(booked: pd.Series, most: int, always: int | None) -> list[int]:

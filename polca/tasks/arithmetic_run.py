@@ -402,9 +402,7 @@ def axes_timeline(run: Run, projection: xr.Dataset) -> dict:
 
 def save_addition_figures(run: Run, projection: xr.Dataset, results: dict) -> list[Path]:
     "Write the run's figures as PNG files, the timeline of its axes first; returns their paths."
-    import matplotlib.pyplot as plt
-
-    from polca.show.plots import plot_completeness, plot_explained
+    from polca.show.plots import figure_png, plot_completeness, plot_explained
 
     figures = axes_timeline(run, projection)
     figures |= {name: draw_addition_figure(results, name) for name in FIGURES} | {
@@ -417,8 +415,7 @@ def save_addition_figures(run: Run, projection: xr.Dataset, results: dict) -> li
     for name, fig in figures.items():
         files.append(run.folder / "figures" / f"{name}.png")
         with atomic_path(files[-1]) as part:
-            fig.savefig(part, dpi=110, format="png")
-        plt.close(fig)
+            part.write_bytes(figure_png(fig))
     return files
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #59f1ea08

@@ -388,7 +388,7 @@ def draw_language_figure(results: dict, name: str, lines: int = 3, directions: s
 # %% ../../nbs/tasks/60_language_run.ipynb #0d11801e
 def save_language_figures(out: Path, results: dict) -> list[Path]:
     "Write the figures of `results` as PNG files; returns their paths."
-    import matplotlib.pyplot as plt
+    from polca.show.plots import figure_png
 
     files = []
     for name in CLUSTER_KINDS:
@@ -396,8 +396,7 @@ def save_language_figures(out: Path, results: dict) -> list[Path]:
             continue
         files.append(out / "figures" / f"{name}.png")
         with atomic_path(files[-1]) as part:
-            fig.savefig(part, dpi=110, format="png")
-        plt.close(fig)
+            part.write_bytes(figure_png(fig))
     return files
 
 # %% ../../nbs/tasks/60_language_run.ipynb #15438740
