@@ -787,7 +787,7 @@ def listed_tokens(view: View, shown: Shown, n: int = 10) -> tuple[np.ndarray, in
 def _who(shown: Shown) -> str:
     if shown.cluster is None:
         return "all tokens"
-    rest = {OUTLIER: "outliers", DROPPED: "tokens dropped by a filter"}
+    rest = {OUTLIER: "the outliers", DROPPED: "the tokens dropped by a filter"}
     return rest.get(shown.cluster, f"cluster {shown.cluster}")
 
 
