@@ -8,6 +8,7 @@ __all__ = []
 
 # %% ../nbs/10_public.ipynb #8a5a9ab4
 import importlib
+import importlib.util
 
 __doc__ = """polca finds what a language model learned, and when, from its training checkpoints.
 
@@ -60,5 +61,13 @@ def __getattr__(name: str):
     return value
 
 
+def _has_widgets() -> bool:
+    try:
+        return importlib.util.find_spec("anywidget") is not None
+    except ImportError:
+        return False
+
+
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    widgets = _has_widgets()  # else `explore` is not to be had, and help(polca) would fail
+    return [*(name for name in __all__ if widgets or _HOME[name] != "explorer.widgets"), "__version__"]

@@ -54,7 +54,7 @@ def measure(engine, answers):
     [
         "forward",
         "hessian",
-        pytest.param("reverse", marks=pytest.mark.nightly),
+        "reverse",
         pytest.param("difference", marks=pytest.mark.nightly),
     ],
 )

@@ -25,6 +25,13 @@ def largest_falls(curves: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarra
     return falls[np.arange(len(curves)), begins], begins
 
 # %% ../../nbs/analysis/91_end_times.ipynb #1e11874a
+def _check(loss: xr.DataArray, ends: Clusters) -> None:
+    if not np.isfinite(loss).all():
+        raise ValueError("some losses are not finite: project these checkpoints again")
+    if not isinstance(ends, Clusters):
+        raise ValueError(f"ends are a {type(ends).__name__}: make them of scores with polca.analysis.axes.axis_ends")
+
+
 def _stretch(n_steps: int, width: int | None) -> int:
     "`width` in intervals, or its default. Raises ValueError if so many intervals are not there."
     if n_steps < 2:
@@ -68,7 +75,7 @@ def end_times(
     ends: Clusters,
     plateau: float | None = None,
     width: int | None = None,
-    draws: int = 1000,
+    draws: int = 200,
     random_state: int = 0,
 ) -> pd.DataFrame:
     """When the tokens of either end of every axis fall most beyond all tokens.
@@ -80,12 +87,12 @@ def end_times(
 
     One row per end: axis; end ("positive", "negative"); first and last step of the stretch; fall, of the mean loss of
     its tokens in it, and fall_of_all, of all tokens in the same, in nats; chance, which the largest fall beyond that of
-    all comes to in random sets of as many tokens, in 5% / the number of ends of `draws` cases; beyond, whether
-    fall − fall_of_all is larger; hidden, whether the middle of the stretch is after the plateau; hidden_control, of how
-    many random sets it is.
+    all comes to in random sets of as many tokens in 5% / the number of ends of the cases, `draws` for each end; beyond,
+    whether it falls, and beyond that; hidden, whether its middle is after the plateau; hidden_control, of random sets.
 
-    Raises ValueError for one checkpoint, and for a width that is not there.
+    Raises ValueError for one checkpoint, a width that is not there, and scores instead of ends.
     """
+    _check(loss, ends)
     width = _stretch(loss.sizes["step"], width)
     loss = loss.transpose("step", "token")
     which = [(axis, end) for axis, _, _ in ends.groups() for end in END_NAMES]
@@ -93,10 +100,10 @@ def end_times(
         return pd.DataFrame(columns=_COLUMNS)
     sets = [np.flatnonzero(ends.members(*one)) for one in which]
     falls = _falls(loss, sets, width)
-    random = _falls(loss, _random_sets(loss.sizes["token"], len(sets[0]), draws, random_state), width)
+    random = _falls(loss, _random_sets(loss.sizes["token"], len(sets[0]), draws * len(sets), random_state), width)
     chance = (random["fall"] - random["fall_of_all"]).quantile(1 - 0.05 / len(sets))
     names = {"axis": [axis for axis, _ in which], "end": [END_NAMES[end] for _, end in which]}
-    beyond = {"chance": chance, "beyond": falls["fall"] - falls["fall_of_all"] > chance}
+    beyond = {"chance": chance, "beyond": (falls["fall"] > 0) & (falls["fall"] - falls["fall_of_all"] > chance)}
     hidden = {"hidden": _after(falls, plateau), "hidden_control": _after(random, plateau).mean()}
     return falls.assign(**names, **beyond, **hidden)[_COLUMNS]
 

@@ -44,10 +44,10 @@ def carried_over(scores: Sequence[np.ndarray], found: np.ndarray, common: np.nda
 
 
 def pair_correlations(carried: np.ndarray) -> np.ndarray:
-    "|r| (pair, axis) between every two runs of `carried` (run, token, axis)."
+    "r (pair, axis) between every two runs of `carried` (run, token, axis), which have one sign."
     pairs = combinations(range(len(carried)), 2)
     axes = range(carried.shape[2])
-    return np.array([[abs(np.corrcoef(carried[i, :, k], carried[j, :, k])[0, 1]) for k in axes] for i, j in pairs])
+    return np.array([[np.corrcoef(carried[i, :, k], carried[j, :, k])[0, 1] for k in axes] for i, j in pairs])
 
 # %% ../../nbs/analysis/94_shared_axes.ipynb #cb46e3ba
 def _half(values: list[np.ndarray], found: np.ndarray, whole: np.ndarray, n_axes: int) -> tuple:
@@ -63,11 +63,19 @@ def _half(values: list[np.ndarray], found: np.ndarray, whole: np.ndarray, n_axes
 
 
 def _split(values: list[np.ndarray], units: np.ndarray, whole: np.ndarray, n_axes: int, rng) -> tuple:
-    "The smaller of two random halves' |r|, (pair, axis), and how much their axes are those of `whole` (axis,)."
+    """Of two random halves the smaller r, (pair, axis); the least of all pairs in descending order, (axis,), whichever
+    axis it is; and how much their axes are those of `whole` (axis,).
+    """
     names = rng.permutation(np.unique(units))
     found = np.isin(units, names[: len(names) // 2])
+    least = min(found.sum(), (~found).sum())
+    if least <= n_axes:
+        raise ValueError(
+            f"{n_axes} axes of {least} tokens in one half: keep smaller units together (by), or fewer axes"
+        )
     one, two = (_half(values, mask, whole, n_axes) for mask in (found, ~found))
-    return np.minimum(one[0], two[0]), (one[1] + two[1]) / 2
+    ranked = np.minimum(*(np.sort(own[0].min(0))[::-1] for own in (one, two)))
+    return np.minimum(one[0], two[0]), ranked, (one[1] + two[1]) / 2
 
 
 def _whole(values: list[np.ndarray], n: int, n_axes: int) -> np.ndarray:
@@ -77,8 +85,12 @@ def _whole(values: list[np.ndarray], n: int, n_axes: int) -> np.ndarray:
 
 
 def _chance(values: list[np.ndarray], units: np.ndarray, n: int, n_axes: int, rng) -> float:
-    "The largest |r| of an axis, the least of all pairs, where the tokens of all runs but the first are permuted."
-    permuted = [values[0], *(own[:, rng.permutation(len(units))] for own in values[1:])]
+    "The largest r of an axis, the least of all pairs, where the units of all runs but the first are in another order."
+    names = np.unique(units)
+    orders = [names, *(rng.permutation(names) for _ in values[1:])]
+    places = [np.concatenate([np.flatnonzero(units == name) for name in order]) for order in orders]
+    permuted = [own[:, place] for own, place in zip(values, places)]
+    units = units[places[0]]
     return _split(permuted, units, _whole(permuted, n, n_axes), n_axes, rng)[0].min(0).max()
 
 # %% ../../nbs/analysis/94_shared_axes.ipynb #2381209d
@@ -95,6 +107,9 @@ def _check_runs(projections: Sequence[xr.Dataset], n_axes: int) -> None:
     "Raise ValueError unless there are two runs or more, of the same tokens, with enough of them for `n_axes` axes."
     if len(projections) < 2:
         raise ValueError(f"{len(projections)} run: what comes back can be told of two runs or more")
+    for run, own in enumerate(projections):
+        if not isinstance(own, xr.Dataset):
+            raise ValueError(f"run {run} is a {type(own).__name__}: give its projection, run.project() of a Run")
     first = projections[0]
     n = first.sizes["token"]
     remedy = "give runs on the same tokens, which share a data seed (--data-seed)"
@@ -105,13 +120,19 @@ def _check_runs(projections: Sequence[xr.Dataset], n_axes: int) -> None:
         differ = [name for name in known if not np.array_equal(own[name].values, first[name].values)]
         if differ:
             raise ValueError(f"run {run} is of other tokens than the first run, by their {differ[0]}: {remedy}")
-        width = own.sizes["step"] * own.sizes["direction"]
-        if width < n_axes:
-            raise ValueError(f"{n_axes} axes of {width} numbers for each token of run {run}: give a smaller n_axes")
     if n < 8 * n_axes:
         raise ValueError(f"{n_axes} axes of {n:,} tokens: give eight tokens for each of them, or a smaller n_axes")
 
 # %% ../../nbs/analysis/94_shared_axes.ipynb #8b55550b
+def _check_widths(values: Sequence[np.ndarray], n_axes: int) -> None:
+    for run, own in enumerate(values):
+        width = own.shape[0] * own.shape[2]
+        if width < n_axes:
+            raise ValueError(f"{n_axes} axes of {width} numbers for each token of run {run}: give a smaller n_axes")
+        if not own.any():
+            raise ValueError(f"run {run} has no gradient along any direction: project it again")
+
+
 def _units(projection: xr.Dataset, by: str | None) -> np.ndarray:
     "What tokens are to stay together by, (token,)."
     if by is None:
@@ -130,29 +151,31 @@ class SharedAxes:
     """What the axes of several runs have in common.
 
     scores  (token, axis): the common axes, of all tokens, the most common first, each of variance 1
-    table   one row per axis: axis; least and mean of the |r| between two runs, on tokens that had no part in finding it
-            (mean of the splits); lowest, the least |r| of any split; same, the |r| of this axis with those that the
-            halves found; chance, the largest least |r| of permuted tokens
+    table   one row per axis: axis; least and mean of the r between two runs, on tokens that had no part in finding it
+            (mean of the splits); lowest, the least r of any split; ranked, the least r of the half's axes in descending
+            order, whichever they are; same, the |r| of this axis with those that the halves found; chance, the largest
+            least r where whole units are permuted
     """
 
     scores: xr.DataArray
     table: pd.DataFrame
 
     def back(self, least: float = 0.8) -> int:
-        "How many axes have an |r| of `least` or more between every two runs."
-        return int((self.table["least"] >= least).sum())
+        "How many axes have an r of `least` or more between every two runs, on average over the splits."
+        return int((self.table["ranked"] >= least).sum())
 
 # %% ../../nbs/analysis/94_shared_axes.ipynb #5f4b8273
 def _shared_table(values: list[np.ndarray], units: np.ndarray, whole: np.ndarray, n_axes: int, times: tuple, rng):
     "`SharedAxes.table` of the axes `whole` (token, axis); `times`: how many splits and draws."
     splits, draws = times
     n = whole.shape[1]
-    found, same = zip(*(_split(values, units, whole, n_axes, rng) for _ in range(splits)))
+    found, ranked, same = zip(*(_split(values, units, whole, n_axes, rng) for _ in range(splits)))
     r = np.mean(found, axis=0)
     columns = {
         "least": r.min(0),
         "mean": r.mean(0),
         "lowest": np.min(found, axis=(0, 1)),
+        "ranked": np.mean(ranked, axis=0),
         "same": np.mean(same, axis=0),
     }
     chance = max(_chance(values, units, n, n_axes, rng) for _ in range(draws))
@@ -185,6 +208,7 @@ def shared_axes(
     _check_runs(projections, n_axes)
     units = _units(projections[0], by)
     values = [axis_values(own, window).values for own in projections]
+    _check_widths(values, n_axes)
     rng = np.random.default_rng(random_state)
     whole = _whole(values, min(n, n_axes), n_axes)
     table = _shared_table(values, units, whole, n_axes, (splits, draws), rng)

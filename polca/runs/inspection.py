@@ -161,28 +161,29 @@ def _with_times(rows: list[dict], times: pd.DataFrame, key: str) -> list[dict]:
     for row in rows:
         own = times[times["axis"] == row[key]]
         ends = own.drop(columns="axis").set_index("end").to_dict("index")
-        out.append(row | {"learned": learned_words(times, row[key]), "ends": ends})
+        known = {name: None if value != value else value for name, value in row.items()}  # JSON knows no NaN
+        out.append(known | {"learned": learned_words(times, row[key]), "ends": ends})
     return out
 
 
-def axis_facts(results: RunResults) -> dict:
-    """{"axes": rows, "threads": rows} of the axes beyond chance, with names, controls, and when their ends are learned;
-    {"no_axes": why} where there can be none.
+def axis_facts(results: RunResults, projected: bool = True) -> dict:
+    """{"axes": rows, "threads": rows} of the axes beyond chance, with names, controls, and when their ends are learned
+    (not where the projection is no longer there: not `projected`); {"no_axes": why} where there can be none.
     """
     try:
         named = results.read_axes()
     except NoAxesError as e:
         return {"no_axes": str(e)}
+    axes = _axis_rows(named)
+    threads = named.threads.table.assign(name=named.thread_names).to_dict("records")
+    if not projected:
+        return {"axes": axes, "threads": threads}
     projection = results.read_projection()
     plateau = results.plateau(projection)
     scores = named.axes.scores.isel(axis=slice(named.axes.n_beyond))
     times = end_times(projection["loss"], axis_ends(scores), plateau)
     of_threads = end_times(projection["loss"], axis_ends(named.threads.scores.rename(thread="axis")), plateau)
-    threads = named.threads.table.assign(name=named.thread_names).to_dict("records")
-    return {
-        "axes": _with_times(_axis_rows(named), times, "axis"),
-        "threads": _with_times(threads, of_threads, "thread"),
-    }
+    return {"axes": _with_times(axes, times, "axis"), "threads": _with_times(threads, of_threads, "thread")}
 
 # %% ../../nbs/runs/55_inspection.ipynb #4c9e847b
 def _percent(share: float) -> str:
@@ -196,7 +197,8 @@ def axis_lines(facts: dict, most: int = 8) -> str:
     if not facts["axes"]:
         return "skill axes: none is beyond chance"
     axes = pd.DataFrame(facts["axes"]).head(most)
-    shown = axes[["axis", "name", "learned", "share", "chance", "direction", "step", "token"]]
+    learned = ["learned"] if "learned" in axes else []
+    shown = axes[["axis", "name", *learned, "share", "chance", "direction", "step", "token"]]
     formats = {"share": _percent, "chance": _percent} | dict.fromkeys(("direction", "step", "token"), "{:.2f}".format)
     head = (
         f"skill axes beyond chance: {len(facts['axes'])} (learned: steps in which an end falls most beyond all tokens; "
@@ -205,9 +207,12 @@ def axis_lines(facts: dict, most: int = 8) -> str:
     parts = [f"{head}\n{shown.to_string(index=False, formatters=formats)}"]
     if facts["threads"]:
         threads = pd.DataFrame(facts["threads"]).sort_values("share", ascending=False).head(most).sort_values("begin")
-        when = threads[["thread", "name", "learned", "begin", "peak", "end", "share", "chance"]]
+        when = threads[["thread", "name", *learned, "begin", "peak", "end", "share", "chance"]]
         formats |= dict.fromkeys(("begin", "peak", "end"), "{:.0f}".format)
-        strongest = f"threads: {len(facts['threads'])}, the strongest, in the order in which they begin (steps)"
+        strongest = (
+            f"threads: {len(facts['threads'])}, the strongest, in the order in which they begin (steps: the middles "
+            "of the windows in which their tokens are opposed)"
+        )
         parts.append(f"{strongest}\n{when.to_string(index=False, formatters=formats)}")
     return "\n\n".join(parts)
 
@@ -237,7 +242,7 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
     if "decompose" in complete:
         facts["decomposition"] = {rule: own["totals"] for rule, own in results.read_decomposition().items()}
     if "axes" in complete:
-        facts |= axis_facts(results)
+        facts |= axis_facts(results, projected="project" in complete)
     if {"project", "cluster"} <= set(complete):
         facts["clusters"] = _of_clusters(results, facts["window"], facts["plateau"])
     return facts

@@ -84,8 +84,8 @@ _INTRO = (
     "moving the weights along it helps one end and hurts the other. In brackets what permuted tokens give. An axis "
     "that is not found again in halves of the directions or steps, or has no name, is not to be relied on. A thread "
     "lives where its tokens are opposed most; an end is <i>learned</i> where the exact loss of its tokens falls most "
-    "beyond that of all tokens, in a tenth of the run (–: no more than random tokens do), and hidden if the mean loss "
-    "is flat by then."
+    "beyond that of all tokens, in a tenth of the intervals (–: no more than random tokens do), and hidden if the mean "
+    "loss is flat by then."
 )
 
 
