@@ -77,7 +77,7 @@ def _split(values: list[np.ndarray], units: np.ndarray, whole: np.ndarray, n_axe
     ranked = np.minimum(*(np.sort(own[0].min(0))[::-1] for own in (one, two)))
     return np.minimum(one[0], two[0]), ranked, (one[1] + two[1]) / 2
 
-
+# %% ../../nbs/analysis/94_shared_axes.ipynb #492786e6
 def _whole(values: list[np.ndarray], n: int, n_axes: int) -> np.ndarray:
     "The common axes of all tokens, (token, n), the longer tail at the positive end."
     common = common_scores([axis_scores(own, own, n_axes) for own in values], n)
