@@ -49,9 +49,15 @@ def pair_correlations(carried: np.ndarray) -> np.ndarray:
     axes = range(carried.shape[2])
     return np.array([[np.corrcoef(carried[i, :, k], carried[j, :, k])[0, 1] for k in axes] for i, j in pairs])
 
+# %% ../../nbs/analysis/94_shared_axes.ipynb #62918263
+def _whole(values: list[np.ndarray], n: int, n_axes: int) -> np.ndarray:
+    "The common axes of all tokens, (token, n), the longer tail at the positive end."
+    common = common_scores([axis_scores(own, own, n_axes) for own in values], n)
+    return common * np.where((common**3).sum(0) < 0, -1.0, 1.0)
+
 # %% ../../nbs/analysis/94_shared_axes.ipynb #cb46e3ba
 def _half(values: list[np.ndarray], found: np.ndarray, whole: np.ndarray, n_axes: int) -> tuple:
-    """How alike the common axes of the tokens of the mask `found` are on the other tokens, |r| (pair, axis), in the
+    """How alike the common axes of the tokens of the mask `found` are on the other tokens, r (pair, axis), in the
     order of those axes of `whole` (token, axis) that they match; and their |r| with these (axis,).
     """
     n = whole.shape[1]
@@ -77,13 +83,7 @@ def _split(values: list[np.ndarray], units: np.ndarray, whole: np.ndarray, n_axe
     ranked = np.minimum(*(np.sort(own[0].min(0))[::-1] for own in (one, two)))
     return np.minimum(one[0], two[0]), ranked, (one[1] + two[1]) / 2
 
-# %% ../../nbs/analysis/94_shared_axes.ipynb #492786e6
-def _whole(values: list[np.ndarray], n: int, n_axes: int) -> np.ndarray:
-    "The common axes of all tokens, (token, n), the longer tail at the positive end."
-    common = common_scores([axis_scores(own, own, n_axes) for own in values], n)
-    return common * np.where((common**3).sum(0) < 0, -1.0, 1.0)
-
-
+# %% ../../nbs/analysis/94_shared_axes.ipynb #578edf4c
 def _chance(values: list[np.ndarray], units: np.ndarray, n: int, n_axes: int, rng) -> float:
     "The largest r of an axis, the least of all pairs, where the units of all runs but the first are in another order."
     names = np.unique(units)
