@@ -33,12 +33,14 @@ def _interrupted(number, frame):
     imported.
 
     An import that is cut short fails in any way, and a library in C++ may abort; what is complete on disk is complete
-    whenever a process ends. In a finalizer Python would swallow the exception: it is tried again a moment later.
+    whenever a process ends. In a finalizer Python would swallow the exception: it is tried again a moment later. What
+    is half made when it comes, such as a progress bar, may fail to be closed, and then says nothing of it.
     """
     place = "import" if _starting else interrupted_place(frame)
     if place == "finalizer":
         _interrupt_later()
     elif place == "work":
+        sys.unraisablehook = lambda unraisable: None
         raise KeyboardInterrupt
     else:
         os.write(2, b"polca: interrupted; the same command goes on from here\n")

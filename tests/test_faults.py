@@ -30,7 +30,7 @@ from polca.tasks.arithmetic import addition_preset
 from polca.tasks.arithmetic_run import ArithmeticTask
 
 ALL = bool(os.environ.get("POLCA_ALL_FAULTS"))
-KILLS_PER_STAGE = 4 if ALL else 2
+KILLS_PER_STAGE = 4 if ALL else 1
 PLACES = (0.02, 0.5, 0.99) if ALL else (0.5,)
 # six checkpoints, and directions of two of them
 CONFIG = replace(addition_preset("tiny"), steps=100, basis_steps=2)
@@ -235,7 +235,7 @@ UNFINISHED = (
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("how", ["truncated", "flipped"])
+@pytest.mark.parametrize("how", ["truncated", "flipped"] if ALL else ["flipped"])
 @pytest.mark.parametrize("file", UNFINISHED)
 def test_a_damaged_file_of_an_unfinished_stage_is_named_or_made_again(whole, copy, file, how, place):
     stage = "subspace" if file.startswith("basis") else "project"

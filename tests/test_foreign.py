@@ -605,7 +605,11 @@ def recorded_names(tmp, prefix):
     return Checkpoints.open(tmp), model, expected
 
 
-@pytest.mark.parametrize("case", RIGHT)
+# one of each kind for every change; all of them at night
+NIGHTLY = {"Qwen2", "Qwen3", "Gemma", "Phi", "Phi3", "StableLm", "Olmo", "Olmo2", "Bloom", "GPTJ", "Granite", "Cohere"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.nightly) if c in NIGHTLY else c for c in RIGHT])
 def test_right(case, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -61,3 +61,31 @@ def test_the_parser_imports_nothing_that_takes_time():
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+HALF_MADE = """
+import sys
+import polca.__main__ as command
+
+command._starting = False
+
+
+class Bar:
+    def __init__(self):
+        command._interrupted(2, sys._getframe())
+        self.bar = []
+
+    def __del__(self):
+        self.bar.clear()
+
+
+try:
+    Bar()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_what_is_half_made_when_ctrl_c_comes_says_nothing():
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")

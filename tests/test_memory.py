@@ -54,7 +54,7 @@ def measure(engine, answers):
     [
         "forward",
         "hessian",
-        "reverse",
+        pytest.param("reverse", marks=pytest.mark.nightly),
         pytest.param("difference", marks=pytest.mark.nightly),
     ],
 )

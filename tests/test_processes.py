@@ -144,7 +144,7 @@ def assert_the_same(out, expected):
         assert_same_projection(file, expected / file.name)
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_several_processes_find_what_one_finds(job, tmp_path, n):
     for done in call_in(n, by_several, job, tmp_path):
         assert done.returncode == 0, done.stderr
