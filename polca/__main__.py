@@ -216,8 +216,8 @@ _EXPERIMENT = {
         "help": "of language: so many letters of English Wikipedia from the hub, instead of texts",
     },
     "--out": {
-        "help": "run directory of an experiment (default: runs/EXPERIMENT-PRESET-seedSEED); an interrupted run goes "
-        "on there",
+        "help": "run directory of an experiment (default: runs/EXPERIMENT-PRESET-seedSEED, with --data-seed D "
+        "-dataD after it); an interrupted run goes on there",
     },
     "--seed": {"type": int, "help": "of an experiment: seed of data, initialisation and Lanczos (default: 0)"},
     "--data-seed": {

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from .breakthroughs import find_plateau
 from .clustering import Clusters
 from .ends import END_NAMES
 
@@ -62,9 +63,9 @@ def _random_sets(n_tokens: int, size: int, draws: int, seed: int) -> list[np.nda
     return [rng.choice(n_tokens, size, replace=False) for _ in range(draws)]
 
 
-def _after(falls: pd.DataFrame, plateau: float | None) -> pd.Series:
+def _after(falls: pd.DataFrame, plateau: float) -> pd.Series:
     "Which stretches have their middle after the plateau."
-    return (falls["first"] + falls["last"]) / 2 > (np.inf if plateau is None else plateau)
+    return (falls["first"] + falls["last"]) / 2 > plateau
 
 # %% ../../nbs/analysis/91_end_times.ipynb #95387f17
 _COLUMNS = ["axis", "end", "first", "last", "fall", "fall_of_all", "chance", "beyond", "hidden", "hidden_control"]
@@ -82,7 +83,7 @@ def end_times(
 
     loss     (step, token), exact, in nats
     ends     of `polca.analysis.axes.axis_ends`
-    plateau  the step from which the mean loss is flat; default: none
+    plateau  the step from which the mean loss is flat; default: `polca.analysis.breakthroughs.find_plateau` of it
     width    of the stretch, in intervals between checkpoints; default a tenth of them
 
     One row per end: axis; end ("positive", "negative"); first and last step of the stretch; fall, of the mean loss of
@@ -95,6 +96,8 @@ def end_times(
     _check(loss, ends)
     width = _stretch(loss.sizes["step"], width)
     loss = loss.transpose("step", "token")
+    if plateau is None:
+        plateau = find_plateau(loss.mean("token").values, loss["step"].values)
     which = [(axis, end) for axis, _, _ in ends.groups() for end in END_NAMES]
     if not which:
         return pd.DataFrame(columns=_COLUMNS)

@@ -64,10 +64,25 @@ def axis_names(labels: pd.DataFrame, noun: str = "axis") -> list[str]:
     return names
 
 # %% ../../nbs/analysis/90_ends.ipynb #0f76c1c0
+def _check_scores(scores: xr.DataArray, tokens: pd.DataFrame, axis: int) -> None:
+    if not isinstance(scores, xr.DataArray) or not {"token", "axis"} <= set(scores.dims):
+        raise ValueError(f"scores are a {type(scores).__name__}: give those of axes, (token, axis), as axes.scores")
+    if not isinstance(tokens, pd.DataFrame):
+        remedy = "make a table of a projection with polca.analysis.labels.projection_tokens"
+        raise ValueError(f"tokens are a {type(tokens).__name__}: {remedy}")
+    if len(tokens) != scores.sizes["token"]:
+        raise ValueError(f"{len(tokens):,} tokens, and scores of {scores.sizes['token']:,}: give those of one run")
+    if axis not in scores["axis"]:
+        raise ValueError(f"there is no axis {axis}: use one of {', '.join(map(str, scores['axis'].values))}")
+
+
 def end_tokens(scores: xr.DataArray, tokens: pd.DataFrame, axis: int, n: int = 6) -> pd.DataFrame:
     """The `n` outermost tokens at either end of an axis of `scores` (token, axis), in the order of their scores: end,
     score, and the columns of `tokens`; of texts those that show the context.
+
+    Raises ValueError for other things than these, and an axis that is not there.
     """
+    _check_scores(scores, tokens, axis)
     own = scores.sel(axis=axis).values
     order = np.argsort(-own, kind="stable")
     n = min(n, len(order) // 2)

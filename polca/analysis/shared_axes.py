@@ -63,6 +63,11 @@ def _half(values: list[np.ndarray], found: np.ndarray, whole: np.ndarray, n_axes
     n = whole.shape[1]
     scores = [axis_scores(own[:, found], own, n_axes) for own in values]
     common = common_scores([own[found] for own in scores], n)
+    if common.shape[1] < n:
+        raise ValueError(
+            f"the tokens of a half have {common.shape[1]} axes in all, not {n}: keep smaller units together (by), or "
+            "give a smaller n"
+        )
     like = abs(np.corrcoef(whole[found].T, common.T)[:n, n:])
     axes, places = linear_sum_assignment(-like)
     return pair_correlations(carried_over(scores, found, common[:, places])), like[axes, places]

@@ -258,7 +258,7 @@ def _is_intact(group, i) -> bool:
 
 def completed_steps(group: zarr.Group) -> list[bool]:
     "Which checkpoints are done; those that were damaged since are not, and no longer marked complete."
-    done = [complete and _is_intact(group, i) for i, complete in enumerate(marked_complete(group))]
+    done = [bool(complete) and _is_intact(group, i) for i, complete in enumerate(marked_complete(group))]
     for i in np.flatnonzero(np.logical_not(done)):
         group["complete"][int(i)] = False
     return done

@@ -575,10 +575,9 @@ def check_shown(view: View, shown: Shown) -> None:
     }
     for name, values in known.items():
         if (value := getattr(shown, name)) not in values:
-            raise ValueError(
-                f"there is no {name} {value!r}: use one of "
-                f"{', '.join(map(str, values[:12]))}{' …' if len(values) > 12 else ''}"
-            )
+            there = [one for one in values if one is not None]
+            more = " …" if len(there) > 12 else ""
+            raise ValueError(f"there is no {name} {value!r}: use one of {', '.join(map(str, there[:12]))}{more}")
     if (rule := shown.settings.rule) not in rules(view.projection):
         raise ValueError(f"there is no rule {rule!r} in this run: use one of {', '.join(rules(view.projection))}")
     if shown.token is not None and not 0 <= shown.token < len(view.tokens):

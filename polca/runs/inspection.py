@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 import zarr
 
-from ..analysis.axes import NoAxesError, axis_ends
+from ..analysis.axes import HALVES, NoAxesError, axis_ends
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import Clusters
 from ..analysis.end_times import end_times, learned_words
@@ -190,19 +190,28 @@ def _percent(share: float) -> str:
     return f"{share:.1%}"
 
 
+def _halves(axes: pd.DataFrame) -> pd.DataFrame:
+    "What halves find again of the axes, |r|, beside chance in brackets; empty where there was nothing to be halved."
+    cells = {}
+    for by in HALVES:
+        pairs = zip(axes[by].astype(float), axes[f"{by}_chance"].astype(float))
+        cells[by] = ["" if np.isnan(r) else f"{r:.2f} ({chance:.2f})" for r, chance in pairs]
+    return axes.assign(**cells)
+
+# %% ../../nbs/runs/55_inspection.ipynb #89f9e03b
 def axis_lines(facts: dict, most: int = 8) -> str:
     "`axis_facts` for people: the axes and the `most` strongest threads as tables."
     if "no_axes" in facts:
         return f"skill axes: none ({facts['no_axes']})"
     if not facts["axes"]:
         return "skill axes: none is beyond chance"
-    axes = pd.DataFrame(facts["axes"]).head(most)
+    axes = _halves(pd.DataFrame(facts["axes"]).head(most))
     learned = ["learned"] if "learned" in axes else []
-    shown = axes[["axis", "name", *learned, "share", "chance", "direction", "step", "token"]]
-    formats = {"share": _percent, "chance": _percent} | dict.fromkeys(("direction", "step", "token"), "{:.2f}".format)
+    shown = axes[["axis", "name", *learned, "share", "chance", *HALVES]]
+    formats = {"share": _percent, "chance": _percent}
     head = (
         f"skill axes beyond chance: {len(facts['axes'])} (learned: steps in which an end falls most beyond all tokens; "
-        "share of the variance; |r| of random halves)"
+        "share of the variance; |r| of random halves, in brackets of permuted tokens)"
     )
     parts = [f"{head}\n{shown.to_string(index=False, formatters=formats)}"]
     if facts["threads"]:
@@ -248,12 +257,16 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
     return facts
 
 # %% ../../nbs/runs/55_inspection.ipynb #6f253663
+def _flat_words(steps: Sequence[float], plateau: float) -> str:
+    return f"flat from step {plateau:g}" if plateau < steps[-1] else "still falling at the last step"
+
+
 def _loss_line(facts: dict) -> str:
     steps = facts["steps"]
     mean = facts["mean_loss"]
     return (
         f"{facts['tokens']} tokens at {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}; mean loss "
-        f"{mean[0]:.3f} to {mean[-1]:.3f} nats, flat from step {facts['plateau']:g}"
+        f"{mean[0]:.3f} to {mean[-1]:.3f} nats, {_flat_words(steps, facts['plateau'])}"
     )
 
 

@@ -647,6 +647,11 @@ along which the loss is most curved. <b>Step</b>: an update of the weights in tr
 a token's loss change between two checkpoints that is booked on a direction, gradient times movement along it.
 <b>Projected loss</b>: the sum of a token's allocations so far, zero at the first checkpoint; it falls where movement
 along the direction helps the token.</p>
+<p><b>Axis</b>: an opposition between tokens. Where the weights move one way along it, the tokens at one end gain, and
+those at the other lose. Axes are principal components of the tokens' projected gradients over all of training; each is
+named by what tells its two ends apart, the positive end first. <b>Thread</b>: an axis that is found again in
+successive windows of training. <b>Learned</b>: the steps in which the loss of an end falls most beyond that of all
+tokens.</p>
 <p><b>Break</b>: the step where a curve bends most, at the end of its steepest fall; of a cluster the median over its
 tokens, with their spread. It takes a window of steps on either side: what bends earlier or later is told as ≤ or ≥.
 <b>Hidden</b>: the mean of the breaks comes after the mean loss has become flat. Every curve bends most somewhere, so

@@ -63,9 +63,16 @@ def test_chance_counts_all_ends():
     assert len(many) == 16 and many["chance"][0] > one["chance"][0]
 
 
-def test_without_a_plateau_nothing_is_hidden_and_without_axes_there_are_no_rows():
+def test_the_plateau_is_that_of_the_mean_loss_unless_it_is_given():
+    late = np.arange(N) < 8  # too few for the mean loss
+    loss = losses(np.where(late, 250, 30), noise=0.01)
+    ends = axis_ends(scores_of(1.0 * late), 0.02)
+    assert end_times(loss, ends)["hidden"].tolist() == [True, False]
+    assert end_times(loss, ends, plateau=300)["hidden"].tolist() == [False, False]
+
+
+def test_without_axes_there_are_no_rows():
     loss = losses(np.full(N, 100))
-    assert not end_times(loss, axis_ends(scores_of(np.arange(N))))["hidden"].any()
     assert end_times(loss, axis_ends(scores_of(np.arange(N)).isel(axis=slice(0)))).empty
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 import xarray as xr
 
 from polca.analysis.axes import axis_ends
@@ -41,3 +42,16 @@ def test_outermost_tokens_of_few_are_at_one_end_each():
     tokens = pd.DataFrame({"target": list("abcde")})
     table = end_tokens(scores_of(np.array([0.5, -2, 3, 0, 1])), tokens, 0, n=6)
     assert list(table["target"]) == ["c", "e", "d", "b"] and list(table["end"]) == ["positive"] * 2 + ["negative"] * 2
+
+
+def test_what_has_no_outermost_tokens_is_refused():
+    scores = scores_of(np.arange(5.0))
+    tokens = pd.DataFrame({"target": list("abcde")})
+    with pytest.raises(ValueError, match="a Dataset: give those of axes"):
+        end_tokens(xr.Dataset({"score": scores}), tokens, 0)
+    with pytest.raises(ValueError, match="a Dataset: make a table"):
+        end_tokens(scores, xr.Dataset({"target": ("token", list("abcde"))}), 0)
+    with pytest.raises(ValueError, match="4 tokens, and scores of 5"):
+        end_tokens(scores, tokens[:4], 0)
+    with pytest.raises(ValueError, match="no axis 1: use one of 0"):
+        end_tokens(scores, tokens, 1)
