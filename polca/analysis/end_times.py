@@ -63,14 +63,14 @@ def _random_sets(n_tokens: int, size: int, draws: int, seed: int) -> list[np.nda
     return [rng.choice(n_tokens, size, replace=False) for _ in range(draws)]
 
 
+_COLUMNS = ["axis", "end", "first", "last", "fall", "fall_of_all", "chance", "beyond", "hidden", "hidden_control"]
+
+
 def _after(falls: pd.DataFrame, plateau: float) -> pd.Series:
     "Which stretches have their middle after the plateau."
     return (falls["first"] + falls["last"]) / 2 > plateau
 
 # %% ../../nbs/analysis/91_end_times.ipynb #95387f17
-_COLUMNS = ["axis", "end", "first", "last", "fall", "fall_of_all", "chance", "beyond", "hidden", "hidden_control"]
-
-
 def end_times(
     loss: xr.DataArray,
     ends: Clusters,
