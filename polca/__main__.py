@@ -72,7 +72,10 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
+
+from .runs.text_config import TextConfig
 
 # %% ../nbs/20_main.ipynb #a7ea0fdb
 _ANALYSED = {
@@ -156,8 +159,6 @@ def element_type(field) -> type:
 
 def field_option(field, words: str) -> dict[str, Any]:
     "How argparse reads a field of `TextConfig`; not given is None, so that the defaults stand in one place."
-    from dataclasses import MISSING
-
     if field.type is bool:
         return {"action": "store_true", "default": None, "help": words}
     kind = element_type(field)
@@ -289,10 +290,6 @@ def answer_inspect(options, say: Say) -> dict:
 # %% ../nbs/20_main.ipynb #ac7b1f66
 def given_fields(options) -> dict[str, Any]:
     "The fields of `TextConfig` that were given."
-    from dataclasses import fields
-
-    from polca.runs.task import TextConfig
-
     given = {field.name: getattr(options, field.name) for field in fields(TextConfig)}
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
@@ -302,7 +299,7 @@ def given_fields(options) -> dict[str, Any]:
 def answer_analyze(options, say: Say) -> dict:
     "`polca analyze`."
     from polca.runs.run import Run
-    from polca.runs.task import TextConfig, TextTask
+    from polca.runs.task import TextTask
 
     task = TextTask(TextConfig(**given_fields(options)))
     return finish(Run.create(options.out, task).make(options.until, say=say), say)
@@ -417,7 +414,7 @@ def stage_command(stage: str, words: str) -> Command:
 _COMMANDS = {
     "analyze": Command(
         "analyse the checkpoints of a language model on texts, from the checks to the report",
-        {},  # the fields of TextConfig, as soon as they are asked for
+        {},  # the fields of TextConfig, in groups
         answer_analyze,
         "Example: polca analyze --model my/model --checkpoints my/trainer-output --texts held-out.txt --out "
         f"runs/mine. {_ENDS}",
@@ -461,11 +458,7 @@ class _Parser(argparse.ArgumentParser):
 
 # %% ../nbs/20_main.ipynb #f3594be0
 def _add_analyze(parser) -> None:
-    "The options of `polca analyze`: the fields of `polca.runs.task.TextConfig`, and those of the run."
-    from dataclasses import fields
-
-    from polca.runs.task import TextConfig
-
+    "The options of `polca analyze`: the fields of `polca.runs.text_config.TextConfig`, and those of the run."
     known = {field.name: field for field in fields(TextConfig)}
     for title, names in _GROUPS.items():
         group = parser.add_argument_group(title)
@@ -480,8 +473,8 @@ def _add_analyze(parser) -> None:
     )
 
 # %% ../nbs/20_main.ipynb #5d4ec1b8
-def command_parser(chosen: str | None = None) -> argparse.ArgumentParser:
-    "The parser; options of the command `chosen` that are slow to find out are there for that command alone."
+def command_parser() -> argparse.ArgumentParser:
+    "The parser of all commands; it imports nothing that is slow."
     parser = _Parser(
         prog="polca",
         description="Find what a language model learned, and when, from its training checkpoints.",
@@ -497,7 +490,7 @@ def command_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help=_JSON_WORDS)
         for argument, option in command.arguments.items():
             added.add_argument(argument, **option)
-        if name == "analyze" == chosen:
+        if name == "analyze":
             _add_analyze(added)
     return parser
 
@@ -606,8 +599,7 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     _print_anything()
     try:
-        # for some commands this imports torch, which takes seconds
-        options = command_parser(args[0] if args else None).parse_args(args)
+        options = command_parser().parse_args(args)
         _starting = False
         status = answer(options)
         if status == 130 and _is_program():

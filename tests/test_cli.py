@@ -104,7 +104,7 @@ def test_another_seed_is_another_run(finished, tmp_path):
 
 
 TABLES = ("projection_lca.zarr", "kinds.zarr", "results.json", "figures")  # what follows the stages of a run
-MARKS = ("projection_lca.zarr/outside/3.0.0", "kinds.zarr") if ALL else ("kinds.zarr",)
+MARKS = ("projection_lca.zarr/outside/3.0.0", "kinds.zarr")
 
 
 def kill_at(mark, out):
@@ -118,6 +118,7 @@ def kill_at(mark, out):
     process.join()
 
 
+@pytest.mark.nightly  # test_faults.py has it for the stages, which are all but these tables
 def test_killed_at_any_stage_it_goes_on_to_the_same_numbers(finished, tmp_path):
     # the stages of a run itself are in test_faults.py
     out = tmp_path / "killed"

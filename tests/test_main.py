@@ -48,7 +48,7 @@ def test_the_help_of_analyze_has_every_option_and_its_default(capsys, words):
 
 
 def test_options_have_the_types_of_their_fields():
-    options = command_parser("analyze").parse_args([*ANALYZE.split(), "--tol", "0.1", "--k", "2"])
+    options = command_parser().parse_args([*ANALYZE.split(), "--tol", "0.1", "--k", "2"])
     assert options.tol == 0.1
     assert options.k == 2
     assert options.texts == ["a", "b"]

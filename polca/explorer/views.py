@@ -27,7 +27,7 @@ from sklearn.metrics import adjusted_rand_score
 from ..analysis.axes import NoAxesError
 from ..analysis.breakthroughs import breakthroughs, find_plateau, window_fits
 from ..analysis.clustering import OUTLIER, Clusters, cluster_directions, filter_directions, filter_tokens, hdbscan
-from ..analysis.decomposition import rules, trajectories
+from ..analysis.decomposition import most_exact_rule, needed_array, rules, trajectories
 from ..analysis.joint import JointClusters
 from ..analysis.labels import label_clusters, label_kinds, label_tests, projection_tokens
 from ..analysis.named_axes import NamedAxes
@@ -253,7 +253,7 @@ def view_of(
     steps = projection["step"].values
     sizes = [getattr(config, name, None) for name in ("min_cluster_size", "min_samples")]
     settings = Settings(
-        "path" if "path_gradient" in projection else "trapezoid",
+        most_exact_rule(projection),
         sizes[0] or max(2, round(0.03 * n)),
         sizes[1] or max(1, n // 15),
     )
@@ -372,13 +372,18 @@ def _place(view: View, direction: int) -> int:
     return int(places[0])
 
 # %% ../../nbs/explorer/10_views.ipynb #6729406d
+def _arrays(view: View, rule: str) -> list[str]:
+    "Of the arrays that `rule` needs those that have every token and direction."
+    names = ("gradient", needed_array(rule))
+    return [name for name in names if name in view.projection and "token" in view.projection[name].dims]
+
+
 def one_direction(view: View, direction: int, rule: str = "trapezoid") -> xr.Dataset:
     """The part of the projection along `direction` that `rule` needs.
 
     Raises ValueError for a direction that there is not.
     """
     i = _place(view, direction)
-    needs = {"path": "path_gradient", "curvature": "token_curvature"}
     small = (
         view.remembered(
             ("small",),
@@ -387,7 +392,7 @@ def one_direction(view: View, direction: int, rule: str = "trapezoid") -> xr.Dat
         .isel(direction=[i])
         .assign_coords(step=view.steps)
     )
-    for name in ("gradient", *(v for k, v in needs.items() if k == rule and v in view.projection)):
+    for name in _arrays(view, rule):
         dims = view.projection[name].dims
         small[name] = (dims, view.arranged(name).along(i)[:, :, None])
     return small
@@ -661,9 +666,8 @@ def token_rule(view: View, rule: str) -> str:
 def token_curves(view: View, token: int, rule: str = "trapezoid") -> xr.DataArray:
     "The projected loss (step, direction) of one token along all directions, nats, by `token_rule`."
     rule = token_rule(view, rule)
-    needs = {"path": "path_gradient", "curvature": "token_curvature"}
     small = view.movement.to_dataset().assign_coords(step=view.steps)
-    for name in ("gradient", *([needs[rule]] if rule in needs else [])):
+    for name in _arrays(view, rule):
         small[name] = (view.projection[name].dims, view.arranged(name).of_token(token)[:, None])
     return trajectories(small, rule).isel(token=0)
 

@@ -22,7 +22,7 @@ import xarray as xr
 from ..analysis.axes import NoAxesError
 from ..analysis.breakthroughs import breakthroughs, find_plateau, window_fits
 from ..analysis.clustering import Clusters, cluster_directions, filter_directions, filter_tokens
-from ..analysis.decomposition import allocate, explained, rules, trajectories
+from ..analysis.decomposition import allocate, explained, most_exact_rule, rules, trajectories
 from ..analysis.joint import JointClusters, cluster_tokens, scale_curves
 from ..analysis.labels import label_clusters, projection_tokens
 from ..analysis.named_axes import NamedAxes, named_axes
@@ -313,17 +313,12 @@ def decompose_stage(inputs: RunInputs, results: RunResults, progress: bool) -> d
     return {"rules": rules(projection)}
 
 # %% ../../nbs/runs/40_stages.ipynb #756f10c1
-def _curve_rule(projection) -> str:
-    "The most exact rule that there is."
-    return "path" if "path_gradient" in projection else "trapezoid"
-
-
 def clustered_curves(projection: xr.Dataset, recipe: str) -> xr.DataArray:
     """What a recipe of `cluster_run` clusters: projected loss along each direction for "paper", gradients on one scale
     along all of them for "recommended".
     """
     if recipe == "paper":
-        return trajectories(projection, _curve_rule(projection))
+        return trajectories(projection, most_exact_rule(projection))
     return scale_curves(projection["gradient"], "step", True)
 
 
@@ -341,7 +336,7 @@ def cluster_run(projection: xr.Dataset, config, progress: bool = False) -> dict[
     config   with min_cluster_size (None: 3% of the tokens, the paper's share), min_samples (None: a 15th of the tokens)
              and seed
     """
-    curves = trajectories(projection, _curve_rule(projection))
+    curves = trajectories(projection, most_exact_rule(projection))
     n = projection.sizes["token"]
     paper = cluster_directions(
         curves,

@@ -90,7 +90,8 @@ _INTRO = (
 
 
 def _hidden_words(times: pd.DataFrame) -> str:
-    return f" Of random tokens {number_text(times['hidden_control'].iloc[0], '.0%')} have their largest fall then."
+    share = number_text(times["hidden_control"].iloc[0], ".0%")
+    return f" {share} of random sets of tokens have their largest fall after the mean loss is flat."
 
 # %% ../../nbs/show/27_axis_section.ipynb #c77bdd04
 def axis_section(

@@ -40,9 +40,14 @@ COLORS = (
 )
 
 
-RULE_COLORS = dict(
-    zip(("first", "paper", "curvature", "trapezoid", "path"), ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00"))
-)
+RULE_COLORS = {
+    "first": "#0072B2",
+    "paper": "#E69F00",
+    "curvature": "#CC79A7",
+    "trapezoid": "#009E73",
+    "path": "#D55E00",
+}
+_RULE_LINES = {"first": "-", "paper": "--", "curvature": (0, (5, 1, 1, 1, 1, 1)), "trapezoid": "-.", "path": ":"}
 
 
 _GREYS = ("#333333", "#777777", "#B0B0B0", "#E4E4E4")
@@ -487,12 +492,12 @@ def plot_completeness(loss: xr.DataArray, totals: Mapping[str, xr.DataArray]) ->
     fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
     mean = loss.mean("token")
     ax.plot(loss["step"], mean - mean.isel(step=0), color="#000000", lw=2, label="true change")
-    for (rule, curves), style in zip(totals.items(), ("-", "--", "-.", ":")):
+    for rule, curves in totals.items():
         ax.plot(
             curves["step"],
             curves.sum("direction").mean("token"),
             color=RULE_COLORS[rule],
-            ls=style,
+            ls=_RULE_LINES[rule],
             lw=1.6,
             label=f"{rule}, all directions",
         )

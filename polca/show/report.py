@@ -17,7 +17,7 @@ import xarray as xr
 
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
-from ..analysis.decomposition import NO_DIRECTION, allocate, explained, projected_loss, rules
+from ..analysis.decomposition import NO_DIRECTION, allocate, explained, most_exact_rule, projected_loss, rules
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, projection_tokens, random_control
 from ..analysis.named_axes import NamedAxes
@@ -270,7 +270,7 @@ def _hidden_words(recipe: _Recipe, n: int) -> str:
     "How many of n clusters have a hidden breakthrough, beside random sets of tokens."
     hidden = int(recipe.table["hidden"].sum())
     control = recipe.table["control"]
-    chance = f"of random token sets of the same sizes {number_text(control.mean(), '.0%')} would"
+    chance = f"{number_text(control.mean(), '.0%')} of random sets of tokens of the same sizes would"
     if not hidden:
         return f"<b>None has a hidden breakthrough</b>; {chance}."
     deviation = math.sqrt((control * (1 - control)).sum())
@@ -311,7 +311,7 @@ def _label_words(recipe: _Recipe) -> str:
     if not recipe.joint:
         simple += f", along {beside(recipe.simple.loc['directions'])} directions"
     tagger = html_text(recipe.tagger)
-    return f"{words} A simple part-of-speech label, by the paper's rule and the tags of {tagger}, have {simple}."
+    return f"{words} A simple part-of-speech label (the paper's rule, tags of {tagger}): {simple}."
 
 # %% ../../nbs/show/30_report.ipynb #9c7bf609
 def _cluster_words(recipe: _Recipe) -> str:
@@ -756,7 +756,7 @@ def _check_report(projection, clusterings, plateau, window):
 def _first_sections(projection, tokens, recipes, plateau, window, facts) -> list[tuple[str, str]]:
     "(heading, HTML) of what comes before single directions."
     accounts = {rule: explained(projection, allocate(projection, rule)) for rule in rules(projection)}
-    rule = "path" if "path" in accounts else "trapezoid"
+    rule = most_exact_rule(projection)
     whole = projected_loss(allocate(projection, rule).sum("direction"))
     sections = [
         ("Summary", _summary(projection, accounts, rule, recipes, plateau, window, facts)),

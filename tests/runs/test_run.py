@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from polca.runs.inspection import axis_facts, axis_lines
 from polca.runs.manifest import STAGES, hash_settings, write_manifest
 from polca.runs.run import Run
 from polca.tasks.arithmetic import addition_preset
@@ -20,3 +21,10 @@ def test_a_late_setting_of_a_run_from_before_a_setting_existed_changes_no_hash_b
     stale = [stage for stage in STAGES if hash_settings(now, stage) != hash_settings(earlier, stage)]
     assert stale == ["cluster", "report"]
     assert Run.open(run.folder).task.config == replace(config, window=30)
+
+
+def test_a_run_of_a_single_direction_has_no_axes_and_says_why(tmp_path):
+    config = addition_preset("tiny", steps=80, basis_steps=1)
+    run = Run.create(tmp_path / "run", ArithmeticTask(config)).make("report", progress=False, say=None)
+    assert "none (one direction" in axis_lines(axis_facts(run.results))
+    assert "one direction" in (run.folder / "report.html").read_text()
