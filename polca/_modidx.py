@@ -2389,6 +2389,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                   'polca.runs.texts.window_tokens': ('runs/texts.html#window_tokens', 'polca/runs/texts.py')},
             'polca.show.axis_plots': { 'polca.show.axis_plots._mean_loss_panel': ( 'show/axis_plots.html#_mean_loss_panel',
                                                                                    'polca/show/axis_plots.py'),
+                                       'polca.show.axis_plots._own_name': ('show/axis_plots.html#_own_name', 'polca/show/axis_plots.py'),
                                        'polca.show.axis_plots._panels': ('show/axis_plots.html#_panels', 'polca/show/axis_plots.py'),
                                        'polca.show.axis_plots._thread_band': ( 'show/axis_plots.html#_thread_band',
                                                                                'polca/show/axis_plots.py'),

@@ -27,21 +27,35 @@ def outputs(manifest):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    "A tiny run, and what it printed. Its report is made by nbs/tasks/60_language_run, and here with POLCA_NIGHTLY=1."
+    "A complete tiny run, and what it printed."
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    until = "report" if NIGHTLY else "axes"
-    done = polca("run", "language", "--preset", "tiny", "--out", out, "--until", until)
+    done = polca("run", "language", "--preset", "tiny", "--out", out, "--until", "report")
     assert done.returncode == 0, done.stderr
     return out, done
 
 
+def test_a_run_on_a_text_of_ones_own(tmp_path):
+    text = tmp_path / "topics.txt"
+    text.write_text("\n\n".join(topics.values())[:400_000], encoding="utf-8")
+    out = tmp_path / "run"
+    done = polca("run", "language", "--preset", "tiny", "--texts", text, "--out", out, "--until", "subspace")
+    assert done.returncode == 0, done.stderr
+    assert "topics.txt" in done.stdout and "neither --texts" not in done.stdout
+    assert "[2/7]" in done.stdout and "[3/7]" not in done.stdout
+    assert read_manifest(out)["config"]["texts"] == [str(text)]
+    found = json.loads(polca("inspect", out, "--json").stdout)
+    assert found["complete"] == ["train", "subspace"]
+    assert len(found["basis"]) == language_preset("tiny").k * language_preset("tiny").basis_steps
+
+
+@pytest.mark.nightly  # nbs/tasks/60_language_run has it without the command line
 def test_a_run_on_the_text_that_is_everywhere(finished):
     out, done = finished
     assert "documentation that comes with Python" in done.stdout
     assert "neither --texts nor --wikipedia" in done.stdout
-    assert all(f"[{i}/7]" in done.stdout for i in range(1, 8 if NIGHTLY else 6))
+    assert all(f"[{i}/7]" in done.stdout for i in range(1, 8))
     assert "skill axes beyond chance" in done.stdout
-    assert not NIGHTLY or "English text, preset tiny" in (out / "report.html").read_text()
+    assert "English text, preset tiny" in (out / "report.html").read_text()
     found = json.loads(polca("inspect", out, "--json").stdout)
     assert found["tokens"] == language_preset("tiny").analysed_tokens
     assert found["mean_loss"][-1] < found["mean_loss"][0] - 1

@@ -275,7 +275,7 @@ def _cluster_lines(recipe: str, rows: list[dict], window: float, most: int = 12)
     if not rows:
         return f"clusters, {recipe}: none"
     table = pd.DataFrame(rows)
-    head = f"clusters, {recipe}: {len(rows)}"
+    head = f"clusters, {recipe}: {len(rows)}" + (" distinct" if "stability" in table else "")
     if "hidden" in table:
         head += f", of which {table['hidden'].sum()} with a hidden breakthrough (window {window:g} steps)"
     else:

@@ -46,6 +46,12 @@ def _thread_band(ax: Axes, own, height: float, color: str) -> None:
     ax.plot(own["middle"].values[peak], 0, "o", color=color, ms=6)
 
 # %% ../../nbs/show/15_axis_plots.ipynb #ad799ff4
+def _own_name(names: Sequence[str], thread: int) -> str:
+    "The name of a thread, with its number where others have the same."
+    name = names[thread]
+    return f"{name} ({thread})" if list(names).count(name) > 1 else name
+
+
 def plot_threads(threads: Threads, loss: xr.DataArray, names: Sequence[str] | None = None, most: int = 10) -> Figure:
     """The threads over the training, below the mean of `loss` (step, token); of each the share of the variance.
 
@@ -64,7 +70,7 @@ def plot_threads(threads: Threads, loss: xr.DataArray, names: Sequence[str] | No
     for thread, ax in zip(shown, axes[1:]):
         own = threads.links[threads.links["thread"] == thread]
         _thread_band(ax, own, height, cluster_color(thread))
-        name = f"thread {thread}" if names is None else names[thread]
+        name = f"thread {thread}" if names is None else _own_name(names, thread)
         ax.set_ylabel(
             f"{name}\n{own['share'].max():.0%}", rotation=0, ha="right", va="center", fontsize=8, parse_math=False
         )

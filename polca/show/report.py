@@ -573,10 +573,10 @@ def _direction_table(recipe: _Recipe, shown: pd.DataFrame) -> str:
             "tokens",
             "break (step)",
             "spread (steps)",
-            "control",
+            "spread of random",
             "sharpness",
             "hidden",
-            "control",
+            "hidden of random",
             "labels: share (among all clustered)",
         ],
         rows,
@@ -654,8 +654,9 @@ successive windows of training. <b>Learned</b>: the steps in which the loss of a
 tokens.</p>
 <p><b>Break</b>: the step where a curve bends most, at the end of its steepest fall; of a cluster the median over its
 tokens, with their spread. It takes a window of steps on either side: what bends earlier or later is told as ≤ or ≥.
-<b>Hidden</b>: the mean of the breaks comes after the mean loss has become flat. Every curve bends most somewhere, so
-a break alone says little. <b>Control</b>: what random sets of as many tokens would get. A cluster that is hidden
+<b>Hidden</b>: the mean of the breaks comes after the mean loss has become flat; their median, which is shown, may come
+before. Every curve bends most somewhere, so
+a break alone says little. <b>Of random</b>: what random sets of as many tokens would get. A cluster that is hidden
 where most random sets are hidden too, or whose spread is that of random sets, shows no breakthrough of its own.
 <b>Sharpness</b>: the share of a token's ups and downs within one window of its break. <b>Stability</b>: how well a
 cluster is found again when more or fewer clusters are looked for, from 0 to 1; well under a half means that it is one
