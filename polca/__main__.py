@@ -40,11 +40,17 @@ def _interrupted(number, frame):
     if place == "finalizer":
         _interrupt_later()
     elif place == "work":
-        sys.unraisablehook = lambda unraisable: None
+        sys.unraisablehook = _unraisable
         raise KeyboardInterrupt
     else:
         os.write(2, b"polca: interrupted; the same command goes on from here\n")
         os._exit(130)
+
+
+def _unraisable(unraisable):
+    "What Python would only print: an interrupt that came where nothing can be raised comes again."
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _interrupt_later()
 
 
 def _interrupt_later():

@@ -1,8 +1,8 @@
 """For all tests: one thread for each process, as several run at a time and would wait for each other; and the files
 that take longest come first, so that none of them is left to one process while the other has nothing to do.
 
-Tests marked `nightly` are a second way to see what another test sees, and take half a minute or more: they run with
-POLCA_NIGHTLY=1, as .github/workflows/nightly.yml sets it.
+Tests marked `nightly` are a second way to see what another test sees, or of a case that seldom changes, and take long,
+by themselves or together: they run with POLCA_NIGHTLY=1, as .github/workflows/nightly.yml sets it.
 """
 
 import os

@@ -3,9 +3,10 @@
     pytest tests/test_explorer.py
 
 needs Chromium, which is installed from Debian's packages where that is possible, and `pip install -e ".[dev]"`. One
-walk through everything is made in JupyterLab; with POLCA_NIGHTLY=1 it is seen that the explorer comes up and answers in
-its dark theme, after a restart of the kernel, in Notebook and in Voilà, too. With POLCA_ALL_BROWSERS=1 as well the walk
-is made in all of them; with POLCA_NIGHTLY=1 and POLCA_SCREENSHOTS=1 the pictures in tests/screenshots are taken anew.
+walk through everything is made in JupyterLab, and the kernel restarted; with POLCA_NIGHTLY=1 it is seen that the
+explorer comes up and answers in its dark theme, in Notebook and in Voilà, too. With POLCA_ALL_BROWSERS=1 as well the
+walk is made in all of them; with POLCA_NIGHTLY=1 and POLCA_SCREENSHOTS=1 the pictures in tests/screenshots are taken
+anew.
 """
 
 import os
@@ -227,7 +228,6 @@ def test_what_cannot_be_opened_is_told_in_place(page, lab):
     b.assert_clean(page)
 
 
-@pytest.mark.nightly
 def test_a_restarted_kernel_is_told_and_the_cell_runs_again(page, lab):
     b.open_lab(page, lab, "explore.ipynb", new_kernel=False)
     b.restart(page)

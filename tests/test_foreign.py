@@ -623,6 +623,9 @@ NIGHTLY = {
 }
 
 
+assert NIGHTLY <= set(RIGHT)
+
+
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.nightly) if c in NIGHTLY else c for c in RIGHT])
 def test_right(case, tmp_path):
     with warnings.catch_warnings():

@@ -89,3 +89,31 @@ except KeyboardInterrupt:
 def test_what_is_half_made_when_ctrl_c_comes_says_nothing():
     done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+SWALLOWED = """
+import sys
+import polca.__main__ as command
+
+command._starting = False
+again = []
+command._interrupt_later = lambda: again.append("again")
+
+
+def work():
+    try:
+        yield
+    finally:
+        command._interrupted(2, sys._getframe())
+
+
+begun = work()
+next(begun)
+del begun  # Python closes it, and swallows what is raised there
+print(again)
+"""
+
+
+def test_ctrl_c_where_python_swallows_it_comes_again():
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("['again']\n", "")

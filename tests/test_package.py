@@ -30,13 +30,14 @@ FLOORS = {  # what the modules of a room may import, besides each other
 }
 WIDGETS = "explorer.widgets"  # the one module that needs the notebook's packages
 
-BLOCKED = """
+NOTEBOOK_PACKAGES = "nbdev fastcore execnb ipywidgets anywidget traitlets jupyterlab IPython ipykernel".split()
+BLOCKED = f"""
 import sys
-BLOCKED = "nbdev fastcore execnb ipywidgets anywidget traitlets jupyterlab IPython ipykernel".split()
+BLOCKED = {NOTEBOOK_PACKAGES}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+            raise ModuleNotFoundError("blocked: " + name, name=name)
 sys.meta_path.insert(0, Blocker())
 """
 
@@ -119,13 +120,13 @@ def test_no_public_name_is_there_twice():
 
 
 def test_importing_needs_no_notebook_packages_and_the_command_line_alone_draws_nothing():
-    unwanted = ("transformers", "matplotlib.pyplot", "IPython")
+    unwanted = ("transformers", "matplotlib.pyplot", *NOTEBOOK_PACKAGES)
     modules = [f"polca.{module}" for module in FILES if module != WIDGETS]
     code = f"""
-{BLOCKED}
-import importlib
+import importlib, sys
 import polca.runs.run, polca.__main__
 print([name for name in {unwanted} if name in sys.modules])
+{BLOCKED}
 for module in {modules}:
     importlib.import_module(module)
 """

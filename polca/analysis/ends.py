@@ -65,8 +65,11 @@ def axis_names(labels: pd.DataFrame, noun: str = "axis") -> list[str]:
 
 # %% ../../nbs/analysis/90_ends.ipynb #0f76c1c0
 def _check_scores(scores: xr.DataArray, tokens: pd.DataFrame, axis: int) -> None:
-    if not isinstance(scores, xr.DataArray) or not {"token", "axis"} <= set(scores.dims):
+    if not isinstance(scores, xr.DataArray):
         raise ValueError(f"scores are a {type(scores).__name__}: give those of axes, (token, axis), as axes.scores")
+    if set(scores.dims) != {"token", "axis"}:
+        dims = ", ".join(map(str, scores.dims))
+        raise ValueError(f"scores are ({dims}), not (token, axis): those of threads with scores.rename(thread='axis')")
     if not isinstance(tokens, pd.DataFrame):
         remedy = "make a table of a projection with polca.analysis.labels.projection_tokens"
         raise ValueError(f"tokens are a {type(tokens).__name__}: {remedy}")

@@ -25,9 +25,10 @@ def _orthonormal(scores: np.ndarray) -> np.ndarray:
 
 
 def common_scores(scores: Sequence[np.ndarray], n: int) -> np.ndarray:
-    "What arrays (token, axis) have most in common: (token, n), orthonormal, the most common first."
-    left, _, _ = np.linalg.svd(np.concatenate([_orthonormal(own) for own in scores], axis=1), full_matrices=False)
-    return left[:, :n]
+    "What arrays (token, axis) have most in common: (token, n or fewer), orthonormal, the most common first."
+    together = np.concatenate([_orthonormal(own) for own in scores], axis=1)
+    left, lengths, _ = np.linalg.svd(together, full_matrices=False)
+    return left[:, lengths > 1e-9 * lengths.max(initial=0)][:, :n]
 
 # %% ../../nbs/analysis/94_shared_axes.ipynb #8277a7b7
 def _nearest(own: np.ndarray, common: np.ndarray) -> np.ndarray:
@@ -203,11 +204,12 @@ def shared_axes(
     n_axes  of each run, of whose scores common combinations are sought
     window  first and last step; default: the whole run
     by      the coordinate of tokens whose equal values stay in one half (None: every token by itself)
-    splits  random halves over which |r| is averaged
+    splits  random halves over which r is averaged
     draws   permutations of the tokens for the chance level, each with halves of its own
 
     Raises ValueError for fewer than two runs, runs of other tokens, fewer than eight tokens for each axis, fewer than
-    two values of `by`, numbers that are not positive, and what `polca.analysis.axes.axis_values` refuses.
+    two values of `by`, halves with too few tokens or axes, numbers that are not positive, and what
+    `polca.analysis.axes.axis_values` refuses.
     """
     _check_numbers(n=n, n_axes=n_axes, splits=splits, draws=draws)
     _check_runs(projections, n_axes)

@@ -577,7 +577,8 @@ def check_shown(view: View, shown: Shown) -> None:
         if (value := getattr(shown, name)) not in values:
             there = [one for one in values if one is not None]
             more = " …" if len(there) > 12 else ""
-            raise ValueError(f"there is no {name} {value!r}: use one of {', '.join(map(str, there[:12]))}{more}")
+            one_of = f"use one of {', '.join(map(str, there[:12]))}{more}" if there else "there are none: leave it out"
+            raise ValueError(f"there is no {name} {value!r}: {one_of}")
     if (rule := shown.settings.rule) not in rules(view.projection):
         raise ValueError(f"there is no rule {rule!r} in this run: use one of {', '.join(rules(view.projection))}")
     if shown.token is not None and not 0 <= shown.token < len(view.tokens):

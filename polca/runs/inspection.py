@@ -258,7 +258,7 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
 
 # %% ../../nbs/runs/55_inspection.ipynb #6f253663
 def _flat_words(steps: Sequence[float], plateau: float) -> str:
-    return f"flat from step {plateau:g}" if plateau < steps[-1] else "still falling at the last step"
+    return f"flat from step {plateau:g}" if plateau < steps[-1] else "not flat before the last step"
 
 
 def _loss_line(facts: dict) -> str:

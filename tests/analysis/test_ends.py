@@ -49,6 +49,8 @@ def test_what_has_no_outermost_tokens_is_refused():
     tokens = pd.DataFrame({"target": list("abcde")})
     with pytest.raises(ValueError, match="a Dataset: give those of axes"):
         end_tokens(xr.Dataset({"score": scores}), tokens, 0)
+    with pytest.raises(ValueError, match="token, thread.*rename"):
+        end_tokens(scores.rename(axis="thread"), tokens, 0)
     with pytest.raises(ValueError, match="a Dataset: make a table"):
         end_tokens(scores, xr.Dataset({"target": ("token", list("abcde"))}), 0)
     with pytest.raises(ValueError, match="4 tokens, and scores of 5"):

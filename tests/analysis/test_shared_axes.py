@@ -150,10 +150,11 @@ def test_runs_that_cannot_be_compared_are_refused(message, runs, how):
         shared_axes(runs, **{"n_axes": 3} | how)
 
 
-def test_a_skill_that_lives_in_one_unit_is_refused_with_the_remedy():
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_skill_that_lives_in_one_unit_is_refused_with_the_remedy(n):
     own = np.zeros((N, 2))
     own[:, 0] = np.random.default_rng(5).normal(size=N)
     own[:5, 1] = 1
     runs = [projected(own, seed, noise=0) for seed in range(2)]
-    with pytest.raises(ValueError, match="axes in all, not 3: keep smaller units together"):
-        shared_axes(runs, n=3, n_axes=3, splits=2, draws=1)
+    with pytest.raises(ValueError, match=f"axes in all, not {n}: keep smaller units together"):
+        shared_axes(runs, n=n, n_axes=3, splits=2, draws=1)
