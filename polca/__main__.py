@@ -254,7 +254,7 @@ def finish(run, say: Say) -> dict:
     complete = status["complete"]
     say(format_status(status))
     if complete["axes"]:
-        say(axis_lines(axis_facts(run.results)))
+        say(axis_lines(axis_facts(run.results, projected=complete["project"])))
     if complete["report"]:
         say(f"to read: {run.folder / 'report.html'}")
         gone = [stage for stage in status.index[:-1] if not complete[stage]]
