@@ -114,6 +114,7 @@ def dump(tmp_path):
 def test_wikipedia_is_read_as_far_as_asked_for_in_an_order_of_the_seed(dump, tmp_path, monkeypatch):
     # HF_HOME is read when datasets is imported, which is too late: an earlier folder of this name may be in the cache
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s each time that reading is cut short
     folder, whole = dump
     for streaming in (True, False) if NIGHTLY else (True,):
         first = wikipedia_texts(200_000, dataset=folder, streaming=streaming, buffer=50)
