@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGE_WORDS', 'Say', 'interrupted_place', 'element_type', 'field_option', 'stage_rows', 'finish', 'answer_stage',
-           'answer_status', 'answer_inspect', 'given_fields', 'answer_analyze', 'given_seeds', 'answer_arithmetic',
-           'language_settings', 'answer_language', 'finish_language', 'check_run_directory', 'answer_run', 'Command',
-           'stage_command', 'command_parser', 'Speaker', 'answer', 'main']
+           'answer_status', 'answer_inspect', 'answer_findings', 'given_fields', 'answer_analyze', 'given_seeds',
+           'answer_arithmetic', 'language_settings', 'answer_language', 'finish_language', 'check_run_directory',
+           'answer_run', 'Command', 'stage_command', 'command_parser', 'Speaker', 'answer', 'main']
 
 # %% ../nbs/20_main.ipynb #8aa79235
 import os
@@ -248,12 +248,17 @@ def stage_rows(run, status) -> dict:
 
 def finish(run, say: Say) -> dict:
     "What a run has come to, and what there is to look at."
+    from polca.analysis.findings import findings_lines
     from polca.runs.inspection import axis_facts, axis_lines, format_status
 
     status = run.status()
     complete = status["complete"]
     say(format_status(status))
-    if complete["axes"]:
+    if complete["project"] and complete["axes"] and complete["cluster"]:
+        say("")
+        say(findings_lines(run.findings(), run.tokens()))
+        say(f"(all of them: polca findings {run.folder}; the tables of axes and threads: polca inspect {run.folder})")
+    elif complete["axes"]:
         say(axis_lines(axis_facts(run.results, projected=complete["project"])))
     if complete["report"]:
         say(f"to read: {run.folder / 'report.html'}")
@@ -292,6 +297,20 @@ def answer_inspect(options, say: Say) -> dict:
     facts = Run.open(options.run).inspect()
     say(format_inspection(facts))
     return facts
+
+# %% ../nbs/20_main.ipynb #efcc0a6e
+def answer_findings(options, say: Say) -> dict:
+    "`polca findings RUN`."
+    from polca.analysis.findings import findings_lines, findings_table, findings_values
+    from polca.runs.run import Run
+
+    run = Run.open(options.run)
+    found = run.findings()
+    if options.csv:
+        say(findings_table(found).to_csv(index=False).rstrip())
+    else:
+        say(findings_lines(found, run.tokens(), most=len(found)))
+    return {"run": str(run.folder), "findings": findings_values(found)}
 
 # %% ../nbs/20_main.ipynb #ac7b1f66
 def given_fields(options) -> dict[str, Any]:
@@ -432,6 +451,11 @@ _COMMANDS = {
     "status": Command(
         "which stages of a run are complete, what they took, and what was estimated", _RUN_DIRECTORY, answer_status
     ),
+    "findings": Command(
+        "what a run has found: tokens, loss, when, and how far to trust it",
+        _RUN_DIRECTORY | {"--csv": {"action": "store_true", "help": "print a table as CSV, one row a side"}},
+        answer_findings,
+    ),
     "inspect": Command(
         "what is in a run; reads every file and holds it against its hash", _RUN_DIRECTORY, answer_inspect
     ),
@@ -444,7 +468,13 @@ class _Parser(argparse.ArgumentParser):
     json = False
 
     def parse_args(self, args=None, namespace=None):
-        _Parser.json = "--json" in (sys.argv[1:] if args is None else args)  # of subparsers, too
+        args = sys.argv[1:] if args is None else args
+        _Parser.json = "--json" in args  # of subparsers, too
+        verb = next((word for word in args if not word.startswith("-")), None)
+        if verb is not None and verb not in _COMMANDS:
+            close = difflib.get_close_matches(verb, _COMMANDS, 1)
+            meant = f"did you mean {close[0]}?" if close else f"use one of {', '.join(_COMMANDS)}"
+            self.error(f"there is no command {verb}: {meant}")
         return super().parse_args(args, namespace)
 
     def parse_known_args(self, args=None, namespace=None):
@@ -489,11 +519,12 @@ def command_parser() -> argparse.ArgumentParser:
     )
     version = importlib.metadata.version("polca")
     parser.add_argument("--version", action="version", version=f"polca {version}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--json", action="store_true", help=_JSON_WORDS)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in _COMMANDS.items():
         described = command.words[0].upper() + command.words[1:] + "."
         added = subparsers.add_parser(name, help=command.words, description=described, epilog=command.ends)
-        added.add_argument("--json", action="store_true", help=_JSON_WORDS)
+        added.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_JSON_WORDS)
         for argument, option in command.arguments.items():
             added.add_argument(argument, **option)
         if name == "analyze":
@@ -605,8 +636,12 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     _print_anything()
     try:
-        options = command_parser().parse_args(args)
+        parser = command_parser()
+        options = parser.parse_args(args)
         _starting = False
+        if options.command is None:
+            parser.print_help()
+            return 0
         status = answer(options)
         if status == 130 and _is_program():
             _leave(status)

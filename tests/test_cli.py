@@ -14,11 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from commands import polca, start_polca
 
 from polca.__main__ import main
 from polca.runs.manifest import STAGES
+from polca.runs.run import Run
 
 ALL = bool(os.environ.get("POLCA_ALL_FAULTS"))
 POLCA = Path(sys.executable).with_name("polca")
@@ -73,7 +76,7 @@ def finished(tmp_path_factory):
 def test_a_run_prints_its_table_and_where_to_look(finished):
     out, done = finished
     assert all(f"[{i}/7]" in done.stdout for i in range(1, 8))
-    for words in ("estimates:", "Fisher", "0.973 / 0.736 / 0.838", "skill axes beyond chance"):
+    for words in ("estimates:", "Fisher", "0.973 / 0.736 / 0.838", "Findings: "):
         assert words in done.stdout
     for bar in ("training", "projection"):
         assert bar in done.stderr
@@ -198,6 +201,34 @@ def test_status_and_inspect_answer_machines_and_people(finished, tmp_path):
     assert missing.returncode == 2
     assert "no run of polca" in json.loads(missing.stdout)["error"]
     assert "no run of polca" in missing.stderr
+
+
+def test_findings_are_the_same_in_every_view(finished, tmp_path):
+    out, done = finished
+    answer = json.loads(polca_here("--json", "findings", out).stdout)
+    found = answer["findings"]
+    assert found and all(finding["heading"] in done.stdout for finding in found[:8])
+    rows = pd.read_csv(io.StringIO(polca_here("findings", out, "--csv").stdout))
+    assert rows["id"].drop_duplicates().tolist() == [finding["id"] for finding in found]
+    page = (out / "report.html").read_text()
+    loss = Run.open(out).project(progress=False, say=None)["loss"].values
+    of_sides = rows.to_dict("records")
+    for finding in found:
+        assert f"<h3>{finding['id']}: " in page or f"<summary>{finding['id']}: " in page
+        for side in finding["sides"]:
+            row = of_sides.pop(0)
+            assert row["tokens"] == len(side["tokens"]) and row["begin"] == side["begin"]
+            assert side["loss_last"] == pytest.approx(loss[-1, side["tokens"]].mean())
+            assert f"{side['loss_first']:.2f} → {side['loss_last']:.2f}" in page
+    tokens = Run.open(out).tokens()
+    first = found[0]["sides"][0]["tokens"]
+    sign = "+" if found[0]["kind"] == "axis" else ""
+    belongs = [found[0]["id"] + sign in ids.split() for ids in tokens["findings"]]
+    assert np.flatnonzero(belongs).tolist() == first
+    shutil.copytree(out, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "clusters")
+    missing = polca_here("findings", tmp_path / "copy")
+    assert missing.returncode == 2 and f"polca cluster {tmp_path / 'copy'}" in missing.stderr
 
 
 def test_inspect_reads_the_checkpoints_too(finished, tmp_path):

@@ -30,6 +30,23 @@ def test_what_is_wrong_with_the_options_is_a_document_too(capsys):
     assert "RUN" in json.loads(capsys.readouterr().out)["error"]
 
 
+def test_alone_it_prints_help_and_a_misspelt_command_is_guessed(capsys):
+    assert main([]) == 0 and "analyze" in capsys.readouterr().out
+    for args, words in ((["anlyze"], "did you mean analyze?"), (["xyzzy"], "use one of analyze, run, train")):
+        with pytest.raises(SystemExit) as e:
+            main(args)
+        assert e.value.code == 2 and words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--json", "anlyze"])
+    assert "did you mean analyze?" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_json_is_asked_for_before_the_command_and_after_it(tmp_path, capsys):
+    for args in (["--json", "status", str(tmp_path)], ["status", str(tmp_path), "--json"]):
+        assert main(args) == 2
+        assert "no run of polca" in json.loads(capsys.readouterr().out)["error"]
+
+
 def test_a_misspelt_option_is_guessed_below_the_usage_of_its_command(capsys):
     with pytest.raises(SystemExit, match="2"):
         main([*ANALYZE.split(), "--contxt", "64"])

@@ -364,13 +364,15 @@ def axis_reliability(axes: SkillAxes, projection: xr.Dataset, draws: int = 5, ra
     window = axes.window if axes.kind == "gradient" else None
     values = axis_values(projection, window, axes.kind).sel(step=axes.sizes["step"]).values
     n = axes.n_beyond
+    if not n:
+        return pd.DataFrame(columns=["axis", *HALVES, *(f"{by}_chance" for by in HALVES)])
     rng = np.random.default_rng(random_state)
     permuted = rng.permuted(values, axis=1)
     columns = {"axis": np.arange(n)}
     for name, own, suffix in (("real", values, ""), ("permuted", permuted, "_chance")):
         scores = axes.scores.values[:, :n] if name == "real" else axis_scores(permuted, permuted, n)
         for by, size in zip(("step", "token", "direction"), values.shape):
-            each = [_agreement_of_halves(own, scores, by, rng) for _ in range(draws if size >= 4 and n else 0)]
+            each = [_agreement_of_halves(own, scores, by, rng) for _ in range(draws if size >= 4 else 0)]
             columns[by + suffix] = np.mean(each, axis=0) if each else np.full(n, np.nan)
     table = pd.DataFrame(columns)
     return table[["axis", *HALVES, *(f"{by}_chance" for by in HALVES)]]

@@ -18,11 +18,13 @@ import pandas as pd
 import xarray as xr
 
 from ..analysis.clustering import Clusters
+from ..analysis.findings import Finding
 from ..analysis.named_axes import NamedAxes
 from ..compute.basis import Subspace
 from ..core.checkpoints import Checkpoints
 from ..core.files import locked, size_on_disk
 from ..core.processes import from_first, n_processes, on_first, process_number
+from .answers import run_clusters, run_findings, run_tokens
 from .estimates import peak_memory, seconds_text
 from .inspection import inspect_results, stage_status
 from polca.runs.manifest import (
@@ -152,6 +154,18 @@ class Run:
     def report(self, **how) -> Path:
         "The file of the page."
         return self.make("report", **how).results.files.verified("report")
+
+    def findings(self) -> list[Finding]:
+        "What was found, in the order of reading: `polca.runs.answers.run_findings` of a run with axes and clusters."
+        return run_findings(self.results)
+
+    def tokens(self) -> pd.DataFrame:
+        "`polca.runs.answers.run_tokens`: one row per token, with its scores, losses and findings."
+        return run_tokens(self.results)
+
+    def clusters(self) -> pd.DataFrame:
+        "`polca.runs.answers.run_clusters`: the distinct joint clusters."
+        return run_clusters(self.results)
 
     def status(self) -> pd.DataFrame:
         "`stage_status`: one row per stage, what it took beside what was estimated."

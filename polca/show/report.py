@@ -18,11 +18,13 @@ import xarray as xr
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import NO_DIRECTION, allocate, explained, most_exact_rule, projected_loss, rules
+from ..analysis.findings import find_findings
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, projection_tokens, random_control
 from ..analysis.named_axes import NamedAxes
 from ..analysis.tags import has_tags, tagger_names
-from .axis_section import axis_section
+from .axis_section import axis_section, threads_figure
+from .findings_section import findings_section
 from polca.show.html import (
     count_text,
     html_figure,
@@ -774,7 +776,22 @@ def _first_sections(projection, tokens, recipes, plateau, window, facts) -> list
 def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes | str, plateau: float) -> str:
     if isinstance(axes, str):
         return f"<p>There are no axes: {html_text(axes)}.</p>"
-    return axis_section(projection, tokens, axes, plateau)
+    return axis_section(projection, tokens, axes, plateau, timeline=False)  # which stands on top of the page
+
+
+def _learns(loss: xr.DataArray) -> bool:
+    mean = loss.mean("token").values
+    return bool(mean[-1] < mean[0])
+
+
+def _findings_part(projection: xr.Dataset, tokens, clusterings, axes, plateau, window) -> str:
+    "What was learned: the findings of the axes and of the joint clusters."
+    joint = [own for _, own in clusterings.values() if isinstance(own, JointClusters)]
+    named = axes if isinstance(axes, NamedAxes) else None
+    found = find_findings(projection, named, joint[0] if joint else None, plateau, window)
+    has_threads = named is not None and named.axes.n_beyond and len(found)
+    timeline = threads_figure(projection["loss"], named) if has_threads else ""
+    return findings_section(projection, tokens, found, timeline)
 
 # %% ../../nbs/show/30_report.ipynb #b64a749b
 def html_report(
@@ -805,13 +822,13 @@ def html_report(
     _check_report(projection, clusterings, plateau, window)
     projection = projection.compute()
     tokens = projection_tokens(projection)
-    recipes = [
-        _recipe(name, curves, clusters, projection["loss"], tokens, plateau, window)
-        for name, (curves, clusters) in clusterings.items()
-    ]
-    before = _first_sections(projection, tokens, recipes, plateau, window, facts)
-    if axes is not None:
-        before.insert(1, ("Skill axes", _axes_or_why(projection, tokens, axes, plateau)))
+    shown = clusterings if _learns(projection["loss"]) else {}  # else there is nothing that clusters could tell
+    loss = projection["loss"]
+    recipes = [_recipe(name, *own, loss, tokens, plateau, window) for name, own in shown.items()]
+    before = [("What was learned, and when", _findings_part(projection, tokens, shown, axes, plateau, window))]
+    if axes is not None and shown:
+        before.append(("Skill axes", _axes_or_why(projection, tokens, axes, plateau)))
+    before += _first_sections(projection, tokens, recipes, plateau, window, facts)
     single = [recipe for recipe in recipes if not recipe.joint]
-    parts = [_direction_parts(projection, tokens, recipe, plateau) for recipe in single]
+    parts = [_direction_parts(projection, tokens, one, plateau) for one in single]
     return _fit(title, before, single, parts, [("How to read this", _READING)], limit)

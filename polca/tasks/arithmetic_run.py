@@ -38,6 +38,7 @@ from polca.analysis.decomposition import (
     rules,
     trajectories,
 )
+from ..analysis.findings import findings_lines
 from ..analysis.joint import cluster_tokens, distinct_clusters
 from ..analysis.scores import agreement, linear_probe, skill_scores
 
@@ -49,7 +50,6 @@ from ..core.files import atomic_path, locked
 from ..core.losses import n_parameters, parameters
 from ..core.processes import on_first
 from ..runs.estimates import Estimate, peak_memory
-from ..runs.inspection import axis_facts, axis_lines
 from ..runs.run import Run
 from ..runs.stages import hashed_store
 from ..runs.task import Samples, Task
@@ -477,8 +477,8 @@ def _check_curvature(run: Run) -> dict:
     }
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #2bb9e0d6
-def _say_results(results, figures, out, axes, say):
-    "The table, what to know beside it, what was not clustered, the `axes` in words, and where to look."
+def _say_results(results, figures, out, findings, say):
+    "The table, what to know beside it, what was not clustered, the `findings` in words, and where to look."
     say(f"\n{format_table(results)}\n\n{format_summary(results)}\n")
     kinds = results["kinds"]
     for kind, row in kinds.items():
@@ -490,7 +490,7 @@ def _say_results(results, figures, out, axes, say):
     unclustered = [LABELS[kind] for kind, row in kinds.items() if row["clusters"] == 0]
     if unclustered:
         say(f"No cluster at all: {', '.join(unclustered)}.")
-    say(f"\n{axes}\n")
+    say(f"\n{findings}\n")
     say(
         f"{sum(results['seconds'].values()):.0f} "
         f"s{', not counting what was interrupted' if results['resumed'] else ''}, peak memory "
@@ -543,10 +543,10 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
     for stage in ("subspace", "project", "cluster", "report"):
         run.results.files.verified(stage)
-    axes = axis_lines(axis_facts(run.results))
+    findings = findings_lines(run.findings(), run.tokens(), most=8)
     if known := _known_results(out, config, made_from):
         say(f"{out} is complete")
-        _say_results(known, sorted((out / "figures").glob("*.png")), out, axes, say)
+        _say_results(known, sorted((out / "figures").glob("*.png")), out, findings, say)
         return known
     numbers, figures = _make_results(run, progress, say)
     seconds = {stage: record["seconds"] for stage, record in stages.items()}
@@ -557,7 +557,7 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
     results = write_results(out / "results.json", "polca run arithmetic", config, numbers)
-    _say_results(results, figures, out, axes, say)
+    _say_results(results, figures, out, findings, say)
     return results
 
 # %% ../../nbs/tasks/50_arithmetic_run.ipynb #44397e3d

@@ -145,3 +145,15 @@ def test_numbers_that_are_not_finite_are_refused(opposed):
     broken["gradient"][1, 2, 3] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         axis_values(broken)
+
+
+def test_where_no_axis_is_beyond_chance_nothing_is_halved():
+    rng = np.random.default_rng(0)
+    dims = ("step", "token", "direction")
+    coords = {"step": np.arange(4), "token": np.arange(60), "direction": np.arange(3), "interval": np.arange(3)}
+    loss = (dims[:2], rng.random((4, 60)))
+    data = xr.Dataset({"gradient": (dims, rng.normal(size=(4, 60, 3))), "loss": loss}, coords)
+    axes = skill_axes(data)
+    assert axes.n_beyond == 0
+    table = axis_reliability(axes, data)
+    assert table.empty and {"direction", "direction_chance"} <= set(table)

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from polca.analysis.axes import axis_ends
-from polca.analysis.end_times import end_times, largest_falls
+from polca.analysis.end_times import end_times, largest_falls, set_times
 
 STEPS = np.arange(0, 310, 10)
 N = 400
@@ -85,3 +85,18 @@ def test_a_width_that_is_not_there_is_refused(width):
 def test_one_checkpoint_is_refused():
     with pytest.raises(ValueError, match="one checkpoint"):
         end_times(losses(np.full(N, 100)).isel(step=[0]), axis_ends(scores_of(np.arange(N))))
+
+
+def test_sets_of_any_sizes_have_the_controls_of_their_size_and_break_where_they_fall_fastest():
+    at = np.where(np.arange(N) < 40, 245, np.where(np.arange(N) < 140, 95, 30))
+    loss = losses(at, noise=0.01)
+    sets = [np.flatnonzero(at == 245), np.flatnonzero(at == 95)]
+    both = set_times(loss, sets, plateau=150)
+    assert (both["break"] >= both["first"]).all() and (both["break"] < both["last"]).all()
+    assert both["break"].tolist() == [240, 90]  # the intervals in which their steps are
+    assert both["chance"][0] > both["chance"][1]  # small sets come farther by chance
+    alone = set_times(loss, sets[:1], plateau=150, draws=400)  # as many draws of its size
+    assert alone["chance"][0] == pytest.approx(both["chance"][0], rel=0.2)
+    ends = end_times(loss, axis_ends(scores_of(1.0 * (at == 245) - (at == 30)), 40 / N), plateau=150)
+    assert ends.iloc[0]["first"] == both.iloc[0]["first"]
+    assert set_times(loss, []).empty

@@ -1,0 +1,144 @@
+"""Findings: their numbers against the arrays that they are of, and what they leave out."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from polca.analysis.axes import axis_ends
+from polca.analysis.breakthroughs import breakthroughs
+from polca.analysis.findings import (
+    Finding,
+    Side,
+    axis_findings,
+    cluster_findings,
+    find_findings,
+    findings_lines,
+    findings_table,
+    findings_values,
+    in_order,
+)
+from polca.analysis.joint import cluster_tokens
+from polca.analysis.labels import projection_tokens
+from polca.analysis.named_axes import named_axes
+
+STEPS = np.arange(0, 410, 20)
+N = 300
+PLATEAU, WINDOW = 250.0, 40.0
+
+
+def projection(seed=0, unlearned=False):
+    "Three kinds of tokens: learned at once, at step 120, at step 300 (or, `unlearned`, ever worse from there on)."
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(3, N, p=[0.6, 0.25, 0.15])
+    at = np.array([30, 120, 300])[kind] + rng.normal(0, 4, N)
+    falls = 2 / (1 + np.exp((STEPS[:, None] - at) / 8))
+    loss = 0.5 + np.where((kind == 2) & unlearned, 2 - falls, falls)
+    pull = np.gradient(loss, axis=0)[:, :, None] * rng.normal(size=(3, 6))[kind]
+    pull = pull + 0.01 * rng.normal(size=(len(STEPS), N, 6))
+    dims = ("step", "token", "direction")
+    target = ("token", np.array(["the", "of", "sky"])[kind])
+    coords = {"step": STEPS, "interval": STEPS[:-1], "token": np.arange(N), "direction": np.arange(6)}
+    return xr.Dataset({"gradient": (dims, pull), "loss": (dims[:2], loss)}, coords | {"target": target})
+
+
+@pytest.fixture(scope="module")
+def made():
+    data = projection()
+    return data, named_axes(data), cluster_tokens(data)[1]
+
+
+def test_the_numbers_of_a_side_are_those_of_its_tokens(made):
+    data, axes, _ = made
+    loss = data["loss"].values
+    found = axis_findings(data["loss"], axes, PLATEAU, WINDOW)
+    ends = axis_ends(axes.axes.scores.isel(axis=slice(axes.axes.n_beyond)))
+    breaks = breakthroughs(data["loss"], ends, WINDOW, PLATEAU).set_index(["axis", "cluster"])
+    assert len(found) == axes.axes.n_beyond >= 2
+    for i, finding in enumerate(found):
+        assert finding.id == f"axis-{i}" and finding.name == axes.names[i]
+        scores = axes.axes.scores.sel(axis=i).values
+        for end, side in enumerate(finding.sides):
+            assert np.array_equal(side.tokens, np.flatnonzero(ends.members(i, end)))
+            assert side.loss_first == pytest.approx(loss[0, side.tokens].mean())
+            assert side.loss_last == pytest.approx(loss[-1, side.tokens].mean())
+            assert side.examples[0] == (scores.argmax() if end == 0 else scores.argmin())
+            assert side.spread == pytest.approx(breaks.loc[(i, end), "spread"])
+            first, last = np.searchsorted(STEPS, [side.begin, side.end])
+            beyond = loss[:, side.tokens].mean(1) - loss.mean(1)
+            assert side.fall == pytest.approx(beyond[first] - beyond[last])
+            assert side.begin <= side.break_step < side.end
+
+
+def test_a_late_skill_is_hidden_and_has_its_time(made):
+    data, axes, clusters = made
+    found = find_findings(data, axes, clusters, PLATEAU, WINDOW)
+    late = [s for f in found for s in f.sides if s.label == '"sky"' and s.beyond]
+    assert late and all(side.hidden and side.begin <= 300 <= side.end for side in late)
+    early = [s for f in found for s in f.sides if s.label == '"of"' and s.beyond]
+    assert early and not any(side.hidden for side in early)
+
+
+def test_a_label_of_most_tokens_names_no_cluster(made):
+    data, _, clusters = made
+    found = cluster_findings(data, clusters, projection_tokens(data), PLATEAU, WINDOW)
+    most = np.flatnonzero(data["target"].values == "the")
+    assert len(most) > N / 2
+    of_most = [f for f in found if np.isin(f.sides[0].tokens, most).mean() > 0.9]
+    assert of_most and all(f.name == "no name" and not f.trusted for f in of_most)
+    assert any(f.name == '"sky"' for f in found)
+
+
+def test_what_gets_worse_is_called_unlearned():
+    data = projection(unlearned=True)
+    found = find_findings(data, named_axes(data), cluster_tokens(data)[1], PLATEAU, WINDOW)
+    worse = [f for f in found if any(side.unlearned for side in f.sides)]
+    assert worse and all("un-learned" in f.heading for f in worse)
+    assert "un-learned" in findings_lines(found, projection_tokens(data), most=len(found))
+    table = findings_table(found)
+    assert set(table.loc[table["unlearned"], "label"]) == {'"sky"'}
+
+
+def test_where_nothing_is_learned_nothing_is_found(made):
+    data, axes, clusters = made
+    risen = data.assign(loss=(data["loss"].dims, data["loss"].values[::-1]))
+    assert find_findings(risen, axes, clusters, PLATEAU, WINDOW) == []
+    assert find_findings(data.isel(step=[0]), None, None, PLATEAU, WINDOW) == []
+    assert "none" in findings_lines([], projection_tokens(data))
+
+
+def test_random_gradients_give_no_finding_to_be_trusted():
+    data = projection(seed=3)
+    rng = np.random.default_rng(4)
+    data = data.assign(gradient=(data["gradient"].dims, rng.normal(size=data["gradient"].shape)))
+    assert not any(f.trusted for f in find_findings(data, named_axes(data), cluster_tokens(data)[1], PLATEAU, WINDOW))
+
+
+def test_values_are_json_and_the_table_has_a_row_for_each_side(made):
+    data, axes, clusters = made
+    found = find_findings(data, axes, clusters, PLATEAU, window=10_000)  # which fits nowhere: spreads are not known
+    values = json.loads(json.dumps(findings_values(found), allow_nan=False))
+    assert [v["id"] for v in values] == [f.id for f in found]
+    assert all(side["spread"] is None for v in values for side in v["sides"])
+    assert len(findings_table(found)) == sum(len(f.sides) for f in found)
+
+
+def side(tokens, beyond=True, label="x"):
+    times = {"begin": 0, "break_step": 0, "end": 1, "fall": 1.0, "chance": 0.1, "beyond": beyond}
+    losses = {"loss_first": 1.0, "loss_last": 0.5, "hidden": False, "hidden_control": 0.0}
+    return Side(label=label, share=1, other=0, tokens=np.array(tokens), examples=(tokens[0],), **times, **losses)
+
+
+def test_the_order_is_trust_then_kind_then_share_and_repetitions_are_named():
+    again = {"direction": (0.5, 0.1), "step": (0.6, 0.1)}
+    findings = [
+        Finding("cluster-0", "cluster", (side([1, 2, 3]),), 0.9, {"numbers of clusters": (0.9, np.nan)}),
+        Finding("axis-0", "axis", (side([1, 2, 3]), side([7, 8, 9])), 0.2, {"direction": (0.1, 0.1)}),
+        Finding("axis-1", "axis", (side([2, 3, 4]), side([10, 11])), 0.1, again),
+        Finding("axis-2", "axis", (side([20]), side([21])), 0.3, again),
+    ]
+    ordered = in_order(findings)
+    assert [f.id for f in ordered] == ["axis-2", "axis-1", "cluster-0", "axis-0"]
+    assert [f.like for f in ordered] == ["", "", "axis-1", ""]  # an axis repeats another where both its sides do
+    assert [f.trusted for f in ordered] == [True, True, True, False]
