@@ -8,7 +8,7 @@ __all__ = ['PIECES_STYLE', 'piece', 'note', 'sorted_directions', 'directions_htm
            'compared_html', 'Shown', 'first_shown', 'check_shown', 'shown_clusters', 'shown_curves', 'directions_piece',
            'clusters_words', 'described', 'shown_breaks', 'shown_labels', 'shown_description', 'figure_piece',
            'clusters_piece', 'listed_tokens', 'tokens_piece', 'token_piece', 'head_piece', 'trust_piece', 'axes_piece',
-           'compare_piece', 'static_page']
+           'findings_piece', 'compare_piece', 'static_page']
 
 # %% ../../nbs/explorer/20_pages.ipynb #f0ad8cc8
 import html
@@ -23,6 +23,7 @@ import xarray as xr
 
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import rules
+from ..analysis.findings import Side, find_findings
 from ..analysis.labels import visible
 from ..analysis.tags import has_tags, tagger_names
 
@@ -52,6 +53,7 @@ from polca.explorer.views import (
     view_curves,
 )
 from ..show.axis_section import axis_section
+from ..show.findings_section import findings_section
 from polca.show.html import (
     count_text,
     html_figure,
@@ -956,6 +958,26 @@ def axes_piece(view: View) -> str:
         "towards the negative end. A frame marks the token that the line is about; click one for its own curves.</p>"
     )
 
+# %% ../../nbs/explorer/20_pages.ipynb #de5151f0
+def _side_examples(view: View, side: Side) -> str:
+    "The examples of a side of a finding, coloured by what became of the losses."
+    change = view.loss[-1] - view.loss[0]
+    scale = float(np.quantile(abs(change), 0.98)) or float(abs(change).max())
+    examples = [(token, example_of(view, token, around=8)) for token in side.examples]
+    return "".join(
+        example_html(view.tokens, near, change, scale, token, {}, None, " nats", "change of the loss")
+        for token, near in examples
+    )
+
+
+def findings_piece(view: View) -> str:
+    "What was learned, and when, of the axes and the joint clusters that there are."
+    found = find_findings(view.projection, view.axes, view.joint, view.plateau, view.window)
+    section = findings_section(view.projection, found, partial(_side_examples, view))
+    why = "" if view.axes is not None else note(f"Without skill axes: {html_text(view.no_axes)}.")
+    legend = "<p class=dim>Colours of tokens: what their loss has changed by, blue where it fell.</p>"
+    return piece(f"<h3>Findings</h3>{why}{section}{legend}")
+
 # %% ../../nbs/explorer/20_pages.ipynb #c48dc533
 def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> str:
     "What is shown beside what is shown of another view of the same tokens, and how alike they are."
@@ -998,6 +1020,7 @@ def static_page(
     shown = first_shown(view) if shown is None else shown
     parts = [
         ("Run", head_piece(view)),
+        ("Findings", findings_piece(view)),
         ("Directions", directions_piece(view, shown)),
         (
             f"Clusters along direction {shown.direction}",

@@ -48,6 +48,7 @@ from polca.explorer.pages import (
     compare_piece,
     directions_piece,
     figure_piece,
+    findings_piece,
     first_shown,
     head_piece,
     note,
@@ -385,13 +386,15 @@ DEPENDS = {
     "trust": ("settings",),
     "compare": ("direction", "settings", "joint", "outliers"),
     "axes": (),
+    "findings": (),
 }
 TABS = {
     "tokens": "Tokens",
     "token": "One token",
+    "findings": "Findings",
+    "axes": "Skill axes",
     "trust": "Trust",
     "compare": "Compare",
-    "axes": "Skill axes",
 }
 _OF_RULE = ("directions", "token", "trust")  # of the settings they depend on the rule alone
 
@@ -781,6 +784,7 @@ def pane_makers(view: View, shown: Shown, stable: pd.Series | None = None, live:
         "token": [partial(token_piece, view, shown)],
         "trust": [partial(trust_piece, view, shown)],
         "axes": [partial(axes_piece, view)],
+        "findings": [partial(findings_piece, view)],
     }
 
 # %% ../../nbs/explorer/30_widgets.ipynb #c85aa25d

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, p
 from ..analysis.named_axes import NamedAxes
 from ..analysis.tags import has_tags, tagger_names
 from .axis_section import axis_section, threads_figure
-from .findings_section import findings_section
+from .findings_section import findings_section, plain_examples
 from polca.show.html import (
     count_text,
     html_figure,
@@ -791,7 +792,7 @@ def _findings_part(projection: xr.Dataset, tokens, clusterings, axes, plateau, w
     found = find_findings(projection, named, joint[0] if joint else None, plateau, window)
     has_threads = named is not None and named.axes.n_beyond and len(found)
     timeline = threads_figure(projection["loss"], named) if has_threads else ""
-    return findings_section(projection, tokens, found, timeline)
+    return findings_section(projection, found, partial(plain_examples, tokens), timeline)
 
 # %% ../../nbs/show/30_report.ipynb #b64a749b
 def html_report(

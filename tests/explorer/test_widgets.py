@@ -197,7 +197,7 @@ def test_a_snapshot_of_a_pane_that_there_is_not(explorer):
 
 def test_what_cannot_be_compared_is_said_in_its_pane(explorer, folder):
     explorer.controls.other.value = str(folder.parent / "nothing")
-    explorer.tabs.selected_index = 3
+    explorer.tabs.selected_index = [*TABS].index("compare")
     assert "is no run of polca" in explorer.panes["compare"].html
     explorer.controls.other.value = ""
     explorer.controls.other_direction.value = "x"
