@@ -248,15 +248,14 @@ def stage_rows(run, status) -> dict:
 
 def finish(run, say: Say) -> dict:
     "What a run has come to, and what there is to look at."
-    from polca.analysis.findings import findings_lines
+    from polca.runs.answers import findings_text
     from polca.runs.inspection import axis_facts, axis_lines, format_status
 
     status = run.status()
     complete = status["complete"]
     say(format_status(status))
     if complete["project"] and complete["axes"] and complete["cluster"]:
-        say("")
-        say(findings_lines(run.findings(), run.tokens()))
+        say(f"\n{findings_text(run.results)}")
         say(f"(all of them: polca findings {run.folder}; the tables of axes and threads: polca inspect {run.folder})")
     elif complete["axes"]:
         say(axis_lines(axis_facts(run.results, projected=complete["project"])))
@@ -301,7 +300,8 @@ def answer_inspect(options, say: Say) -> dict:
 # %% ../nbs/20_main.ipynb #efcc0a6e
 def answer_findings(options, say: Say) -> dict:
     "`polca findings RUN`."
-    from polca.analysis.findings import findings_lines, findings_table, findings_values
+    from polca.analysis.findings import findings_table, findings_values
+    from polca.runs.answers import findings_text
     from polca.runs.run import Run
 
     run = Run.open(options.run)
@@ -309,7 +309,7 @@ def answer_findings(options, say: Say) -> dict:
     if options.csv:
         say(findings_table(found).to_csv(index=False).rstrip())
     else:
-        say(findings_lines(found, run.tokens(), most=len(found)))
+        say(findings_text(run.results, most=None))
     return {"run": str(run.folder), "findings": findings_values(found)}
 
 # %% ../nbs/20_main.ipynb #ac7b1f66
@@ -471,6 +471,8 @@ class _Parser(argparse.ArgumentParser):
         args = sys.argv[1:] if args is None else args
         _Parser.json = "--json" in args  # of subparsers, too
         verb = next((word for word in args if not word.startswith("-")), None)
+        if verb is not None and args[0].startswith("-") and args[0] != "--json":
+            self.error(f"{args[0]} stands before the command: give it first, and its options after it")
         if verb is not None and verb not in _COMMANDS:
             close = difflib.get_close_matches(verb, _COMMANDS, 1)
             meant = f"did you mean {close[0]}?" if close else f"use one of {', '.join(_COMMANDS)}"
@@ -640,6 +642,8 @@ def main(args: list[str] | None = None) -> int:
         options = parser.parse_args(args)
         _starting = False
         if options.command is None:
+            if options.json:
+                parser.error("give a command: polca --help lists them")
             parser.print_help()
             return 0
         status = answer(options)

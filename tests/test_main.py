@@ -41,6 +41,13 @@ def test_alone_it_prints_help_and_a_misspelt_command_is_guessed(capsys):
     assert "did you mean analyze?" in json.loads(capsys.readouterr().out)["error"]
 
 
+def test_options_stand_after_the_command_and_json_needs_one(capsys):
+    for args, words in ((["--out", "x", "analyze"], "stands before the command"), (["--json"], "give a command")):
+        with pytest.raises(SystemExit):
+            main(args)
+        assert words in capsys.readouterr().err
+
+
 def test_json_is_asked_for_before_the_command_and_after_it(tmp_path, capsys):
     for args in (["--json", "status", str(tmp_path)], ["status", str(tmp_path), "--json"]):
         assert main(args) == 2

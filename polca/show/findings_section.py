@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..analysis.findings import Finding, Side, trust_words
+from ..analysis.findings import SIGNS, Finding, Side, count_words, learns, nothing_words, trust_words
 from .html import count_text, html_figure, html_table, html_text, number_text, tokens_html
 
 if TYPE_CHECKING:
@@ -28,19 +28,21 @@ def _draw_finding(ax, loss: xr.DataArray, finding: Finding) -> None:
     steps = loss["step"].values
     values = loss.transpose("step", "token").values.astype(float)
     ax.plot(steps, values.mean(1), color="#777777", ls="--", lw=1, label="all tokens")
-    for side, color in zip(finding.sides, _SIDE_COLORS):
-        ax.plot(steps, values[:, side.tokens].mean(1), color=color, lw=1.6, label=_short(side))
+    for side, sign, color in zip(finding.sides, SIGNS[finding.kind], _SIDE_COLORS):
+        name = f"{sign} {_short(side)}".strip()
+        ax.plot(steps, values[:, side.tokens].mean(1), color=color, lw=1.6, label=name)
         if side.beyond:
             ax.axvspan(side.begin, side.end, color=color, alpha=0.15, lw=0)
     ax.set_title(finding.id, fontsize=9, loc="left")
-    ax.legend(fontsize=7, frameon=False)
+    for text in ax.legend(fontsize=7, frameon=False).get_texts():
+        text.set_parse_math(False)  # tokens may be of LaTeX
 
 
 def _short(side: Side, most: int = 24) -> str:
-    label = "others" if side.label == "–" else side.label
+    label = "no label" if side.label == "–" else side.label
     return label if len(label) <= most else label[: most - 1] + "…"
 
-
+# %% ../../nbs/show/25_findings_section.ipynb #709b048b
 def plot_findings(loss: xr.DataArray, findings: Sequence[Finding], most: int = 6) -> "Figure":
     "The exact loss (step, token), in nats, of the sides of the first `most` findings, a panel each."
     import matplotlib.pyplot as plt  # here, so that commands that draw nothing do not wait for it
@@ -55,6 +57,8 @@ def plot_findings(loss: xr.DataArray, findings: Sequence[Finding], most: int = 6
         ax.set_visible(False)
     for ax, finding in zip(axes.flat, shown):
         _draw_finding(ax, loss, finding)
+    for ax in axes.flat[max(len(shown) - columns, 0) : len(shown)]:
+        ax.tick_params(labelbottom=True)  # nothing is below it
     fig.supxlabel("training step", fontsize=9)
     fig.supylabel("exact loss (nats)", fontsize=9)
     return fig
@@ -65,11 +69,15 @@ def _when_cell(side: Side) -> str:
     if not side.beyond:
         return "–"
     hidden = f", <b>hidden</b> ({side.hidden_control:.0%})" if side.hidden else ""
-    return f"{side.begin:,g} to {side.end:,g}, break {side.break_step:,g}{hidden}"
+    return f"{side.begin:,g} to {side.end:,g}, fastest from {side.break_step:,g}{hidden}"
 
 
-def _side_row(side: Side) -> list[str]:
-    label = "no label" if side.label == "–" else html_text(side.label)
+def _named(side: Side, sign: str) -> str:
+    return f"{sign} {'no label' if side.label == '–' else html_text(side.label)}".strip()
+
+
+def _side_row(side: Side, sign: str) -> list[str]:
+    label = _named(side, sign)
     shares = "" if side.label == "–" else f"{side.share:.0%} ({side.other:.0%})"
     loss = f"{side.loss_first:.2f} → {side.loss_last:.2f}" + (" <b>un-learned</b>" if side.unlearned else "")
     fall = f"{side.fall:.2f} ({side.chance:.2f})"
@@ -77,9 +85,9 @@ def _side_row(side: Side) -> list[str]:
     return [label, shares, str(len(side.tokens)), loss, _when_cell(side), fall, spread]
 
 
-_HEAD = ["side", "has it (elsewhere)", "tokens", "loss, nats", "learned (steps)", "fall beyond all", "spread, steps"]
+_HEAD = ["side", "has it", "tokens", "loss, nats", "learned (steps)", "fall beyond all", "spread, steps"]
 
-
+# %% ../../nbs/show/25_findings_section.ipynb #664c3d87
 def plain_examples(tokens: pd.DataFrame, side: Side) -> str:
     "The examples of a side as HTML."
     shown = [column for column in tokens if column not in ("position", "target_id")]
@@ -90,12 +98,13 @@ def plain_examples(tokens: pd.DataFrame, side: Side) -> str:
 
 def finding_part(finding: Finding, show: Callable[[Side], str]) -> str:
     "A finding as HTML: heading, a row for each side, its examples as `show` makes them, and how far it is found again."
-    doubt = "" if finding.trusted else " <small>not to be relied on</small>"
-    like = f" <small>much the same tokens as {finding.like}</small>" if finding.like else ""
+    doubt = "" if finding.trusted else f" <small>not to be relied on: {', '.join(finding.doubts)}</small>"
+    like = f" <small>half of its tokens are in {finding.like}</small>" if finding.like else ""
+    signed = [*zip(finding.sides, SIGNS[finding.kind])]
     parts = [f"<h3>{finding.id}: {html_text(finding.heading)}{doubt}{like}</h3>"]
-    parts.append(html_table(_HEAD, [_side_row(side) for side in finding.sides], text=(0, 3, 4)))
-    for side in finding.sides:
-        parts.append(f"<h4>{_short(side, 60) if side.label == '–' else html_text(side.label)}</h4>{show(side)}")
+    parts.append(html_table(_HEAD, [_side_row(side, sign) for side, sign in signed], text=(0, 3, 4)))
+    for side, sign in signed:
+        parts.append(f"<h4>{_named(side, sign)}</h4>{show(side)}")
     return "".join(parts) + f"<p><small>{html_text(trust_words(finding))}.</small></p>"
 
 # %% ../../nbs/show/25_findings_section.ipynb #52dd6605
@@ -103,20 +112,12 @@ _HOW = (
     "An <i>axis</i> is an opposition: moving the weights along it helps the tokens of one side and hurts those of the "
     "other. A <i>cluster</i> is a set of tokens whose gradients go together. A side is <i>learned</i> in the steps in "
     "which the exact loss of its tokens falls most beyond that of all tokens (– : no more than random tokens do); "
-    "<i>hidden</i>, if the mean loss is flat by then. In brackets stands what chance gives: of a label, the share of "
-    "the other side or of all tokens that has it; of a fall, what random sets of as many tokens stay below; of hidden, "
-    "the share of random sets of which it would be said; of a spread, that of the breaks of random sets."
+    "<i>hidden</i>, if the mean loss is flat by then. In brackets stands: of a label, how many at the "
+    "other end of an axis, or of all tokens, have it; of a fall, what random sets of as many tokens stay below, all "
+    "sides together in nineteen cases of twenty; of hidden, the share of random sets of which it would be said; of a "
+    "spread, that of random sets. The sections below give clusters the <i>break</i> of the paper as well, the largest "
+    "bend, and call it hidden by that."
 )
-
-
-def _none_words(loss: xr.DataArray) -> str:
-    mean = loss.mean("token").values
-    if len(mean) > 1 and mean[-1] < mean[0]:
-        return "<p><b>Nothing is found beyond chance</b>: nothing opposes these tokens, or sets some of them apart.</p>"
-    return (
-        "<p><b>The mean loss does not fall</b>: there is no learning on these tokens to account for, and so no axis or "
-        "cluster is shown. Analyse texts of the kind that the model was trained on (--texts).</p>"
-    )
 
 
 def _folded(finding: Finding, show: Callable[[Side], str]) -> str:
@@ -137,22 +138,16 @@ def findings_section(
     findings   of `polca.analysis.findings.find_findings`; the first `most` are open, the others listed
     timeline   HTML of a figure that stands on top
     """
+    loss = projection["loss"]
     if not findings:
-        return _none_words(projection["loss"])
-    trusted = sum(finding.trusted for finding in findings)
-    have = (
-        "has a name, repeats, and has a time of its own"
-        if trusted == 1
-        else ("have a name, repeat, and have a time of their own")
-    )
-    mean = projection["loss"].mean("token").values
+        remedy = "" if learns(loss) else " Analyse tokens of the kind that the model was trained on."
+        return f"<p><b>{nothing_words(loss)}</b>{remedy}</p>"
+    mean = loss.mean("token").values
     words = (
-        f"<p><b>{count_text(len(findings), 'finding')}</b>, of which {trusted} {have}, while the mean loss goes from "
+        f"<p><b>{count_text(len(findings), 'finding')}</b> ({count_words(findings)}), while the mean loss goes from "
         f"{mean[0]:.2f} to {mean[-1]:.2f} nats.</p>"
     )
-    figure = html_figure(
-        plot_findings(projection["loss"], findings, most), "The exact loss of the sides of each finding."
-    )
+    figure = html_figure(plot_findings(loss, findings, most), "The exact loss of the sides of each finding.")
     parts = "".join(finding_part(finding, show) for finding in findings[:most])
     rest = "".join(_folded(finding, show) for finding in findings[most:])
     return f"{words}{timeline}{figure}<p class=note>{_HOW}</p>{parts}{rest}"

@@ -19,7 +19,7 @@ import xarray as xr
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import NO_DIRECTION, allocate, explained, most_exact_rule, projected_loss, rules
-from ..analysis.findings import find_findings
+from ..analysis.findings import before_words, find_findings, learns, ranked_clusters
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, projection_tokens, random_control
 from ..analysis.named_axes import NamedAxes
@@ -97,18 +97,6 @@ class _Recipe:
     joint: bool
     n_found: int  # clusters, before those that overlap were left out
 
-# %% ../../nbs/show/30_report.ipynb #fb68beb4
-def _alone(clusters: JointClusters) -> Clusters:
-    """The distinct clusters, most stable first, each against all other tokens: a clustering of its own, by its rank,
-    which is also its number.
-    """
-    table = distinct_clusters(clusters).table
-    masks = [clusters.members(row.n_clusters, row.cluster) for row in table.itertuples()]
-    labels = np.array([np.where(own, rank, OUTLIER) for rank, own in enumerate(masks)])
-    coords = {"rank": range(len(table)), "token": clusters.labels["token"]}
-    ranked = table.assign(number=table["cluster"], rank=table.index, cluster=table.index)
-    return Clusters(xr.DataArray(labels, coords, ("rank", "token")), ranked, {}, key="rank")
-
 # %% ../../nbs/show/30_report.ipynb #9f84fada
 def _recipe(
     name: str,
@@ -122,7 +110,7 @@ def _recipe(
     joint = isinstance(clusters, JointClusters)
     n_found = len(clusters.table)
     if joint:
-        clusters = _alone(clusters)
+        clusters = ranked_clusters(clusters)
     bent = loss if joint else curves
     if window_fits(bent["step"], window):
         table = breakthroughs(bent, clusters, window, plateau)
@@ -780,19 +768,16 @@ def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes |
     return axis_section(projection, tokens, axes, plateau, timeline=False)  # which stands on top of the page
 
 
-def _learns(loss: xr.DataArray) -> bool:
-    mean = loss.mean("token").values
-    return bool(mean[-1] < mean[0])
-
-
-def _findings_part(projection: xr.Dataset, tokens, clusterings, axes, plateau, window) -> str:
-    "What was learned: the findings of the axes and of the joint clusters."
+def _findings_part(projection: xr.Dataset, tokens, clusterings, axes, plateau, window, outputs) -> str:
+    "What was learned: the findings of the axes and of the joint clusters, and what came before."
     joint = [own for _, own in clusterings.values() if isinstance(own, JointClusters)]
     named = axes if isinstance(axes, NamedAxes) else None
     found = find_findings(projection, named, joint[0] if joint else None, plateau, window)
     has_threads = named is not None and named.axes.n_beyond and len(found)
     timeline = threads_figure(projection["loss"], named) if has_threads else ""
-    return findings_section(projection, found, partial(plain_examples, tokens), timeline)
+    earlier = html_text(before_words(projection["loss"], outputs))
+    section = findings_section(projection, found, partial(plain_examples, tokens), timeline)
+    return f"<p>{earlier}</p>{section}" if earlier else section
 
 # %% ../../nbs/show/30_report.ipynb #b64a749b
 def html_report(
@@ -803,6 +788,7 @@ def html_report(
     window: float,
     facts: Sequence[tuple[str, str]] = (),
     axes: NamedAxes | str | None = None,
+    outputs: int | None = None,
     limit: int = 5_000_000,
 ) -> str:
     """An analysis as one self-contained HTML page, without scripts.
@@ -814,6 +800,7 @@ def html_report(
     window       of breakthroughs, in steps
     facts        (name, value) rows to stand below the summary: model, texts, versions, times
     axes         of `polca.analysis.named_axes.named_axes(projection)`, or why there are none; default: no such section
+    outputs      among which the model chooses: then the page tells what was learned before the first checkpoint
     limit        bytes of UTF-8 that the page may have; sections of single directions are left out from the back until
                  it fits
 
@@ -823,11 +810,10 @@ def html_report(
     _check_report(projection, clusterings, plateau, window)
     projection = projection.compute()
     tokens = projection_tokens(projection)
-    shown = clusterings if _learns(projection["loss"]) else {}  # else there is nothing that clusters could tell
-    loss = projection["loss"]
-    recipes = [_recipe(name, *own, loss, tokens, plateau, window) for name, own in shown.items()]
-    before = [("What was learned, and when", _findings_part(projection, tokens, shown, axes, plateau, window))]
-    if axes is not None and shown:
+    shown = clusterings if learns(projection["loss"]) else {}  # else there is nothing that clusters could tell
+    recipes = [_recipe(name, *own, projection["loss"], tokens, plateau, window) for name, own in shown.items()]
+    before = [("What was learned, and when", _findings_part(projection, tokens, shown, axes, plateau, window, outputs))]
+    if axes is not None and learns(projection["loss"]):
         before.append(("Skill axes", _axes_or_why(projection, tokens, axes, plateau)))
     before += _first_sections(projection, tokens, recipes, plateau, window, facts)
     single = [recipe for recipe in recipes if not recipe.joint]

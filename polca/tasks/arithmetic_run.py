@@ -38,7 +38,6 @@ from polca.analysis.decomposition import (
     rules,
     trajectories,
 )
-from ..analysis.findings import findings_lines
 from ..analysis.joint import cluster_tokens, distinct_clusters
 from ..analysis.scores import agreement, linear_probe, skill_scores
 
@@ -49,6 +48,7 @@ from ..core.checkpoints import Checkpoints
 from ..core.files import atomic_path, locked
 from ..core.losses import n_parameters, parameters
 from ..core.processes import on_first
+from ..runs.answers import findings_text
 from ..runs.estimates import Estimate, peak_memory
 from ..runs.run import Run
 from ..runs.stages import hashed_store
@@ -543,7 +543,7 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
     for stage in ("subspace", "project", "cluster", "report"):
         run.results.files.verified(stage)
-    findings = findings_lines(run.findings(), run.tokens(), most=8)
+    findings = findings_text(run.results, most=8)
     if known := _known_results(out, config, made_from):
         say(f"{out} is complete")
         _say_results(known, sorted((out / "figures").glob("*.png")), out, findings, say)

@@ -18,10 +18,12 @@ from polca.analysis.findings import (
     findings_table,
     findings_values,
     in_order,
+    trust_words,
 )
 from polca.analysis.joint import cluster_tokens
 from polca.analysis.labels import projection_tokens
 from polca.analysis.named_axes import named_axes
+from polca.runs.axis_files import load_axes, save_axes
 
 STEPS = np.arange(0, 410, 20)
 N = 300
@@ -95,7 +97,7 @@ def test_what_gets_worse_is_called_unlearned():
     found = find_findings(data, named_axes(data), cluster_tokens(data)[1], PLATEAU, WINDOW)
     worse = [f for f in found if any(side.unlearned for side in f.sides)]
     assert worse and all("un-learned" in f.heading for f in worse)
-    assert "un-learned" in findings_lines(found, projection_tokens(data), most=len(found))
+    assert "un-learned" in findings_lines(found, projection_tokens(data), data["loss"], most=len(found))
     table = findings_table(found)
     assert set(table.loc[table["unlearned"], "label"]) == {'"sky"'}
 
@@ -105,7 +107,7 @@ def test_where_nothing_is_learned_nothing_is_found(made):
     risen = data.assign(loss=(data["loss"].dims, data["loss"].values[::-1]))
     assert find_findings(risen, axes, clusters, PLATEAU, WINDOW) == []
     assert find_findings(data.isel(step=[0]), None, None, PLATEAU, WINDOW) == []
-    assert "none" in findings_lines([], projection_tokens(data))
+    assert "does not fall" in findings_lines([], projection_tokens(data), risen["loss"])
 
 
 def test_random_gradients_give_no_finding_to_be_trusted():
@@ -142,3 +144,43 @@ def test_the_order_is_trust_then_kind_then_share_and_repetitions_are_named():
     assert [f.id for f in ordered] == ["axis-2", "axis-1", "cluster-0", "axis-0"]
     assert [f.like for f in ordered] == ["", "", "axis-1", ""]  # an axis repeats another where both its sides do
     assert [f.trusted for f in ordered] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("steps, directions", [(3, 6), (21, 3), (3, 3)])
+def test_what_cannot_be_halved_is_not_found_again_from_disk_either(tmp_path, steps, directions):
+    data = projection().isel(step=slice(steps), interval=slice(steps - 1), direction=slice(directions))
+    save_axes(tmp_path / "axes", named_axes(data))
+    found = find_findings(data, load_axes(tmp_path / "axes"), None, PLATEAU, WINDOW)
+    assert found
+    for finding in found:
+        known = [value for value, _ in finding.reliability.values() if np.isfinite(value)]
+        assert len(known) == (steps > 3) + (directions > 3)
+        assert known or (finding.doubts[0] == "not found again" and "nothing could be halved" in trust_words(finding))
+
+
+def test_examples_are_of_their_side_though_tokens_are_equal():
+    data = projection()
+    twice = data.isel(token=np.repeat(np.arange(60), 2)).assign_coords(token=np.arange(120))
+    found = axis_findings(twice["loss"], named_axes(twice), PLATEAU, WINDOW)
+    few = data.isel(token=slice(20))
+    found += axis_findings(few["loss"], named_axes(few), PLATEAU, WINDOW)
+    assert all(set(side.examples) <= set(side.tokens.tolist()) for f in found for side in f.sides)
+
+
+def test_clusters_of_one_number_have_no_stability_and_a_little_noise_is_no_unlearning(made):
+    data, _, _ = made
+    one = cluster_tokens(data, n_clusters=6)[1]
+    found = cluster_findings(data, one, projection_tokens(data), PLATEAU, WINDOW)
+    assert found and not any(f.trusted for f in found)
+    json.dumps(findings_values(found), allow_nan=False)
+    known = np.isin(data["target"].values, ["sky"])
+    rng = np.random.default_rng(1)
+    calm = data["loss"].values * ~known + 0.5 * known + rng.normal(0, 0.02, data["loss"].shape)
+    still = data.assign(loss=(data["loss"].dims, calm))
+    assert not any(
+        s.unlearned for f in axis_findings(still["loss"], named_axes(still), PLATEAU, WINDOW) for s in f.sides
+    )
+
+
+def test_an_empty_table_has_its_columns():
+    assert {"id", "label", "loss_last", "unlearned"} <= set(findings_table([]))

@@ -223,3 +223,27 @@ def test_clusters_along_directions_without_curves(texts):
     curves, clusters = clustered(texts)["paper"]
     with pytest.raises(ValueError, match="of which there are no curves"):
         html_report("A", texts, {"paper": (curves.isel(direction=[1, 2]), clusters)}, 200, 40)
+
+
+def test_tokens_of_latex_and_of_html_are_shown_as_they_are():
+    from functools import partial
+
+    from polca.analysis.findings import find_findings
+    from polca.analysis.labels import projection_tokens
+    from polca.analysis.named_axes import named_axes
+    from polca.show.findings_section import findings_section, plain_examples
+
+    rng = np.random.default_rng(0)
+    steps = np.arange(0, 210, 10)
+    kind = (np.arange(200) % 4 == 0).astype(int)
+    at = np.array([40, 150])[kind] + rng.normal(0, 3, 200)
+    loss = 0.3 + 2 / (1 + np.exp((steps[:, None] - at) / 5))
+    pull = np.gradient(loss, axis=0)[:, :, None] * rng.normal(size=(2, 4))[kind] + 0.01 * rng.normal(size=(21, 200, 4))
+    dims = ("step", "token", "direction")
+    target = ("token", np.array(["$\\frac$", "<b>"])[kind])
+    coords = {"step": steps, "interval": steps[:-1], "token": np.arange(200), "direction": np.arange(4)}
+    made = xr.Dataset({"gradient": (dims, pull), "loss": (dims[:2], loss)}, coords | {"target": target})
+    found = find_findings(made, named_axes(made), None, plateau=130, window=20)
+    assert found and "$" in found[0].name
+    page = findings_section(made, found, partial(plain_examples, projection_tokens(made)))
+    assert "&lt;b&gt;" in page and '<b>"' not in page
