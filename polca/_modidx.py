@@ -2584,6 +2584,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                    'polca.show.report._findings_part': ('show/report.html#_findings_part', 'polca/show/report.py'),
                                    'polca.show.report._first_sections': ('show/report.html#_first_sections', 'polca/show/report.py'),
                                    'polca.show.report._fit': ('show/report.html#_fit', 'polca/show/report.py'),
+                                   'polca.show.report._held_words': ('show/report.html#_held_words', 'polca/show/report.py'),
                                    'polca.show.report._hidden_words': ('show/report.html#_hidden_words', 'polca/show/report.py'),
                                    'polca.show.report._joint_cluster': ('show/report.html#_joint_cluster', 'polca/show/report.py'),
                                    'polca.show.report._joint_section': ('show/report.html#_joint_section', 'polca/show/report.py'),

@@ -34,6 +34,7 @@ class Side:
     tokens, examples         their numbers, and of some to look at: the outermost, or nearest to the medoid
     loss_first, loss_last    exact, in nats, at the first and the last checkpoint
     begin, break_step, end   steps: where the loss falls most beyond that of all tokens, and in it fastest
+    start_unseen             whether that begins at a first checkpoint later than step 0: it may have begun before
     fall, chance, beyond     by how much, beyond that of all; what random sets come to; whether it is more
     hidden, hidden_control   whether that is after the mean loss is flat; the share of random sets of which it is
     spread, spread_control   how far apart in steps its tokens break, and those of random sets; not a number where the
@@ -50,6 +51,7 @@ class Side:
     begin: float
     break_step: float
     end: float
+    start_unseen: bool
     fall: float
     chance: float
     beyond: bool
@@ -97,7 +99,7 @@ class Finding:
 
     @property
     def doubts(self) -> list[str]:
-        "Why it is not to be relied on: no name, not found again, no time of its own; empty where it is."
+        "Why it is not to be relied on: no label, not found again, no time of its own; empty where it is."
         return _doubts(self)
 
     @property
@@ -108,6 +110,7 @@ class Finding:
 _UNNAMED = "–"
 _LEAST = 0.2  # |r| between halves; permuted tokens have 0.02 to 0.1
 _STABLE = 0.5
+_HALF = 0.5  # of the tokens of a side, which a label must hold for to name it
 
 
 def is_found_again(finding: Finding) -> bool:
@@ -122,7 +125,7 @@ def is_found_again(finding: Finding) -> bool:
 
 def _doubts(finding: Finding) -> list[str]:
     asked = {
-        "no name": finding.name != "no name",
+        "no label that half of a side has": any(side.share >= _HALF for side in finding.sides),
         "not found again": is_found_again(finding),
         "no time of its own": any(side.beyond for side in finding.sides),
     }
@@ -161,10 +164,15 @@ def ranked_clusters(clusters: JointClusters) -> Clusters:
 
 # %% ../../nbs/analysis/96_findings.ipynb #1aec2beb
 def _cluster_labels(clusters: Clusters, tokens: pd.DataFrame) -> pd.DataFrame:
-    "Of each cluster the label that says most, of those that not more than half of all tokens have."
+    """Of each cluster the label that says most, of those that not more than half of all tokens have; one that half of
+    its own tokens have comes first.
+    """
     tests = label_tests(clusters, tokens)
     passed = tests[(tests["q"] <= ALPHA) & (tests["base_all"] <= 0.5)]
-    best = passed.sort_values("information", ascending=False, kind="stable").drop_duplicates(clusters.key)
+    ranked = passed.assign(common=passed["share"] >= _HALF).sort_values(
+        ["common", "information"], ascending=False, kind="stable"
+    )
+    best = ranked.drop_duplicates(clusters.key)
     words = [label_words(row.kind, row.value) for row in best.itertuples()]
     return best.assign(label=words, other=best["base"]).set_index(clusters.key)[["label", "share", "other"]]
 
@@ -194,6 +202,7 @@ def _sides(
     for tokens, label, shown, spread, when in parts:
         first, last = values[[0, -1]][:, tokens].mean(1)
         told = {name: when[name] for name in kept} | {"hidden": bool(when["hidden"] and when["beyond"])}
+        told["start_unseen"] = bool(when["begin"] == loss["step"].values[0] > 0)
         fall = when["fall"] - when["fall_of_all"]
         named = {"label": label.label, "share": label.share, "other": label.other}
         ends = {"loss_first": float(first), "loss_last": float(last), "fall": fall}
@@ -401,10 +410,15 @@ def _plain(value):
 
 # %% ../../nbs/analysis/96_findings.ipynb #49ad0711
 def when_words(side: Side) -> str:
-    "When a side is learned."
+    "The steps in which a side is learned."
     if side.beyond:
         hidden = f", hidden (of random sets {side.hidden_control:.0%})" if side.hidden else ""
-        return f"steps {side.begin:g} to {side.end:g}, fastest from {side.break_step:g}{hidden}"
+        since = (
+            f"by step {side.end:g}, from the first checkpoint"
+            if side.start_unseen
+            else f"{side.begin:g} to {side.end:g}"
+        )
+        return f"{since}, fastest from {side.break_step:g}{hidden}"
     return "its loss rises" if side.unlearned else "no time of its own beyond random sets"
 
 
@@ -413,7 +427,8 @@ def side_words(side: Side, sign: str = "") -> str:
     elsewhere = "at the other end" if sign else "of all"
     label = "no label" if side.label == _UNNAMED else f"{side.label} ({side.share:.0%}, {elsewhere} {side.other:.0%})"
     loss = f"loss {side.loss_first:.2f} → {side.loss_last:.2f}" + (", un-learned" if side.unlearned else "")
-    return f"{sign} {label}: {len(side.tokens)} tokens, {loss}; {when_words(side)}".strip()
+    when = ("learned at steps " if side.beyond else "") + when_words(side)
+    return f"{sign} {label}: {len(side.tokens)} tokens, {loss}; {when}".strip()
 
 
 def trust_words(finding: Finding) -> str:
@@ -445,11 +460,11 @@ def nothing_words(loss: xr.DataArray) -> str:
 
 
 def count_words(findings: Sequence[Finding]) -> str:
-    "How many findings, and how many of them can be relied on."
+    "How many of the findings can be relied on."
     trusted = sum(finding.trusted for finding in findings)
     return (
-        f"{len(findings)}, of which {trusted} to be relied on: with a name, found again, and learned at a time of "
-        f"{'its' if trusted == 1 else 'their'} own"
+        f"of which {trusted} to be relied on: with a label that half of a side has, found again, and learned at a time "
+        f"of {'its' if trusted == 1 else 'their'} own"
     )
 
 # %% ../../nbs/analysis/96_findings.ipynb #b0680e7b
@@ -457,7 +472,7 @@ def findings_lines(findings: Sequence[Finding], tokens: pd.DataFrame, loss: xr.D
     "The first `most` findings for people, and how many there are; or why there is none, of `loss` (step, token)."
     if not findings:
         return f"Findings: none. {nothing_words(loss)}"
-    lines = [f"Findings: {count_words(findings)}."]
+    lines = [f"Findings: {len(findings)}, {count_words(findings)}."]
     for finding in findings[:most]:
         doubt = "" if finding.trusted else f" (not to be relied on: {', '.join(finding.doubts)})"
         like = f"; half of its tokens are in {finding.like}" if finding.like else ""

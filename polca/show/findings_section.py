@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..analysis.findings import SIGNS, Finding, Side, count_words, learns, nothing_words, trust_words
+from ..analysis.findings import SIGNS, Finding, Side, count_words, learns, nothing_words, trust_words, when_words
 from .html import count_text, html_figure, html_table, html_text, number_text, tokens_html
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def _when_cell(side: Side) -> str:
     "The steps, and whether they are hidden beside random sets; – for no more than these."
     if not side.beyond:
         return "–"
-    hidden = f", <b>hidden</b> ({side.hidden_control:.0%})" if side.hidden else ""
-    return f"{side.begin:,g} to {side.end:,g}, fastest from {side.break_step:,g}{hidden}"
+    return html_text(when_words(side)).replace("hidden", "<b>hidden</b>")
 
 
 def _named(side: Side, sign: str) -> str:
@@ -115,8 +114,9 @@ _HOW = (
     "<i>hidden</i>, if the mean loss is flat by then. In brackets stands: of a label, how many at the "
     "other end of an axis, or of all tokens, have it; of a fall, what random sets of as many tokens stay below, all "
     "sides together in nineteen cases of twenty; of hidden, the share of random sets of which it would be said; of a "
-    "spread, that of random sets. The sections below give clusters the <i>break</i> of the paper as well, the largest "
-    "bend, and call it hidden by that."
+    "spread, that of random sets. The timeline has <i>threads</i>: where the gradients of two kinds of tokens are "
+    "opposed, which is not when these are learned. The sections below give clusters the <i>break</i> of the paper as "
+    "well, the largest bend, and call it hidden by that."
 )
 
 
@@ -130,24 +130,26 @@ def findings_section(
     findings: Sequence[Finding],
     show: Callable[[Side], str],
     timeline: str = "",
+    account: str = "",
     most: int = 6,
 ) -> str:
     """The HTML of the section.
 
     show       makes HTML of the examples of a side, as `plain_examples` does of a table of tokens
     findings   of `polca.analysis.findings.find_findings`; the first `most` are open, the others listed
-    timeline   HTML of a figure that stands on top
+    timeline   HTML of a figure that stands on top; `account` of what the directions hold, which stands below the count
     """
     loss = projection["loss"]
     if not findings:
         remedy = "" if learns(loss) else " Analyse tokens of the kind that the model was trained on."
         return f"<p><b>{nothing_words(loss)}</b>{remedy}</p>"
     mean = loss.mean("token").values
+    more = f" Below stand the first {most}, then the others, folded." if len(findings) > most else ""
     words = (
-        f"<p><b>{count_text(len(findings), 'finding')}</b> ({count_words(findings)}), while the mean loss goes from "
-        f"{mean[0]:.2f} to {mean[-1]:.2f} nats.</p>"
+        f"<p><b>{count_text(len(findings), 'finding')}</b>, {count_words(findings)}, while the mean loss goes from "
+        f"{mean[0]:.2f} to {mean[-1]:.2f} nats over {loss.sizes['token']:,} tokens.{more}</p>"
     )
     figure = html_figure(plot_findings(loss, findings, most), "The exact loss of the sides of each finding.")
     parts = "".join(finding_part(finding, show) for finding in findings[:most])
     rest = "".join(_folded(finding, show) for finding in findings[most:])
-    return f"{words}{timeline}{figure}<p class=note>{_HOW}</p>{parts}{rest}"
+    return f"{words}{account}{figure}{timeline}<p class=note>{_HOW}</p>{parts}{rest}"

@@ -236,7 +236,11 @@ def _error_words(accounts: dict[str, xr.Dataset], rule: str, far: list[str]) -> 
         these = "this rule" if len(far) == 1 else "these rules"
         words += f" <b>Over a tenth for {', '.join(far)}: the checkpoints are too far apart for {these}.</b>"
     if rule in far:
-        words += f" What this page says by the rule {rule} is not to be relied on."
+        words += (
+            f" What this page says by the rule {rule} is not to be relied on. Integrate along the path between the "
+            f"checkpoints: the same command with <code>--path-tol {0.02 * abs(true):.1g}</code> and another "
+            "<code>--out</code> (in Python <code>project(…, tol=…)</code>); or save checkpoints closer to each other."
+        )
     return words
 
 # %% ../../nbs/show/30_report.ipynb #bd973b68
@@ -768,6 +772,16 @@ def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes |
     return axis_section(projection, tokens, axes, plateau, timeline=False)  # which stands on top of the page
 
 
+def _held_words(projection: xr.Dataset) -> str:
+    "How much of what was learned the directions hold, along which the findings are."
+    totals = explained(projection, allocate(projection, most_exact_rule(projection))).attrs
+    return (
+        f"<p>Findings are looked for along {count_text(projection.sizes['direction'], 'direction')}, which "
+        f"{share_text(totals['net'], totals['true'])} of the change of the mean loss is booked on: they tell what sets "
+        "tokens apart there, and not all that was learned.</p>"
+    )
+
+
 def _findings_part(projection: xr.Dataset, tokens, clusterings, axes, plateau, window, outputs) -> str:
     "What was learned: the findings of the axes and of the joint clusters, and what came before."
     joint = [own for _, own in clusterings.values() if isinstance(own, JointClusters)]
@@ -776,7 +790,8 @@ def _findings_part(projection: xr.Dataset, tokens, clusterings, axes, plateau, w
     has_threads = named is not None and named.axes.n_beyond and len(found)
     timeline = threads_figure(projection["loss"], named) if has_threads else ""
     earlier = html_text(before_words(projection["loss"], outputs))
-    section = findings_section(projection, found, partial(plain_examples, tokens), timeline)
+    account = _held_words(projection)
+    section = findings_section(projection, found, partial(plain_examples, tokens), timeline, account)
     return f"<p>{earlier}</p>{section}" if earlier else section
 
 # %% ../../nbs/show/30_report.ipynb #b64a749b

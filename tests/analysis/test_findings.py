@@ -1,6 +1,7 @@
 """Findings: their numbers against the arrays that they are of, and what they leave out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_values_are_json_and_the_table_has_a_row_for_each_side(made):
 
 
 def side(tokens, beyond=True, label="x"):
-    times = {"begin": 0, "break_step": 0, "end": 1, "fall": 1.0, "chance": 0.1, "beyond": beyond}
+    times = {"begin": 0, "break_step": 0, "end": 1, "start_unseen": False, "fall": 1.0, "chance": 0.1, "beyond": beyond}
     losses = {"loss_first": 1.0, "loss_last": 0.5, "hidden": False, "hidden_control": 0.0}
     return Side(label=label, share=1, other=0, tokens=np.array(tokens), examples=(tokens[0],), **times, **losses)
 
@@ -184,3 +185,21 @@ def test_clusters_of_one_number_have_no_stability_and_a_little_noise_is_no_unlea
 
 def test_an_empty_table_has_its_columns():
     assert {"id", "label", "loss_last", "unlearned"} <= set(findings_table([]))
+
+
+def test_a_time_that_begins_at_a_first_checkpoint_after_step_0_may_have_begun_before(made):
+    data, axes, clusters = made
+    later = data.isel(step=slice(1, None), interval=slice(1, None))
+    assert not any(s.start_unseen for f in find_findings(data, axes, clusters, PLATEAU, WINDOW) for s in f.sides)
+    found = find_findings(later, named_axes(later), clusters, PLATEAU, WINDOW)
+    early = [s for f in found for s in f.sides if s.begin == 20]
+    assert early and all(side.start_unseen for side in early)
+    lines = findings_lines(found, projection_tokens(later), later["loss"], most=len(found))
+    assert "from the first checkpoint" in lines or not any(side.beyond for side in early)
+
+
+def test_a_label_of_few_is_no_reason_to_rely_on_a_finding():
+    again = {"direction": (0.5, 0.1), "step": (0.6, 0.1)}
+    few = replace(side([1, 2, 3]), share=0.4)
+    assert Finding("axis-0", "axis", (few, few), 0.3, again).doubts == ["no label that half of a side has"]
+    assert Finding("axis-0", "axis", (few, side([4, 5])), 0.3, again).trusted
