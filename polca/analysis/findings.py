@@ -21,7 +21,7 @@ from .clustering import OUTLIER, Clusters
 from .end_times import set_times
 from .ends import END_NAMES
 from .joint import JointClusters, distinct_clusters
-from .labels import ALPHA, label_tests, label_words, projection_tokens, visible
+from .labels import ALPHA, label_kinds, label_tests, label_words, projection_tokens, visible
 from .named_axes import NamedAxes
 
 # %% ../../nbs/analysis/96_findings.ipynb #331630b7
@@ -31,7 +31,7 @@ class Side:
 
     label, share, other      what tells its tokens apart ("–": nothing), how many of them have it, and of the other side
                              (of a cluster: of all tokens)
-    tokens, examples         their numbers, and of some to look at: the outermost, or nearest to the medoid
+    tokens, examples         their numbers, and of some that have its label: the outermost, or nearest to the medoid
     loss_first, loss_last    exact, in nats, at the first and the last checkpoint
     begin, break_step, end   steps: where the loss falls most beyond that of all tokens, and in it fastest
     start_unseen             whether that begins at a first checkpoint later than step 0: it may have begun before
@@ -174,13 +174,24 @@ def _cluster_labels(clusters: Clusters, tokens: pd.DataFrame) -> pd.DataFrame:
     )
     best = ranked.drop_duplicates(clusters.key)
     words = [label_words(row.kind, row.value) for row in best.itertuples()]
-    return best.assign(label=words, other=best["base"]).set_index(clusters.key)[["label", "share", "other"]]
+    return best.assign(label=words, other=best["base"]).set_index(clusters.key)[
+        ["label", "share", "other", "kind", "value"]
+    ]
 
 
-def _nearest(curves: np.ndarray, members: np.ndarray, medoid: int, n: int) -> tuple[int, ...]:
-    "The `n` of `members` whose `curves` (token, value) are nearest to that of the medoid."
+def _labelled_first(order: np.ndarray, label, kinds: Mapping[str, np.ndarray]) -> np.ndarray:
+    "Tokens in `order`, but those that have a label (a row with kind and value) before the others."
+    if not isinstance(label.kind, str) or label.kind not in kinds:
+        return order
+    values = np.asarray(kinds[label.kind])[order]
+    has = np.array([str(value) == str(label.value) for value in values])
+    return np.concatenate([order[has], order[~has]])
+
+
+def _nearest(curves: np.ndarray, members: np.ndarray, medoid: int) -> np.ndarray:
+    "`members` in the order of how near their `curves` (token, value) are to that of the medoid."
     away = np.square(curves[members] - curves[medoid]).sum(1)
-    return tuple(int(token) for token in members[np.argsort(away, kind="stable")[:n]])
+    return members[np.argsort(away, kind="stable")]
 
 # %% ../../nbs/analysis/96_findings.ipynb #05a0f472
 def _sides(
@@ -219,12 +230,29 @@ def _in_order(table: pd.DataFrame, keys: Sequence) -> pd.DataFrame:
     )
 
 # %% ../../nbs/analysis/96_findings.ipynb #d9973f43
+def _outermost(scores, keys, labels, kinds, sets, n) -> list[tuple[int, ...]]:
+    "Of every end the outermost of its tokens, those with its label first."
+    shown = []
+    for (axis, end), label, members in zip(keys, labels.itertuples(), sets):
+        order = np.argsort(-scores.sel(axis=axis).values, kind="stable")
+        own = (order if end == 0 else order[::-1])[: len(members)]
+        shown.append(tuple(map(int, _labelled_first(own, label, kinds)[:n])))
+    return shown
+
+# %% ../../nbs/analysis/96_findings.ipynb #5011f9c5
 def axis_findings(
-    loss: xr.DataArray, axes: NamedAxes, plateau: float, window: float, n_examples: int = 3, draws: int = 200
+    loss: xr.DataArray,
+    axes: NamedAxes,
+    tokens: pd.DataFrame,
+    plateau: float,
+    window: float,
+    n_examples: int = 3,
+    draws: int = 200,
 ) -> list[Finding]:
     """The axes beyond chance as findings, in their order.
 
     loss       (step, token), exact, in nats
+    tokens     of `polca.analysis.labels.projection_tokens`
     plateau    the step from which the mean loss is flat
     window     of breaks, in steps
     """
@@ -235,13 +263,10 @@ def axis_findings(
     ends = axis_ends(scores)
     keys = [(axis, end) for axis, _, _ in ends.groups() for end in END_NAMES]
     sets = [np.flatnonzero(ends.members(*key)) for key in keys]
-    outermost = []
-    for (axis, end), members in zip(keys, sets):
-        order = np.argsort(-scores.sel(axis=axis).values, kind="stable")
-        shown = (order if end == 0 else order[::-1])[: min(n_examples, len(members))]
-        outermost.append(tuple(map(int, shown)))
     by_end = axes.labels.assign(end=axes.labels["end"].map({name: end for end, name in END_NAMES.items()}))
-    labels = _in_order(by_end.set_index(["axis", "end"])[["label", "share", "other"]], keys)
+    columns = ["label", "share", "other", "kind", "value"]
+    labels = _in_order(by_end.set_index(["axis", "end"])[columns], keys)
+    outermost = _outermost(scores, keys, labels, label_kinds(tokens), sets, n_examples)
     spreads = _in_order(_spreads(loss, ends, window, plateau), keys)
     sides = _sides(loss, sets, labels, outermost, spreads, plateau, draws)
     halves = axes.reliability.astype(float).set_index("axis")  # from disk, what was not halved is None
@@ -273,9 +298,12 @@ def cluster_findings(
         return []
     sets = [np.flatnonzero(own.members(rank, rank)) for rank in own.table["rank"]]
     curves = loss.transpose("token", "step").values.astype(float)
-    shown = [_nearest(curves, members, medoid, n_examples) for members, medoid in zip(sets, own.table["medoid"])]
     labels = _in_order(_cluster_labels(own, tokens), own.table["rank"].tolist())
     labels = labels.assign(label=labels["label"].astype(object).fillna(_UNNAMED))
+    kinds = label_kinds(tokens)
+    nearest = [_nearest(curves, members, medoid) for members, medoid in zip(sets, own.table["medoid"])]
+    ordered = [_labelled_first(order, label, kinds) for order, label in zip(nearest, labels.itertuples())]
+    shown = [tuple(map(int, order[:n_examples])) for order in ordered]
     spreads = _in_order(_spreads(loss, own, window, plateau), [(rank, rank) for rank in own.table["rank"]])
     sides = _sides(loss, sets, labels, shown, spreads, plateau, draws)
     several = len(clusters.numbers) > 1  # else nothing says how stable they are
@@ -334,9 +362,10 @@ def find_findings(
     loss = projection["loss"].transpose("step", "token")
     if not learns(loss):
         return []
-    found = axis_findings(loss, axes, plateau, window) if axes is not None else []
+    tokens = projection_tokens(projection)
+    found = axis_findings(loss, axes, tokens, plateau, window) if axes is not None else []
     if clusters is not None:
-        own = cluster_findings(projection, clusters, projection_tokens(projection), plateau, window)
+        own = cluster_findings(projection, clusters, tokens, plateau, window)
         found += [finding for finding in own if finding.trusted]
     return in_order(found)
 

@@ -55,7 +55,7 @@ def made():
 def test_the_numbers_of_a_side_are_those_of_its_tokens(made):
     data, axes, _ = made
     loss = data["loss"].values
-    found = axis_findings(data["loss"], axes, PLATEAU, WINDOW)
+    found = axis_findings(data["loss"], axes, projection_tokens(data), PLATEAU, WINDOW)
     ends = axis_ends(axes.axes.scores.isel(axis=slice(axes.axes.n_beyond)))
     breaks = breakthroughs(data["loss"], ends, WINDOW, PLATEAU).set_index(["axis", "cluster"])
     assert len(found) == axes.axes.n_beyond >= 2
@@ -66,7 +66,9 @@ def test_the_numbers_of_a_side_are_those_of_its_tokens(made):
             assert np.array_equal(side.tokens, np.flatnonzero(ends.members(i, end)))
             assert side.loss_first == pytest.approx(loss[0, side.tokens].mean())
             assert side.loss_last == pytest.approx(loss[-1, side.tokens].mean())
-            assert side.examples[0] == (scores.argmax() if end == 0 else scores.argmin())
+            outward = side.tokens[np.argsort(-scores[side.tokens] if end == 0 else scores[side.tokens])]
+            labelled = [t for t in outward if f'"{data["target"].values[t]}"' == side.label]
+            assert side.examples[0] == (labelled or [*outward])[0]
             assert side.spread == pytest.approx(breaks.loc[(i, end), "spread"])
             first, last = np.searchsorted(STEPS, [side.begin, side.end])
             beyond = loss[:, side.tokens].mean(1) - loss.mean(1)
@@ -162,9 +164,9 @@ def test_what_cannot_be_halved_is_not_found_again_from_disk_either(tmp_path, ste
 def test_examples_are_of_their_side_though_tokens_are_equal():
     data = projection()
     twice = data.isel(token=np.repeat(np.arange(60), 2)).assign_coords(token=np.arange(120))
-    found = axis_findings(twice["loss"], named_axes(twice), PLATEAU, WINDOW)
+    found = axis_findings(twice["loss"], named_axes(twice), projection_tokens(twice), PLATEAU, WINDOW)
     few = data.isel(token=slice(20))
-    found += axis_findings(few["loss"], named_axes(few), PLATEAU, WINDOW)
+    found += axis_findings(few["loss"], named_axes(few), projection_tokens(few), PLATEAU, WINDOW)
     assert all(set(side.examples) <= set(side.tokens.tolist()) for f in found for side in f.sides)
 
 
@@ -179,7 +181,9 @@ def test_clusters_of_one_number_have_no_stability_and_a_little_noise_is_no_unlea
     calm = data["loss"].values * ~known + 0.5 * known + rng.normal(0, 0.02, data["loss"].shape)
     still = data.assign(loss=(data["loss"].dims, calm))
     assert not any(
-        s.unlearned for f in axis_findings(still["loss"], named_axes(still), PLATEAU, WINDOW) for s in f.sides
+        s.unlearned
+        for f in axis_findings(still["loss"], named_axes(still), projection_tokens(still), PLATEAU, WINDOW)
+        for s in f.sides
     )
 
 
