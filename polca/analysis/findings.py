@@ -266,6 +266,7 @@ def axis_findings(
     by_end = axes.labels.assign(end=axes.labels["end"].map({name: end for end, name in END_NAMES.items()}))
     columns = ["label", "share", "other", "kind", "value"]
     labels = _in_order(by_end.set_index(["axis", "end"])[columns], keys)
+    labels = labels.astype({"share": float, "other": float})  # from disk, what is not a number is None
     outermost = _outermost(scores, keys, labels, label_kinds(tokens), sets, n_examples)
     spreads = _in_order(_spreads(loss, ends, window, plateau), keys)
     sides = _sides(loss, sets, labels, outermost, spreads, plateau, draws)

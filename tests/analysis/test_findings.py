@@ -161,6 +161,16 @@ def test_what_cannot_be_halved_is_not_found_again_from_disk_either(tmp_path, ste
         assert known or (finding.doubts[0] == "not found again" and "nothing could be halved" in trust_words(finding))
 
 
+def test_an_end_without_a_label_is_the_same_from_disk(made, tmp_path):
+    data, axes, _ = made
+    unnamed = replace(axes, labels=axes.labels.assign(label="–", kind=None, value=None, share=np.nan, other=np.nan))
+    save_axes(tmp_path / "axes", unnamed)
+    found = find_findings(data, load_axes(tmp_path / "axes"), None, PLATEAU, WINDOW)
+    assert found and all(f.name == "no name" and "no label" in f.doubts[0] for f in found)
+    assert [f.heading for f in found] == [f.heading for f in find_findings(data, unnamed, None, PLATEAU, WINDOW)]
+    json.dumps(findings_values(found), allow_nan=False)
+
+
 def test_examples_are_of_their_side_though_tokens_are_equal():
     data = projection()
     twice = data.isel(token=np.repeat(np.arange(60), 2)).assign_coords(token=np.arange(120))
