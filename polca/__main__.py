@@ -255,7 +255,7 @@ def finish(run, say: Say) -> dict:
     complete = status["complete"]
     say(format_status(status))
     if complete["project"] and complete["axes"] and complete["cluster"]:
-        say(f"\n{findings_text(run.results)}")
+        say(f"\n{findings_text(run.results, run.findings())}")
         say(f"(all of them: polca findings {run.folder}; the tables of axes and threads: polca inspect {run.folder})")
     elif complete["axes"]:
         say(axis_lines(axis_facts(run.results, projected=complete["project"])))
@@ -309,7 +309,7 @@ def answer_findings(options, say: Say) -> dict:
     if options.csv:
         say(findings_table(found).to_csv(index=False).rstrip())
     else:
-        say(findings_text(run.results, most=None))
+        say(findings_text(run.results, found, most=len(found)))
     return {"run": str(run.folder), "findings": findings_values(found)}
 
 # %% ../nbs/20_main.ipynb #ac7b1f66

@@ -160,7 +160,7 @@ def look_at_tokens(page):
     b.write(page, "other run", "nowhere")
     expect(out).to_contain_text("is no run of polca")
     b.open_tab(page, "Findings")
-    expect(out).to_contain_text(re.compile("finding(s)?, of which|Nothing is found beyond chance|does not fall"))
+    expect(out).to_contain_text(re.compile("findings?, of which|There is no axis beyond chance|does not fall"))
     b.open_tab(page, "Skill axes")
     expect(out).to_contain_text("Axes of the whole run")
     page.get_by_text(re.compile("^Axis 0: ")).click()

@@ -52,6 +52,8 @@ from polca.explorer.views import (
     token_texts,
     view_curves,
 )
+
+# %% ../../nbs/explorer/20_pages.ipynb #66566dda
 from ..show.axis_section import axis_section
 from ..show.findings_section import findings_section
 from polca.show.html import (

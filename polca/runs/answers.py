@@ -6,11 +6,14 @@
 __all__ = ['axes_or_none', 'run_findings', 'findings_text', 'run_tokens', 'run_clusters']
 
 # %% ../../nbs/runs/57_answers.ipynb #30e3742a
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from ..analysis.axes import NoAxesError
 from polca.analysis.findings import (
+    SIGNS,
     Finding,
     before_words,
     cluster_findings,
@@ -43,16 +46,10 @@ def run_findings(results: RunResults) -> list[Finding]:
     return find_findings(projection, axes_or_none(results), clusters, plateau, results.window(projection))
 
 # %% ../../nbs/runs/57_answers.ipynb #8c8427d9
-def findings_text(results: RunResults, most: int | None = 6) -> str:
-    """What a run has found, for people: what was learned before the first checkpoint, and the first `most` findings
-    (None: all).
-
-    Raises ValueError as `run_findings` does.
-    """
+def findings_text(results: RunResults, findings: Sequence[Finding], most: int = 6) -> str:
+    "The `findings` of a run for people: what was learned before the first checkpoint, and the first `most` of them."
     projection = results.read_projection()
-    found = run_findings(results)
-    shown = len(found) if most is None else most
-    lines = findings_lines(found, projection_tokens(projection), projection["loss"], shown)
+    lines = findings_lines(findings, projection_tokens(projection), projection["loss"], most)
     before = before_words(projection["loss"], read_manifest(results.folder)["stages"]["train"].get("outputs"))
     return f"{before}\n\n{lines}" if before else lines
 
@@ -72,8 +69,7 @@ def run_tokens(results: RunResults) -> pd.DataFrame:
         table = table.assign(**{f"axis_{i}": own for i, own in enumerate(scores.T)})
     belongs: list[list[str]] = [[] for _ in range(len(table))]
     for finding in run_findings(results):
-        signs = ("+", "-") if finding.kind == "axis" else ("",)
-        for sign, side in zip(signs, finding.sides):
+        for sign, side in zip(SIGNS[finding.kind], finding.sides):
             for token in side.tokens:
                 belongs[token].append(finding.id + sign)
     return table.assign(findings=[" ".join(ids) for ids in belongs])

@@ -14,7 +14,17 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..analysis.findings import SIGNS, Finding, Side, count_words, learns, nothing_words, trust_words, when_words
+from polca.analysis.findings import (
+    SIGNS,
+    Finding,
+    Side,
+    count_words,
+    learns,
+    nothing_words,
+    side_label,
+    steps_words,
+    trust_words,
+)
 from .html import count_text, html_figure, html_table, html_text, number_text, tokens_html
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ def _draw_finding(ax, loss: xr.DataArray, finding: Finding) -> None:
 
 
 def _short(side: Side, most: int = 24) -> str:
-    label = "no label" if side.label == "–" else side.label
+    label = side_label(side)
     return label if len(label) <= most else label[: most - 1] + "…"
 
 # %% ../../nbs/show/25_findings_section.ipynb #709b048b
@@ -68,16 +78,17 @@ def _when_cell(side: Side) -> str:
     "The steps, and whether they are hidden beside random sets; – for no more than these."
     if not side.beyond:
         return "–"
-    return html_text(when_words(side)).replace("hidden", "<b>hidden</b>")
+    hidden = f", <b>hidden</b> ({side.hidden_control:.0%})" if side.hidden else ""
+    return html_text(steps_words(side)) + hidden
 
 
 def _named(side: Side, sign: str) -> str:
-    return f"{sign} {'no label' if side.label == '–' else html_text(side.label)}".strip()
+    return f"{sign} {html_text(side_label(side))}".strip()
 
 
 def _side_row(side: Side, sign: str) -> list[str]:
     label = _named(side, sign)
-    shares = "" if side.label == "–" else f"{side.share:.0%} ({side.other:.0%})"
+    shares = f"{side.share:.0%} ({side.other:.0%})" if np.isfinite(side.share) else ""
     loss = f"{side.loss_first:.2f} → {side.loss_last:.2f}" + (" <b>un-learned</b>" if side.unlearned else "")
     fall = f"{side.fall:.2f} ({side.chance:.2f})"
     spread = f"{number_text(side.spread)} ({number_text(side.spread_control)})" if np.isfinite(side.spread) else ""
@@ -111,12 +122,12 @@ _HOW = (
     "An <i>axis</i> is an opposition: moving the weights along it helps the tokens of one side and hurts those of the "
     "other. A <i>cluster</i> is a set of tokens whose gradients go together. A side is <i>learned</i> in the steps in "
     "which the exact loss of its tokens falls most beyond that of all tokens (– : no more than random tokens do); "
-    "<i>hidden</i>, if the mean loss is flat by then. In brackets stands: of a label, how many at the "
-    "other end of an axis, or of all tokens, have it; of a fall, what random sets of as many tokens stay below, all "
-    "sides together in nineteen cases of twenty; of hidden, the share of random sets of which it would be said; of a "
-    "spread, that of random sets. The timeline has <i>threads</i>: where the gradients of two kinds of tokens are "
-    "opposed, which is not when these are learned. The sections below give clusters the <i>break</i> of the paper as "
-    "well, the largest bend, and call it hidden by that."
+    "<i>hidden</i>, if the mean loss is flat by then. In brackets stands: of a label, how many at the other end of an "
+    "axis, or of all tokens, have it; of a fall, what random sets of as many tokens stay below, at all ends of axes "
+    "together in nineteen cases of twenty, and likewise in all clusters; of hidden, the share of random sets of which "
+    "it would be said; of a spread, that of random sets. The timeline has <i>threads</i>: where the gradients of two "
+    "kinds of tokens are opposed, which is not when these are learned. The sections below give clusters the "
+    "<i>break</i> of the paper as well, the largest bend, and call it hidden by that."
 )
 
 
@@ -137,7 +148,7 @@ def findings_section(
 
     show       makes HTML of the examples of a side, as `plain_examples` does of a table of tokens
     findings   of `polca.analysis.findings.find_findings`; the first `most` are open, the others listed
-    timeline   HTML of a figure that stands on top; `account` of what the directions hold, which stands below the count
+    timeline   HTML of a figure; `account` of what the directions hold
     """
     loss = projection["loss"]
     if not findings:

@@ -749,9 +749,8 @@ def _check_report(projection, clusterings, plateau, window):
             )
 
 # %% ../../nbs/show/30_report.ipynb #643c320b
-def _first_sections(projection, tokens, recipes, plateau, window, facts) -> list[tuple[str, str]]:
-    "(heading, HTML) of what comes before single directions."
-    accounts = {rule: explained(projection, allocate(projection, rule)) for rule in rules(projection)}
+def _first_sections(projection, tokens, accounts, recipes, plateau, window, facts) -> list[tuple[str, str]]:
+    "(heading, HTML) of what comes after the findings and axes, and before single directions."
     rule = most_exact_rule(projection)
     whole = projected_loss(allocate(projection, rule).sum("direction"))
     sections = [
@@ -772,9 +771,8 @@ def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes |
     return axis_section(projection, tokens, axes, plateau, timeline=False)  # which stands on top of the page
 
 
-def _held_words(projection: xr.Dataset) -> str:
+def _held_words(projection: xr.Dataset, totals: Mapping[str, float]) -> str:
     "How much of what was learned the directions hold, along which the findings are."
-    totals = explained(projection, allocate(projection, most_exact_rule(projection))).attrs
     return (
         f"<p>Findings are looked for along {count_text(projection.sizes['direction'], 'direction')}, which "
         f"{share_text(totals['net'], totals['true'])} of the change of the mean loss is booked on: they tell what sets "
@@ -782,17 +780,17 @@ def _held_words(projection: xr.Dataset) -> str:
     )
 
 
-def _findings_part(projection: xr.Dataset, tokens, clusterings, axes, plateau, window, outputs) -> str:
-    "What was learned: the findings of the axes and of the joint clusters, and what came before."
+def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, window, outputs) -> tuple[str, str]:
+    "(heading, HTML) of what was learned: the findings of axes and joint clusters, and what came before."
     joint = [own for _, own in clusterings.values() if isinstance(own, JointClusters)]
     named = axes if isinstance(axes, NamedAxes) else None
     found = find_findings(projection, named, joint[0] if joint else None, plateau, window)
     has_threads = named is not None and named.axes.n_beyond and len(found)
     timeline = threads_figure(projection["loss"], named) if has_threads else ""
     earlier = html_text(before_words(projection["loss"], outputs))
-    account = _held_words(projection)
+    account = _held_words(projection, accounts[most_exact_rule(projection)].attrs)
     section = findings_section(projection, found, partial(plain_examples, tokens), timeline, account)
-    return f"<p>{earlier}</p>{section}" if earlier else section
+    return "What was learned, and when", f"<p>{earlier}</p>{section}" if earlier else section
 
 # %% ../../nbs/show/30_report.ipynb #b64a749b
 def html_report(
@@ -813,24 +811,24 @@ def html_report(
                  along single directions, with the curves (step, token, direction) whose breakthroughs are meant
     plateau      the step from which the mean loss counts as flat
     window       of breakthroughs, in steps
-    facts        (name, value) rows to stand below the summary: model, texts, versions, times
+    facts        (name, value) rows to stand below the summary
     axes         of `polca.analysis.named_axes.named_axes(projection)`, or why there are none; default: no such section
     outputs      among which the model chooses: then the page tells what was learned before the first checkpoint
-    limit        bytes of UTF-8 that the page may have; sections of single directions are left out from the back until
-                 it fits
+    limit        bytes of UTF-8 that the page may have; sections of single directions are left out until it fits
 
-    Raises ValueError for what is no whole projection, clusterings of other tokens, a window that is not above 0, and a
-    page that cannot be kept under `limit`.
+    Raises ValueError for what is no whole projection, clusterings of other tokens, no window, a page over `limit`.
     """
     _check_report(projection, clusterings, plateau, window)
     projection = projection.compute()
     tokens = projection_tokens(projection)
-    shown = clusterings if learns(projection["loss"]) else {}  # else there is nothing that clusters could tell
-    recipes = [_recipe(name, *own, projection["loss"], tokens, plateau, window) for name, own in shown.items()]
-    before = [("What was learned, and when", _findings_part(projection, tokens, shown, axes, plateau, window, outputs))]
-    if axes is not None and learns(projection["loss"]):
+    loss = projection["loss"]
+    shown = clusterings if learns(loss) else {}  # else there is nothing that clusters could tell
+    recipes = [_recipe(name, *own, loss, tokens, plateau, window) for name, own in shown.items()]
+    accounts = {rule: explained(projection, allocate(projection, rule)) for rule in rules(projection)}
+    before = [_findings_part(projection, tokens, accounts, shown, axes, plateau, window, outputs)]
+    if axes is not None and learns(loss):
         before.append(("Skill axes", _axes_or_why(projection, tokens, axes, plateau)))
-    before += _first_sections(projection, tokens, recipes, plateau, window, facts)
+    before += _first_sections(projection, tokens, accounts, recipes, plateau, window, facts)
     single = [recipe for recipe in recipes if not recipe.joint]
     parts = [_direction_parts(projection, tokens, one, plateau) for one in single]
     return _fit(title, before, single, parts, [("How to read this", _READING)], limit)

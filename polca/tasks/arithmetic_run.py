@@ -543,7 +543,7 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
     for stage in ("subspace", "project", "cluster", "report"):
         run.results.files.verified(stage)
-    findings = findings_text(run.results, most=8)
+    findings = findings_text(run.results, run.findings(), most=8)
     if known := _known_results(out, config, made_from):
         say(f"{out} is complete")
         _say_results(known, sorted((out / "figures").glob("*.png")), out, findings, say)

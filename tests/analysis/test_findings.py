@@ -19,6 +19,8 @@ from polca.analysis.findings import (
     findings_table,
     findings_values,
     in_order,
+    side_words,
+    steps_words,
     trust_words,
 )
 from polca.analysis.joint import cluster_tokens
@@ -208,8 +210,8 @@ def test_a_time_that_begins_at_a_first_checkpoint_after_step_0_may_have_begun_be
     found = find_findings(later, named_axes(later), clusters, PLATEAU, WINDOW)
     early = [s for f in found for s in f.sides if s.begin == 20]
     assert early and all(side.start_unseen for side in early)
-    lines = findings_lines(found, projection_tokens(later), later["loss"], most=len(found))
-    assert "from the first checkpoint" in lines or not any(side.beyond for side in early)
+    assert steps_words(early[0]).startswith(f"by step {early[0].end:g}, begun at the first checkpoint or before")
+    assert side_words(replace(early[0], beyond=True), "+").count("step") == 1
 
 
 def test_a_label_of_few_is_no_reason_to_rely_on_a_finding():
