@@ -21,6 +21,7 @@ turning them does (`intervene`), clusters of tokens (`cluster_directions`, `clus
 What is in `polca.__all__` is stable; the rooms (`polca.core`, `polca.compute`, ...) hold the rest.
 """
 
+# %% ../nbs/10_public.ipynb #eed7924f
 _PLACES = {
     "core.checkpoints": ("Checkpoints",),
     "core.losses": ("TokenLosses",),

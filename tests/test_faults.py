@@ -84,7 +84,7 @@ def read_labels(run):
 def assert_same(run, whole, upto="cluster"):
     "What the stages up to one have left is the same, bit by bit."
     stages = up_to(upto)
-    weights = [each.manifest["stages"]["train"]["weights"] for each in (run, whole)]
+    weights = [each.inputs.manifest["stages"]["train"]["weights"] for each in (run, whole)]
     assert weights[0] == weights[1]
     if "subspace" in stages:
         found, expected = (each.results.read_basis() for each in (run, whole))
@@ -95,7 +95,7 @@ def assert_same(run, whole, upto="cluster"):
     if "decompose" in stages:
         assert run.results.read_decomposition() == whole.results.read_decomposition()
     if "axes" in stages:
-        hashes = [each.manifest["stages"]["axes"]["output"] for each in (run, whole)]
+        hashes = [each.inputs.manifest["stages"]["axes"]["output"] for each in (run, whole)]
         assert hashes[0] == hashes[1]
     if "cluster" in stages:
         tables = [(each.folder / "clusters" / "tables.json").read_text() for each in (run, whole)]
@@ -132,7 +132,7 @@ def test_killed_at_random_moments_a_stage_is_complete_or_absent_and_ends_in_the_
     remove(folder, STAGES[STAGES.index(stage) :])
     before = read_manifest(folder)["stages"]
     chance = random.Random(stage)
-    length = whole.manifest["stages"][stage]["seconds"]
+    length = whole.inputs.manifest["stages"][stage]["seconds"]
     killed = 0
     for _ in range(10 * KILLS_PER_STAGE):
         if killed == KILLS_PER_STAGE:
@@ -344,7 +344,7 @@ def run_on_a_full_disk(disk, stage, copy):
         run.make("cluster", progress=False, say=fill)
     except OSError as e:
         print("stopped:", e)
-    print("complete:", *run.manifest["stages"])
+    print("complete:", *run.inputs.manifest["stages"])
     filler.unlink()
     quiet(run, "cluster")
     shutil.copytree(folder, copy)  # it outlives the disk

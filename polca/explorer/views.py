@@ -192,14 +192,10 @@ class Missing(NamedTuple):
 class View:
     """A run to look at.
 
-    projection   the Dataset of `polca.compute.projection.project`, read as it is used
-    settings     those of the clusters along single directions, in `clusters`
-    clusters     along single directions, or None
-    joint        of all directions jointly, or None
-    accounts     {rule: what `polca.analysis.decomposition.explained` says}, of rules that have been booked
-    plateau, window  the step from which the mean loss is flat; that of breaks, in steps
-    missing      what is not there yet
-    axes         the skill axes; no_axes: why there are none
+    projection  the Dataset of `polca.compute.projection.project`, read as it is used
+    clusters    along single directions, found with `settings`, or None; joint: of all directions jointly, or None
+    accounts    {rule: what `polca.analysis.decomposition.explained` says}, of rules that have been booked
+    plateau     the step from which the mean loss is flat; `window` is that of breaks, `missing` what is not there yet
     """
 
     title: str

@@ -56,6 +56,10 @@ class RunInputs:
         self._store = None
 
     @property
+    def file(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
     def manifest(self) -> dict:
         return read_manifest(self.folder)
 

@@ -539,7 +539,7 @@ def _paper_results(run: Run, resumed: bool, progress, say) -> dict:
     config = run.task.config
     out = run.folder
     began = time.monotonic()
-    stages = run.manifest["stages"]
+    stages = run.inputs.manifest["stages"]
     made_from = {stage: stages[stage]["output"] for stage in ("train", "subspace", "project")}
     for stage in ("subspace", "project", "cluster", "report"):
         run.results.files.verified(stage)

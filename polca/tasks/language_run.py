@@ -435,7 +435,7 @@ def _write_results(run: Run, progress, say):
     "results.json and figures, from the complete stages of `run`."
     began = time.monotonic()
     file = run.folder / "results.json"
-    stages = run.manifest["stages"]
+    stages = run.inputs.manifest["stages"]
     made_from = {stage: record["output"] for stage, record in stages.items() if stage != "report"}
     # results say which, not where on this machine
     config = replace(run.task.config, texts=tuple(Path(t).name for t in run.task.config.texts))

@@ -12,11 +12,11 @@ from polca.tasks.arithmetic_run import ArithmeticTask
 def test_a_late_setting_of_a_run_from_before_a_setting_existed_changes_no_hash_but_its_own(tmp_path):
     config = addition_preset("tiny")
     run = Run.create(tmp_path / "run", ArithmeticTask(config))
-    earlier = {name: value for name, value in run.manifest["config"].items() if name != "data_seed"}
+    earlier = {name: value for name, value in run.inputs.manifest["config"].items() if name != "data_seed"}
     stages = {"subspace": {"settings": hash_settings(earlier, "subspace")}}  # so that the run is not a bare one
-    write_manifest(run.file, {**run.manifest, "config": earlier, "stages": stages})
+    write_manifest(run.inputs.file, {**run.inputs.manifest, "config": earlier, "stages": stages})
     changed = Run.create(run.folder, ArithmeticTask(replace(config, window=30)))
-    now = changed.manifest["config"]
+    now = changed.inputs.manifest["config"]
     assert now == earlier | {"window": 30}
     stale = [stage for stage in STAGES if hash_settings(now, stage) != hash_settings(earlier, stage)]
     assert stale == ["cluster", "report"]
