@@ -116,7 +116,11 @@ _DIRECTIONS = {
     "difference: the Hessian by differences of gradients, for models that cannot be differentiated twice",
     "engine": "how tokens are projected: auto; forward and reverse are exact; difference, for models that cannot be "
     "differentiated twice",
-    "path_tol": "integrate along the path between checkpoints to so many nats (default: no)",
+    "path_tol": "nats to which each interval is integrated along the path between checkpoints (default: the trapezoid "
+    "where it is right to 5%%, else a fifth of the loss change over the number of intervals)",
+    "path_nodes": "interior points of a path at most; 0: the trapezoid, whatever its error",
+    "displacements": "principal directions of the weights' displacements beside these, for the account (default: as "
+    "many as hold 90%% of the loss change, 20 at most); 0: none",
 }
 _CLUSTERS = {
     "min_cluster_size": "of HDBSCAN (default: 3%% of the tokens)",

@@ -95,9 +95,10 @@ def _small_components(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]
 
 # %% ../../nbs/analysis/80_axes.ipynb #bc77d52e
 def principal_components(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `k` principal components of `rows` (n, width): unit vectors (k, width), and their shares of the
-    variance (k,). `rows` must be centred.
+    """The first `k` principal components of `rows` (n, width), or all, where there are fewer: unit vectors (k, width),
+    and their shares of the variance (k,). `rows` must be centred.
     """
+    k = min(k, *rows.shape)
     if min(rows.shape) <= _SMALL:
         lengths, right = _small_components(rows, k)
     else:

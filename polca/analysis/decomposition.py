@@ -208,6 +208,21 @@ def _running_means(parts: xr.Dataset) -> xr.Dataset:
     return xr.Dataset({name: _running_sum(values) for name, values in means.items()})
 
 # %% ../../nbs/analysis/10_decomposition.ipynb #d2731e10
+def _displaced(projection: xr.Dataset, rule: str) -> xr.DataArray | None:
+    """What `rule` books of the mean loss on the displacements beside the directions, (interval, displacement); None
+    where there are none, and for the second order, which nothing is known of along them.
+    """
+    if "displacement_gradient" not in projection or rule not in ("first", "trapezoid", "path"):
+        return None
+    movement = projection["displacement_movement"]
+    if rule == "path":
+        slopes = projection["path_displacement"].mean("token", dtype=np.float64)
+    else:
+        start, end = _ends(projection["displacement_gradient"].mean("token", dtype=np.float64), movement)
+        slopes = start if rule == "first" else 0.5 * (start + end)
+    return slopes * movement
+
+# %% ../../nbs/analysis/10_decomposition.ipynb #f0de054b
 def explained(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     """How the change of the mean loss is accounted for, in nats per token.
 
@@ -215,9 +230,13 @@ def explained(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     gross(direction)   the same sum of absolute values: large beside `net` when the direction swings
     share(direction)   net as a share of the true change from first to last step
     true, inside, outside, error (step)   the running sums of `completeness`, mean over tokens
+    displaced (step), displacement_net (displacement)   of what is outside, the part along the displacements that were
+                         projected on beside the directions, and its net on each; where there are any, and for the rules
+                         "first", "trapezoid" and "path"
 
-    The attributes hold the totals from first to last step: true, net, gross, outside, error; true = net + outside +
-    error. Raises ValueError for an allocation that does not hold all intervals, tokens and directions of `projection`.
+    The attributes hold the totals from first to last step: true, net, gross, outside, error, and displaced; true = net
+    + outside + error. Raises ValueError for an allocation that does not hold all intervals, tokens and directions of
+    `projection`.
     """
     _check_whole(projection, allocation)
     mean = allocation.mean("token", dtype=np.float64)
@@ -226,8 +245,7 @@ def explained(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
     net = mean.sum("interval")
     gross = abs(mean).sum("interval")
     share = net / totals["true"] if totals["true"] else net * np.nan
-    account = over_time.assign(net=net, gross=gross, share=share)
-    return account.assign_attrs(
+    account = over_time.assign(net=net, gross=gross, share=share).assign_attrs(
         rule=allocation.attrs["rule"],
         true=totals["true"],
         net=totals["inside"],
@@ -235,6 +253,13 @@ def explained(projection: xr.Dataset, allocation: xr.DataArray) -> xr.Dataset:
         outside=totals["outside"],
         error=totals["error"],
     )
+    displaced = _displaced(projection, allocation.attrs["rule"])
+    if displaced is None:
+        return account
+    account = account.assign(
+        displaced=_running_sum(displaced.sum("displacement")), displacement_net=displaced.sum("interval")
+    )
+    return account.assign_attrs(displaced=float(displaced.sum()))
 
 # %% ../../nbs/analysis/10_decomposition.ipynb #83c3ad0b
 def _rms(values: np.ndarray) -> float:

@@ -149,11 +149,15 @@ def _rows_that_fit(memory, K, like) -> int:
     return rows
 
 
+def _rank(values: Tensor) -> int:
+    "Of how many dimensions the movements are."
+    return int((values > 1e-12 * values[0]).sum())
+
+
 def _check_rank(values, K, of):
     "Raise ValueError for more components than the movements have dimensions."
-    floor = 1e-12 * values[0]
-    if values[K - 1] <= floor:
-        n = int((values > floor).sum())
+    n = _rank(values)
+    if not 1 <= K <= n:
         raise ValueError(f"the {of} span only {n} dimensions, {K} components were asked for: ask for fewer")
 
 # %% ../../nbs/compute/55_bases.ipynb #da19e805
@@ -163,6 +167,7 @@ def trajectory_subspace(
     of: str = "displacements",
     steps: Sequence[int] | None = None,
     *,
+    at_most: bool = False,
     memory: str | int = "4GiB",
     progress: bool = True,
 ) -> Subspace:
@@ -170,6 +175,7 @@ def trajectory_subspace(
 
     of       "displacements" θ_t − θ_0 from the first of `steps`, or "increments" θ_{t+1} − θ_t
     steps    default: all of `store`
+    at_most  fewer than K where the vectors have fewer dimensions, instead of an error
     memory   bound on the vectors held at a time, the components among them
 
     The table has `energy`, the share of the squared length of all these vectors. Raises ValueError for other `of`,
@@ -180,14 +186,15 @@ def trajectory_subspace(
     if of not in ("displacements", "increments"):
         raise ValueError(f"of={of!r}: use 'displacements' or 'increments'")
     params = store.load(steps[0])
-    like = flatten(params)
+    like = at_least_float32(flatten(params))
     pairs = _moving_pairs(steps, of)
     most = min(len(pairs), len(like))
+    K = min(K, most) if at_most else K
     if not 1 <= K <= most:
         raise ValueError(f"K={K} components of {len(pairs)} {of}: ask for 1 to {most}")
-    like = at_least_float32(like)
     movements = _Movements(store, pairs, _rows_that_fit(memory, K, like), like)
     values, vectors = _gram_eigen(movements, progress)
+    K = min(K, _rank(values)) if at_most else K
     _check_rank(values, K, of)
     energy = values[:K] / values.clamp_min(0).sum()
     components = _components(movements, values[:K], vectors[:, :K])

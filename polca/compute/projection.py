@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from .along import mean_curvature, token_curvature
 from .basis import Subspace
 from .engines import Projector
+from .lanczos import dots
 from .operators import HessianOperator, SharedOperator
 from .quadrature import integrate_path
 from .request import ProjectionRequest, agreed_settings, check_processes, check_request
@@ -62,21 +63,22 @@ class _Hessian:
 
 # %% ../../nbs/compute/90_projection.ipynb #be7d2643
 class Slopes(NamedTuple):
-    """Losses (tokens,) and projections (tokens, K) at one place of the path; slopes (tokens,) along the movements
-    outside the basis of the interval `before` it and of that `after`.
+    """Losses (tokens,) and projections at one place of the path: P on the basis (tokens, K), and on the displacements
+    beside it (tokens, E); slopes (tokens,) along the movements outside the basis of the interval `before` it and of
+    that `after`.
     """
 
     loss: Tensor
     P: Tensor
+    displacements: Tensor
     before: Tensor
     after: Tensor
 
 # %% ../../nbs/compute/90_projection.ipynb #d8e7df82
 class Walk:
-    """Goes from one checkpoint to the other.
+    """Goes from one checkpoint to the other, of which the numbers of those that are `known` are in the store.
 
     share   what processes that go together have a part of each: "directions", "tokens", or None
-    known   the checkpoints whose numbers are in the store
     """
 
     def __init__(self, request: ProjectionRequest, share: str | None):
@@ -86,9 +88,13 @@ class Walk:
         self.share = share_of(share, len(basis), request.losses)
         self.movements = Movements(self.trajectory, basis, self.share)
         rows = self.movements.basis
+        self.displacements = rows[:0]
+        if request.displacements is not None:
+            self.displacements = request.displacements.directions.to(rows.device)
         self.outside = rows.new_zeros(2, rows.shape[1])
         params = self.trajectory.params(self.trajectory.weights(0))
-        self.projector = Projector(self.share.losses, params, [rows, self.outside], request.engine, request.memory)
+        blocks = [own for own in (rows, self.displacements, self.outside) if len(own)]
+        self.projector = Projector(self.share.losses, params, blocks, request.engine, request.memory)
         self.hessian = _Hessian(split=share == "tokens")
         self.known: set[int] = set()
 
@@ -102,7 +108,12 @@ class Walk:
                 row.copy_(move.outside)
         loss, P = self.projector(self.trajectory.params(weights), buffers)
         lengths = [0.0 if move is None else move.length for move in moves]
-        return Slopes(loss, P[:, :-2], P[:, -2] * lengths[0], P[:, -1] * lengths[1])
+        K = len(self.movements.basis)
+        return Slopes(loss, P[:, :K], P[:, K:-2], P[:, -2] * lengths[0], P[:, -1] * lengths[1])
+
+    def along_displacements(self, i: int) -> Tensor:
+        "The movement of interval i along each of the displacements, (E,)."
+        return dots(self.displacements, self.trajectory.weights(i + 1) - self.trajectory.weights(i))
 
 # %% ../../nbs/compute/90_projection.ipynb #09ee4fde
 def _at_checkpoint(walk: Walk, i: int) -> Slopes:
@@ -114,10 +125,15 @@ def _at_checkpoint(walk: Walk, i: int) -> Slopes:
 def _gradients(walk: Walk, i: int, at: Slopes) -> list[Entry]:
     "The losses, the projections, and what is along the movements."
     entries = [Entry("loss", (i,), at.loss), Entry("gradient", (i,), at.P)]
-    if i < len(walk.trajectory.steps) - 1:
+    moves_on = i < len(walk.trajectory.steps) - 1
+    if moves_on:
         entries += [Entry("movement", (i,), walk.movements(i).along), Entry("outside", (i, slice(None), 0), at.after)]
     if i > 0:
         entries += [Entry("outside", (i - 1, slice(None), 1), at.before)]
+    if len(walk.displacements):
+        entries += [Entry("displacement_gradient", (i,), at.displacements)]
+    if len(walk.displacements) and moves_on:
+        entries += [Entry("displacement_movement", (i,), walk.along_displacements(i))]
     return entries
 
 # %% ../../nbs/compute/90_projection.ipynb #6b3ea776
@@ -147,22 +163,27 @@ def _step_entries(walk: Walk, i: int, group) -> list[Entry]:
 
 # %% ../../nbs/compute/90_projection.ipynb #225e61d6
 def _start_of_path(walk: Walk, i: int, group) -> tuple[Tensor, Tensor]:
-    "The losses at checkpoint i, and the slopes (tokens, K + 1), along the movement outside the basis last."
+    """The losses at checkpoint i, and the slopes (tokens, K + E + 1): along the basis, along the displacements, and
+    along the movement outside the basis last.
+    """
     if i not in walk.known:
         at = walk.slopes(walk.trajectory.weights(i), walk.trajectory.buffers(i), None, i)
-        return at.loss, torch.column_stack([at.P, at.after])
+        return at.loss, torch.column_stack([at.P, at.displacements, at.after])
 
     def read(name, *index):
         values = np.asarray(group[name][index])[walk.share.tokens]
         return torch.as_tensor(values, device=walk.trajectory.device)
 
-    gradient = read("gradient", i)[:, walk.share.rows]
-    return read("loss", i), torch.column_stack([gradient, read("outside", i, slice(None), 0)])
+    columns = [read("gradient", i)[:, walk.share.rows]]
+    if len(walk.displacements):
+        columns.append(read("displacement_gradient", i))
+    return read("loss", i), torch.column_stack([*columns, read("outside", i, slice(None), 0)])
 
 # %% ../../nbs/compute/90_projection.ipynb #ff0ced12
 def _mean_error(walk: Walk, i: int, mean: Tensor, true: Tensor) -> float:
     "The mean over tokens of |`true` loss change − what `mean` slopes book|; all processes must agree on when to stop."
-    booked = walk.share.total(mean[:, :-1] @ walk.movements(i).along.double()) + mean[:, -1]
+    along = walk.movements(i).along.double()
+    booked = walk.share.total(mean[:, : len(along)] @ along) + mean[:, -1]
     left = (booked - true).abs()
     if walk.share.of == "tokens":
         left = torch.cat(gathered(left.cpu()))
@@ -177,25 +198,38 @@ def _path_entries(walk: Walk, i: int, group, end: Slopes) -> list[Entry]:
 
     def slopes(s):
         at = walk.slopes(*between(walk.trajectory, i, s), i, None)
-        return torch.column_stack([at.P, at.before])
+        return torch.column_stack([at.P, at.displacements, at.before])
 
     def error(mean):
         return _mean_error(walk, i, mean, true)
 
     request = walk.request
-    ends = start, torch.column_stack([end.P, end.before])
+    ends = start, torch.column_stack([end.P, end.displacements, end.before])
     mean, nodes, left = integrate_path(slopes, ends, error, request.levels or [], request.tol)
-    return [
-        Entry("path_gradient", (i,), mean[:, :-1]),
+    K = end.P.shape[1]
+    entries = [
+        Entry("path_gradient", (i,), mean[:, :K]),
         Entry("path_outside", (i,), mean[:, -1]),
         Entry("path_nodes", (i,), nodes),
         Entry("path_error", (i,), left),
     ]
+    if len(walk.displacements):
+        entries.append(Entry("path_displacement", (i,), mean[:, K:-1]))
+    return entries
 
 # %% ../../nbs/compute/90_projection.ipynb #74a80237
 _PARTS = {
     "directions": ("gradient", "movement", "curvature", "token_curvature", "path_gradient"),
-    "tokens": ("loss", "gradient", "outside", "token_curvature", "path_gradient", "path_outside"),
+    "tokens": (
+        "loss",
+        "gradient",
+        "outside",
+        "token_curvature",
+        "path_gradient",
+        "path_outside",
+        "displacement_gradient",
+        "path_displacement",
+    ),
 }
 
 
@@ -236,7 +270,7 @@ def _shared_out(left: list[int], request: ProjectionRequest) -> tuple[list[int],
 
 # %% ../../nbs/compute/90_projection.ipynb #b3f9bf8e
 def _new_store(request: ProjectionRequest, settings: dict):
-    coords = coordinates(request.losses, request.steps, request.basis)
+    coords = coordinates(request.losses, request.steps, request.basis, request.displacements)
     dtype = str(request.basis.directions.dtype).removeprefix("torch.")
     return create_store(request.path, coords, request.arrays, dtype, settings)
 
@@ -278,8 +312,7 @@ def _warn_of_late(errors: np.ndarray, tol: float, max_nodes: int) -> None:
     if late:
         warnings.warn(
             f"{late} of {len(errors)} intervals are not within tol={tol:g} nats with {max_nodes} interior points; "
-            "`path_error` says how far off. Raise "
-            "max_nodes, or tol",
+            "`path_error` says how far off. Raise max_nodes (--path-nodes), or tol (--path-tol)",
             stacklevel=4,
         )
 
@@ -314,6 +347,7 @@ def project(
     max_nodes: int = 63,
     path: str | Path | None = None,
     shard: bool = False,
+    displacements: Subspace | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Project every token's gradient on every direction at every one of `steps` (default: all in `store`).
@@ -322,11 +356,12 @@ def project(
     engine, memory  as in `polca.compute.engines.Projector`
     curvature   "token": that of every token, exact, and its mean; or the tokens whose mean curvature is wanted
     nodes, tol  also integrate along the path between checkpoints, for `allocate(rule="path")`: with so many interior
-                points, or 1, 3, 7, ... `max_nodes`, until the mean over tokens of |true loss change − all allocations|
-                is under `tol` nats in the interval
+                points, or 0, 1, 3, 7, ... `max_nodes`, until the mean over tokens of |true loss change − all
+                allocations| is under `tol` nats in the interval
     path        where to keep the Dataset; an interrupted call goes on from there. Default: in memory
     shard       in a block of `polca.core.processes.joined`, share out the directions instead of the checkpoints, for a
                 basis that is too large for the device of one process
+    displacements  of `polca.compute.displacements`, orthogonal to `basis`, whose outside is split along these, too
 
     Returns the Dataset of the table above; coordinates of `token` are the columns of `losses.tokens`, those of
     `direction` the columns of `basis.table`. All input is checked first: ValueError for fewer than two steps, what
@@ -335,5 +370,5 @@ def project(
     """
     steps = [int(s) for s in (store.steps if steps is None else steps)]
     path = Path(path) if path else None
-    options = (engine, memory, curvature, nodes, tol, max_nodes, path, shard)
+    options = (engine, memory, curvature, nodes, tol, max_nodes, path, shard, displacements)
     return _project(ProjectionRequest(store, basis, losses, steps, *options), progress)

@@ -25,10 +25,12 @@ def clenshaw_curtis(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/compute/82_quadrature.ipynb #9736a3e9
 def path_levels(nodes: int | None, max_nodes: int) -> list[int]:
-    "The numbers of interior points to try, one after the other: `nodes`, or 1, 3, 7, ... `max_nodes`."
+    """The numbers of interior points to try, one after the other: `nodes`, or 0 (the trapezoid), 1, 3, 7, ...
+    `max_nodes`.
+    """
     if nodes is not None:
         return [nodes]
-    return [2**i - 1 for i in range(1, (max_nodes + 1).bit_length())]
+    return [2**i - 1 for i in range((max_nodes + 1).bit_length())]
 
 
 def integrate_path(
@@ -40,8 +42,7 @@ def integrate_path(
 ) -> tuple[Tensor, int, float]:
     """Mean slopes along the segment between two checkpoints, the interior points used, and the error left.
 
-    slopes   s -> (tokens, K + 1), slopes at the fraction s of the way; the last column is along the movement outside
-             the basis
+    slopes   s -> (tokens, columns), slopes at the fraction s of the way
     ends     the slopes at s = 0 and s = 1
     error    mean slopes -> nats that they leave unexplained
     levels   numbers of interior points to try until the error is within `tol`

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .basis import Subspace, check_subspace
+from .basis import Subspace, check_subspace, inner_products
 from .engines import is_exact
 from .quadrature import path_levels
 from .store import ArrayLayout, array_layouts, table_columns
@@ -39,6 +39,7 @@ class ProjectionRequest:
     max_nodes: int = 63
     path: Path | None = None
     shard: bool = False
+    displacements: Subspace | None = None
 
     @property
     def levels(self) -> list[int] | None:
@@ -56,6 +57,7 @@ class ProjectionRequest:
             token_curvature=isinstance(self.curvature, str),
             errors=not is_exact(self.engine),
             paths=self.levels is not None,
+            n_displacements=0 if self.displacements is None else len(self.displacements),
         )
 
 # %% ../../nbs/compute/88_request.ipynb #6f4d2731
@@ -78,7 +80,27 @@ def _check_precision(basis, tol) -> None:
     if tol is not None and not tol > 0:
         raise ValueError(f"tol={tol!r}: give a positive number of nats")
 
+# %% ../../nbs/compute/88_request.ipynb #64d698c6
+def _check_displacements(request) -> None:
+    "Raise ValueError for displacements that cannot go beside the basis."
+    basis, displacements = request.basis, request.displacements
+    if request.shard:
+        raise ValueError("displacements: with shard=True there is no place for them in each process; leave them out")
+    check_params(displacements.shapes, request.losses.params, "the displacements")
+    check_subspace(displacements, n_parameters(request.losses.params))
+    if displacements.directions.dtype != basis.directions.dtype:
+        raise ValueError(
+            f"the displacements are in {displacements.directions.dtype}, the basis in {basis.directions.dtype}: give "
+            "both in one dtype"
+        )
+    overlap = float(inner_products(basis.directions, displacements.directions).abs().max())
+    if overlap > 1e-4:
+        raise ValueError(
+            f"the displacements are not orthogonal to the basis (a cosine of {overlap:.1e}): make them with "
+            "displacement_subspace(...), which leaves out what the basis holds"
+        )
 
+# %% ../../nbs/compute/88_request.ipynb #425106d5
 def check_request(request: ProjectionRequest) -> None:
     "Raise ValueError for what can be refused without reading a checkpoint."
     store, basis, losses, curvature = request.store, request.basis, request.losses, request.curvature
@@ -91,6 +113,8 @@ def check_request(request: ProjectionRequest) -> None:
     check_params(basis.shapes, losses.params, "the basis")
     check_subspace(basis, n_parameters(losses.params))
     table_columns(losses, basis)
+    if request.displacements is not None:
+        _check_displacements(request)
     if basis.own is not None and not request.shard:
         raise ValueError(
             "shard=False: this basis is shared out over processes; project with shard=True, or load it without"
@@ -122,6 +146,7 @@ def _settings_of_request(request: ProjectionRequest) -> dict:
         "data": fingerprint(request.losses.batches),
         "curvature": fingerprint(curvature.batches) if isinstance(curvature, TokenLosses) else curvature,
         "path": path if request.levels else None,
+        "displacements": request.displacements and request.displacements.fingerprint(),
         "engine": "exact" if is_exact(request.engine) else request.engine,
         "tokens": _hash_of_tokens(request.losses.tokens),
     }

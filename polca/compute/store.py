@@ -53,13 +53,31 @@ def _along_paths(T: int, N: int, K: int) -> dict[str, ArrayLayout]:
     }
 
 # %% ../../nbs/compute/85_store.ipynb #aa594613
+def _along_displacements(T: int, N: int, E: int, paths: bool) -> dict[str, ArrayLayout]:
+    arrays = {
+        "displacement_gradient": ArrayLayout(("step", "token", "displacement"), (T, N, E), (1, N, E)),
+        "displacement_movement": ArrayLayout(("interval", "displacement"), (T - 1, E), (1, E)),
+    }
+    if paths:
+        arrays["path_displacement"] = ArrayLayout(("interval", "token", "displacement"), (T - 1, N, E), (1, N, E))
+    return arrays
+
+# %% ../../nbs/compute/85_store.ipynb #0eb9c8c5
 def array_layouts(
-    T: int, N: int, K: int, curvature: bool, token_curvature: bool, errors: bool, paths: bool
+    T: int,
+    N: int,
+    K: int,
+    curvature: bool,
+    token_curvature: bool,
+    errors: bool,
+    paths: bool,
+    n_displacements: int = 0,
 ) -> dict[str, ArrayLayout]:
     """{name: layout} of the arrays of a projection of T steps, N tokens and K directions.
 
     curvature, token_curvature, errors, paths   whether it has the mean curvature, that of every token, the errors of
                                                 central differences, and integrals along the paths
+    n_displacements                             the number of directions of the displacements, beside these
     """
     arrays = _always(T, N, K)
     if curvature:
@@ -68,10 +86,14 @@ def array_layouts(
         arrays["token_curvature"] = arrays["gradient"]
     if errors:
         arrays["difference_error"] = ArrayLayout(("step",), (T,), (1,))
-    return arrays | _along_paths(T, N, K) if paths else arrays
+    if paths:
+        arrays |= _along_paths(T, N, K)
+    if n_displacements:
+        arrays |= _along_displacements(T, N, n_displacements, paths)
+    return arrays
 
 # %% ../../nbs/compute/85_store.ipynb #1609888b
-DIMENSIONS = ("step", "interval", "token", "direction", "end")
+DIMENSIONS = ("step", "interval", "token", "direction", "displacement", "end")
 ARRAYS = (
     "loss",
     "gradient",
@@ -84,9 +106,12 @@ ARRAYS = (
     "path_outside",
     "path_nodes",
     "path_error",
+    "displacement_gradient",
+    "displacement_movement",
+    "path_displacement",
 )
 
-
+# %% ../../nbs/compute/85_store.ipynb #fca07803
 def table_columns(losses: TokenLosses, basis: Subspace) -> tuple[dict, dict]:
     """The columns of the token table, and of the table of directions, as arrays.
 
@@ -97,7 +122,9 @@ def table_columns(losses: TokenLosses, basis: Subspace) -> tuple[dict, dict]:
     return tokens, checked_columns(basis.table, "the table of directions", own)
 
 
-def coordinates(losses: TokenLosses, steps: Sequence[int], basis: Subspace) -> dict[str, Any]:
+def coordinates(
+    losses: TokenLosses, steps: Sequence[int], basis: Subspace, displacements: Subspace | None = None
+) -> dict[str, Any]:
     "The coordinates of a projection."
     coords = {
         "step": steps,
@@ -109,6 +136,8 @@ def coordinates(losses: TokenLosses, steps: Sequence[int], basis: Subspace) -> d
     }
     for dim, columns in zip(("token", "direction"), table_columns(losses, basis)):
         coords |= {name: (dim, values) for name, values in columns.items()}
+    if displacements is not None:
+        coords["displacement"] = np.arange(len(displacements))
     return coords
 
 # %% ../../nbs/compute/85_store.ipynb #d99d6360
@@ -243,9 +272,20 @@ def marked_complete(group: zarr.Group) -> np.ndarray:
 
     return np.array([read(i) for i in range(group["complete"].shape[0])])
 
-
-_OF_STEP = ("loss", "gradient", "movement", "curvature", "token_curvature", "difference_error", "engine")
-_OF_PATH = ("path_gradient", "path_outside", "path_nodes", "path_error")  # to the step, from the one before
+# %% ../../nbs/compute/85_store.ipynb #7f01c9c8
+_OF_STEP = (
+    "loss",
+    "gradient",
+    "movement",
+    "curvature",
+    "token_curvature",
+    "difference_error",
+    "displacement_gradient",
+    "displacement_movement",
+    "engine",
+)
+# to the step, from the one before
+_OF_PATH = ("path_gradient", "path_outside", "path_displacement", "path_nodes", "path_error")
 
 
 def _is_intact(group, i) -> bool:

@@ -480,6 +480,7 @@ def account_html(accounts: Mapping[str, xr.Dataset], rule: str) -> str:
         ("on the directions", "net: sum of what is booked on all directions"),
         ("gross", "the same, every swing counted"),
         ("outside", "what lies outside of the directions"),
+        ("of it on displacements", "on principal directions of the weights' displacements, beside the others"),
         ("error of the rule", "what the rule gets wrong: true − on the directions − outside"),
         ("error / true", ""),
     ]
@@ -487,8 +488,8 @@ def account_html(accounts: Mapping[str, xr.Dataset], rule: str) -> str:
         [
             ("▸ " if name == rule else "") + name,
             *(
-                number_text(a.attrs[c], ".3f" if c == "gross" else "+.3f")
-                for c in ("true", "net", "gross", "outside", "error")
+                number_text(a.attrs.get(c, np.nan), ".3f" if c == "gross" else "+.3f")
+                for c in ("true", "net", "gross", "outside", "displaced", "error")
             ),
             share_text(a.attrs["error"], a.attrs["true"]),
         ]
@@ -902,6 +903,8 @@ def head_piece(view: View) -> str:
             f" <b>{booked} of the change of the mean loss are booked on the directions</b> (rule "
             f"{view.settings.rule}), {outside} lie outside of them."
         )
+        if "displaced" in a.attrs:
+            words += f" Of these {_fine(a.attrs['displaced'], a.attrs['true'])} are along the weights' displacements."
     if has_tags(view.tokens):
         words += f" Part-of-speech tags by {html_text(tagger_names(view.tokens))}."
     return piece(

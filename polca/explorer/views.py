@@ -281,8 +281,11 @@ def _read(missing: list[Missing], there: bool, gap: Missing, read: Callable[[], 
 def _account(rule: str, account: Mapping) -> xr.Dataset:
     "What the stage `decompose` has left of a rule, as `polca.analysis.decomposition.explained` gives it."
     over, each = (
-        {n: (dim, np.asarray(account[n], float)) for n in names}
-        for dim, names in (("step", ("true", "inside", "outside", "error")), ("direction", ("net", "gross")))
+        {n: (dim, np.asarray(account[n], float)) for n in names if n in account}
+        for dim, names in (
+            ("step", ("true", "inside", "outside", "displaced", "error")),
+            ("direction", ("net", "gross")),
+        )
     )
     return xr.Dataset(
         over | each, {"step": account["step"], "direction": account["direction"]}, {"rule": rule, **account["totals"]}

@@ -228,7 +228,7 @@ def axis_lines(facts: dict, most: int = 8) -> str:
 # %% ../../nbs/runs/55_inspection.ipynb #e6a63eaf
 def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[str]) -> dict:
     """What is in a run, in lists and numbers: task, config, stages, and of those that are `complete` tokens, steps,
-    basis, decomposition, axes and threads (or no_axes, why), clusters.
+    basis, displacements, decomposition, axes and threads (or no_axes, why), clusters.
 
     Every file of these stages is read and held against its hash: ValueError names one that has changed.
     """
@@ -246,6 +246,8 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
         facts["checkpoints"] = _verify_sources(inputs)
     if "subspace" in complete:
         facts["basis"] = results.read_basis().table.reset_index().to_dict("records")
+        if (beside := results.read_displacements()) is not None:
+            facts["displacements"] = beside.table.reset_index().to_dict("records")
     if "project" in complete:
         facts |= _of_projection(results)
     if "decompose" in complete:
@@ -294,6 +296,10 @@ def format_inspection(facts: dict) -> str:
         parts.append(_loss_line(facts))
     if "basis" in facts:
         parts.append(f"basis\n{pd.DataFrame(facts['basis']).to_string(index=False)}")
+    if "displacements" in facts:
+        energy = sum(row["energy"] for row in facts["displacements"])
+        count = len(facts["displacements"])
+        parts.append(f"displacements beside the basis: {count}, with {energy:.1%} of the squared displacements")
     if "decomposition" in facts:
         table = pd.DataFrame(facts["decomposition"]).T.to_string(float_format="{:+.3f}".format)
         parts.append(f"change of the mean loss, nats per token, by rule\n{table}")

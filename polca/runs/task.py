@@ -93,6 +93,8 @@ _CHECKED = {
     "k": 1,
     "every": 1,
     "basis_steps": 1,
+    "path_nodes": 0,
+    "displacements": 0,
     "min_cluster_size": 2,
     "min_samples": 1,
 }
@@ -106,6 +108,12 @@ def check_text_config(config: TextConfig) -> None:
     for name in ("tol", "path_tol", "window"):
         if (value := getattr(config, name)) is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name}={value} must be a number above 0")
+    if config.path_tol is not None and not config.path_nodes:
+        raise ValueError(
+            f"path_tol={config.path_tol} asks for points along the path, path_nodes=0 for none: leave one out"
+        )
+    if config.shard and config.displacements:
+        raise ValueError(f"displacements={config.displacements}: with shard=True there is no place for them; use 0")
     if config.matrix not in MATRICES:
         raise ValueError(f"matrix={config.matrix!r}: use one of {', '.join(MATRICES)}")
     if config.engine not in ("auto", *ENGINES):

@@ -23,9 +23,7 @@ class TextConfig:
     sequences: int = 40  # that are analysed
     hessian_sequences: int = 40  # that the basis is made with, others than these
     curvature_sequences: int = 0  # of those analysed, for the paper's second order; 0: that rule is left out
-    # of parts of speech: "spacy", "spacy:MODEL", "pattern" or "none"; "auto": spaCy where a model is installed, else
-    # pattern
-    tagger: str = "auto"
+    tagger: str = "auto"  # of parts of speech: "spacy", "spacy:MODEL", "pattern", "none"; "auto": spaCy if installed
     seed: int = 0  # of the samples, of Lanczos and of k-means
     # number of source steps, spread over the checkpoints; default 10, or all but the first if there are fewer
     basis_steps: int | None = None
@@ -36,14 +34,17 @@ class TextConfig:
     engine: str = "auto"  # of the projection, one of `polca.compute.engines.ENGINES`
     every: int = 1  # project every so many checkpoints
     skip_steps: tuple[int, ...] = ()  # checkpoints to leave out
-    # integrate along the path between checkpoints until the account is right to this, nats
+    # nats, for integrals along the path between checkpoints; default: where the trapezoid is off by over 5% of the
+    # change of the mean loss, a fifth of that change over the number of intervals, and a fiftieth of it at most
     path_tol: float | None = None
+    path_nodes: int = 7  # interior points of a path, at most; with 7 it takes up to 8 times as long. 0: the trapezoid
+    # directions of the displacements beside these; default: as many as hold 90% of the loss change, 20 at most
+    displacements: int | None = None
     min_cluster_size: int | None = None  # of HDBSCAN; default 3% of the tokens, the paper's share
     min_samples: int | None = None  # of HDBSCAN; default a 15th of the tokens
     # of break, in steps; default a 20th of the training, and two intervals between checkpoints at least
     window: float | None = None
     plateau: float | None = None  # from this step on a breakthrough is hidden; default: where the mean loss is flat
-    # several processes share out the directions, not the checkpoints: for a basis too large for one of them
-    shard: bool = False
+    shard: bool = False  # several processes share out the directions, not the checkpoints: for a large basis
     memory: str = "2GiB"  # bound on what the engines hold beside model and directions
     device: str = "cpu"  # "cpu", "cuda", …

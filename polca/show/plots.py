@@ -520,6 +520,9 @@ def plot_explained(account: xr.Dataset) -> Figure:
         "outside": (COLORS[1], "-.", "outside them"),
         "error": (COLORS[2], ":", "error of the rule"),
     }
+    if "displaced" in account:
+        looks["outside"] = (COLORS[1], "-.", "outside them, in all")
+        looks["displaced"] = (COLORS[3], "-", "of it on displacements")
     for name, (color, style, label) in looks.items():
         left.plot(account["step"], account[name], color=color, ls=style, lw=1.8, label=label)
     left.axhline(0, color="#BBBBBB", lw=0.8)

@@ -8,7 +8,7 @@ __all__ = ['break_edge', 'break_text', 'html_report']
 # %% ../../nbs/show/30_report.ipynb #9f83e874
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -206,6 +206,16 @@ def _where_words(totals: Mapping[str, float]) -> str:
     return "Neither the directions nor what is outside of them hold most of what was learned."
 
 # %% ../../nbs/show/30_report.ipynb #92de13d1
+_FAR = 0.05  # of the true change: over this an account is not to be relied on
+
+
+def _displaced_words(totals: Mapping[str, float], part: Callable[[float], str]) -> str:
+    "What of the loss change lies along the displacements of the weights, where they were projected on."
+    if "displaced" not in totals:
+        return ""
+    return f" (of these {part(totals['displaced'])} along the principal directions of the weights' displacements)"
+
+
 def _account_words(accounts: dict[str, xr.Dataset], rule: str, directions: int) -> list[str]:
     "Where the change of the mean loss went, and how far each rule is off."
     totals = accounts[rule].attrs
@@ -217,10 +227,10 @@ def _account_words(accounts: dict[str, xr.Dataset], rule: str, directions: int) 
     booked = (
         f"Of the change of {number_text(true, '+.3f')} nats per token, {part(totals['net'])} are booked on the "
         f"{count_text(directions, 'direction')} by the rule <i>{rule}</i>; gross, with every swing counted, "
-        f"{number_text(totals['gross'], '.3f')}. {part(totals['outside'])} are outside, {part(totals['error'])} are "
-        "the error of the rule."
+        f"{number_text(totals['gross'], '.3f')}. {part(totals['outside'])} are outside"
+        f"{_displaced_words(totals, part)}, {part(totals['error'])} are the error of the rule."
     )
-    far = [r for r, account in accounts.items() if abs(account.attrs["error"]) > 0.1 * abs(true)]
+    far = [r for r, account in accounts.items() if abs(account.attrs["error"]) > _FAR * abs(true)]
     words = [booked, _error_words(accounts, rule, far)]
     if rule not in far and true < 0:
         words.append(_where_words(totals))
@@ -234,12 +244,13 @@ def _error_words(accounts: dict[str, xr.Dataset], rule: str, far: list[str]) -> 
     words = f"Error of the rules beside the true change: {errors}."
     if far:
         these = "this rule" if len(far) == 1 else "these rules"
-        words += f" <b>Over a tenth for {', '.join(far)}: the checkpoints are too far apart for {these}.</b>"
+        words += f" <b>Over 5% for {', '.join(far)}: the checkpoints are too far apart for {these}.</b>"
     if rule in far:
         words += (
             f" What this page says by the rule {rule} is not to be relied on. Integrate along the path between the "
-            f"checkpoints: the same command with <code>--path-tol {0.02 * abs(true):.1g}</code> and another "
-            "<code>--out</code> (in Python <code>project(…, tol=…)</code>); or save checkpoints closer to each other."
+            f"checkpoints{' with more points' if rule == 'path' else ''}: the same command with "
+            f"<code>--path-tol {0.005 * abs(true):.1g} --path-nodes 31</code> and another <code>--out</code> (in "
+            "Python <code>project(…, tol=…, max_nodes=31)</code>); or save checkpoints closer to each other."
         )
     return words
 
@@ -333,16 +344,28 @@ def _summary(projection, accounts, rule, recipes, plateau, window, facts) -> str
     return f"<ul class=words>{items}</ul>{table}"
 
 # %% ../../nbs/show/30_report.ipynb #a5d808e1
+_ACCOUNT_COLUMNS = {
+    "true": "true change",
+    "net": "net",
+    "gross": "gross",
+    "outside": "outside",
+    "displaced": "of it on displacements",
+    "error": "error",
+}
+
+# %% ../../nbs/show/30_report.ipynb #aa63a277
 def _completeness_section(projection: xr.Dataset, accounts: dict[str, xr.Dataset], rule: str) -> str:
     "How the change of the mean loss is accounted for, in two figures and by rule."
     from polca.show.plots import plot_completeness, plot_explained
 
     totals = {r: a["inside"].expand_dims(["token", "direction"]) for r, a in accounts.items()}
-    columns = ("true", "net", "gross", "outside", "error")
+    columns = ["true", "net", "gross", "outside", "error"]
+    if any("displaced" in account.attrs for account in accounts.values()):
+        columns.insert(4, "displaced")
     rows = [
         [
             r + (" (used below)" if r == rule else ""),
-            *(number_text(a.attrs[c], ".3f" if c == "gross" else "+.3f") for c in columns),
+            *(number_text(a.attrs.get(c, np.nan), ".3f" if c == "gross" else "+.3f") for c in columns),
             share_text(a.attrs["error"], a.attrs["true"]),
         ]
         for r, a in accounts.items()
@@ -356,7 +379,7 @@ def _completeness_section(projection: xr.Dataset, accounts: dict[str, xr.Dataset
         )
         + "<p>Change of the mean loss from first to last checkpoint, nats per token: true change = net + outside + "
         "error.</p>"
-        + html_table(["rule", "true change", "net", "gross", "outside", "error", "error / true"], rows)
+        + html_table(["rule", *(_ACCOUNT_COLUMNS[c] for c in columns), "error / true"], rows)
         + html_figure(
             plot_completeness(projection["loss"], totals),
             "The true change of the mean loss beside what each rule books on all directions.",
@@ -772,12 +795,21 @@ def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes |
 
 
 def _held_words(projection: xr.Dataset, totals: Mapping[str, float]) -> str:
-    "How much of what was learned the directions hold, along which the findings are."
-    return (
-        f"<p>Findings are looked for along {count_text(projection.sizes['direction'], 'direction')}, which "
-        f"{share_text(totals['net'], totals['true'])} of the change of the mean loss is booked on: they tell what sets "
-        "tokens apart there, and not all that was learned.</p>"
+    "How much of what was learned each family of directions holds, and along which the findings are."
+    booked = share_text(totals["net"], totals["true"])
+    words = (
+        f"Findings are looked for along {count_text(projection.sizes['direction'], 'direction')} of the basis, which "
+        f"{booked} of the change of the mean loss is booked on: they tell what sets tokens apart there, and not all "
+        "that was learned."
     )
+    if "displaced" in totals:
+        n = count_text(projection.sizes["displacement"], "principal direction")
+        words += (
+            f" Another {share_text(totals['displaced'], totals['true'])} is booked on {n} of the weights' "
+            f"displacements, together {share_text(totals['net'] + totals['displaced'], totals['true'])}; no axis or "
+            "cluster is looked for along these."
+        )
+    return f"<p>{words}</p>"
 
 
 def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, window, outputs) -> tuple[str, str]:

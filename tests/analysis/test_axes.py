@@ -157,3 +157,14 @@ def test_where_no_axis_is_beyond_chance_nothing_is_halved():
     assert axes.n_beyond == 0
     table = axis_reliability(axes, data)
     assert table.empty and {"direction", "direction_chance"} <= set(table)
+
+
+def test_halves_of_fewer_dimensions_than_axes_are_compared_as_far_as_they_go():
+    rng = np.random.default_rng(0)
+    opposed = np.repeat([-1.0, 1.0], 30)
+    gradient = 0.3 * rng.normal(size=(5, 60, 2)) + opposed[:, None] * rng.normal(size=(5, 1, 2))
+    projection = xr.Dataset({"gradient": (("step", "token", "direction"), gradient)}, {"step": np.arange(5)})
+    axes = skill_axes(projection.assign(loss=(("step", "token"), rng.normal(size=(5, 60)))), n_axes=8)
+    table = axis_reliability(axes, projection)  # half of the steps and both directions are four columns
+    assert table["step"].iloc[0] > 0.5
+    assert axes_module.principal_components(gradient[0] - gradient[0].mean(0), 8)[0].shape == (2, 2)
