@@ -325,3 +325,42 @@ def test_two_processes_come_to_the_same_numbers(finished, tmp_path):
     for rule in one:
         assert two[rule]["totals"] == pytest.approx(one[rule]["totals"], abs=2e-3)
         assert two[rule]["gross"] == pytest.approx(one[rule]["gross"], rel=0.01, abs=1e-4)
+
+
+def test_late_settings_are_given_to_their_own_command_and_what_was_made_before_is_kept_beside(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    before = (out / "report.html").read_bytes()
+    clusters = read(out / "clusters" / "tables.json")
+    done = polca_here("cluster", out, "--window", 25, "--min-cluster-size", 9)
+    assert done.returncode == 0 and "kept beside: " in done.stdout and "window=40" in done.stdout, done.stderr
+    assert read(out / "clusters" / "tables.json")["window"] == 25 and not (out / "report.html").exists()
+    (beside,) = (out / "earlier").iterdir()
+    assert (beside / "report.html").read_bytes() == before and read(beside / "clusters" / "tables.json") == clusters
+    assert polca_here("report", out).returncode == 0
+    back = polca_here("report", out, "--window", 40, "--min-cluster-size", clusters_of(finished[0]))
+    assert back.returncode == 0 and "[6/7]" not in back.stdout and "[7/7]" not in back.stdout, back.stdout
+    assert (out / "report.html").read_bytes() == before
+    (beside,) = (out / "earlier").iterdir()
+    assert read(beside / "clusters" / "tables.json")["window"] == 25 and (beside / "report.html").exists()
+    assert polca_here("inspect", out).returncode == 0
+
+
+def clusters_of(out):
+    "The smallest cluster that a run asks for."
+    return read(out / "run.json")["config"]["min_cluster_size"]
+
+
+def test_a_late_setting_that_a_run_cannot_have_changes_nothing(finished):
+    out, _ = finished
+    before = (out / "run.json").read_bytes()
+    for words, message in (
+        (("cluster", out, "--min-samples", 5), "has no such setting"),
+        (("cluster", out, "--window", 1e6), "does not fit twice"),
+        (("report", out, "--window", "-3"), "window=-3"),
+        (("cluster", out, "--min-cluster-size", "many"), "invalid int value"),
+        (("axes", out, "--window", 30), "no option --window"),
+    ):
+        done = polca(*words)
+        assert done.returncode == 2 and message in done.stderr, (words, done.stderr)
+    assert (out / "run.json").read_bytes() == before and not (out / "earlier").exists()

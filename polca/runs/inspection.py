@@ -6,7 +6,8 @@
 __all__ = ['stage_status', 'format_status', 'axis_facts', 'axis_lines', 'inspect_results', 'format_inspection']
 
 # %% ../../nbs/runs/55_inspection.ipynb #e6395f36
-from collections.abc import Callable, Collection, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -289,9 +290,23 @@ def _cluster_lines(recipe: str, rows: list[dict], window: float, most: int = 12)
     return f"{head}\n{table.head(most).round(2).to_string(index=False)}"
 
 # %% ../../nbs/runs/55_inspection.ipynb #c31eb4ad
+def _setting_words(value) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "default" if value is None else str(value)
+
+
+def _settings_lines(config: Mapping) -> str:
+    "The settings of a run, in lines of a hundred letters."
+    words = [f"{name}={_setting_words(value)}" for name, value in config.items()]
+    return textwrap.fill(f"settings: {', '.join(words)}", 100, break_long_words=False, break_on_hyphens=False)
+
+# %% ../../nbs/runs/55_inspection.ipynb #fdced400
 def format_inspection(facts: dict) -> str:
     "`inspect_results` for people."
-    parts = [f"{facts['run']}: {facts['task']}, {', '.join(facts['complete']) or 'nothing'} complete"]
+    complete = ", ".join(facts["complete"])
+    state = f"{complete} complete, and every file agrees with its hash" if complete else "nothing complete"
+    parts = [f"{facts['run']}: {facts['task']}, {state}", _settings_lines(facts["config"])]
     if "tokens" in facts:
         parts.append(_loss_line(facts))
     if "basis" in facts:
