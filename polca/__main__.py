@@ -299,7 +299,7 @@ def with_late_settings(run, given: dict[str, Any]):
         values[name] = known[name].default if value is None else kind(value)
     return type(run).create(run.folder, type(run.task)(replace(run.task.config, **values)))
 
-
+# %% ../nbs/20_main.ipynb #e21c7b02
 def answer_stage(options, say: Say) -> dict:
     "`polca train RUN` to `polca report RUN`."
     from polca.runs.run import Run
