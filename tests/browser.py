@@ -5,6 +5,7 @@ hands for widgets.
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -545,6 +546,28 @@ def drag(element, start, end, steps=5):
     mouse.down()
     mouse.move(x(end), y, steps=steps)
     mouse.up()
+
+
+def drag_around(element, reach=0.35, points=24):
+    "Drags once around the middle of an element, in parts of its height."
+    element.scroll_into_view_if_needed()
+    box = element.bounding_box()
+    mouse = element.page.mouse
+    for i in range(points + 1):
+        angle = 2 * math.pi * i / points
+        x = box["x"] + box["width"] / 2 + reach * box["height"] * math.cos(angle)
+        mouse.move(x, box["y"] + box["height"] * (0.5 + reach * math.sin(angle)), steps=3)
+        if not i:
+            mouse.down()
+    mouse.up()
+
+
+def until(condition, timeout=WAIT):
+    "Waits until something is true."
+    end = time.time() + timeout
+    while not condition():
+        assert time.time() < end, "it has not come true"
+        time.sleep(0.1)
 
 
 def restart(page):

@@ -41,6 +41,11 @@ from polca.explorer.widgets import explore
 explorer = explore("run", direction=0, joint=None)
 explorer
 """
+OPEN_AS_IT_IS = """
+from polca.explorer.widgets import explore
+explorer = explore("run")
+explorer
+"""
 OPEN_WHAT_CANNOT_BE = """
 import ipywidgets as w
 w.VBox([explore(folder) for folder in ("unfinished", "nowhere")])
@@ -54,6 +59,7 @@ def notebook(tmp_path_factory):
     make(folder / "run", "cluster")
     make(folder / "other", "cluster", which="magnitude", k=2)
     copy_without(folder / "run", folder / "unfinished", STAGES[2:6])
+    b.write_notebook(folder / "findings.ipynb", OPEN_AS_IT_IS)
     return b.write_notebook(folder / "explore.ipynb", OPEN, OPEN_WHAT_CANNOT_BE)
 
 
@@ -173,6 +179,30 @@ def look_at_tokens(page):
     b.open_tab(page, "Tokens")
 
 
+def look_at_findings(page):
+    "The first page, the tokens of a finding, and back."
+    out = b.output(page)
+    expect(out).to_contain_text(re.compile("findings?, of which|There is no axis beyond chance|does not fall"))
+    link = out.locator("[data-pick^='chosen:']").first
+    number = re.search(r"list all (\d+) tokens", link.inner_text())[1]
+    link.click()
+    expect(out).to_contain_text(f"{number} chosen tokens")
+    b.press(page, "Back")
+    expect(out).not_to_contain_text("chosen tokens")
+
+
+def lasso(page):
+    "Tokens in a lasso on the map are listed."
+    out = b.output(page)
+    b.open_tab(page, "Map of tokens")
+    canvas = out.locator("canvas").first
+    expect(canvas).to_be_visible()
+    b.settle(page)
+    out.get_by_title(re.compile("lasso", re.I)).first.click()
+    b.drag_around(canvas)
+    expect(out).to_contain_text("chosen tokens")
+
+
 def take_pictures(page, folder, theme):
     for width in (1280, 900):
         file = (PICTURES if AGAIN else folder) / f"explorer-{theme}-{width}.png"
@@ -201,7 +231,7 @@ def test_the_whole_walk_in_jupyterlab(page, lab, notebook, tmp_path):
         take_pictures(page, tmp_path, "light")
     look_at_tokens(page)
     b.write(page, "save as", "saved.html")
-    b.press(page, "Save this view")
+    b.press(page, "Save")
     expect(b.output(page)).to_contain_text("saved as saved.html")
     saved = (notebook.parent / "saved.html").read_text()
     assert "<script" not in saved
@@ -218,6 +248,29 @@ def test_in_the_dark(page, lab, tmp_path):
         take_pictures(page, tmp_path, "dark")
     else:
         answer_a_click(page)
+    b.assert_clean(page)
+
+
+def test_findings_come_first_and_a_lasso_lists_tokens(page, lab):
+    b.open_lab(page, lab, "findings.ipynb")
+    look_at_findings(page)
+    lasso(page)
+    b.assert_clean(page)
+
+
+def test_a_view_comes_back_after_a_restart_and_ctrl_s_saves_the_notebook(page, lab, notebook):
+    b.open_lab(page, lab, "findings.ipynb", new_kernel=False)
+    b.open_tab(page, "Directions")
+    b.part(page, pick="direction:2").click()
+    expect(b.output(page)).to_contain_text(told(2))
+    file = notebook.with_name("findings.ipynb")
+    before = file.stat().st_mtime_ns
+    b.part(page, pick="direction:2").press("Control+s")
+    b.until(lambda: file.stat().st_mtime_ns > before)
+    b.restart(page)
+    b.run_all(page)
+    b.open_tab(page, "Directions")
+    expect(pane(page, "directions").locator("tr.on")).to_contain_text("2")
     b.assert_clean(page)
 
 

@@ -6,8 +6,8 @@
 __all__ = ['LIVE_TOKENS', 'ORDERS', 'Arranged', 'weighted_sum', 'Settings', 'Remembered', 'Missing', 'View', 'view_of',
            'open_view', 'one_direction', 'view_curves', 'cluster_one', 'cluster_joint', 'joint_numbers', 'nets',
            'directions_table', 'composition_kinds', 'break_table', 'label_table', 'in_span', 'change', 'ranked',
-           'token_texts', 'search', 'example_of', 'token_rule', 'token_curves', 'token_split', 'stability',
-           'check_same_tokens', 'net_changes', 'nearest_direction', 'compare_directions']
+           'token_texts', 'found_in_targets', 'search', 'example_of', 'token_rule', 'token_curves', 'token_split',
+           'stability', 'check_same_tokens', 'net_changes', 'nearest_direction', 'compare_directions']
 
 # %% ../../nbs/explorer/10_views.ipynb #492c6439
 import json
@@ -628,20 +628,34 @@ def token_texts(tokens: pd.DataFrame) -> pd.Series:
     )
 
 # %% ../../nbs/explorer/10_views.ipynb #b7d57e45
-def search(view: View, text: str) -> np.ndarray:
-    """The tokens, as a mask, whose target, or the text around it, holds `text`; a text in quotes is the whole target.
+def _one_line(texts: pd.Series) -> pd.Series:
+    "`texts` with every run of blanks as one, and none at either end: blanks decide nothing in a search."
+    return texts.str.split().str.join(" ")
 
-    Upper and lower case count where `text` has both.
+
+def found_in_targets(view: View, text: str) -> np.ndarray:
+    """The tokens, as a mask, whose own text holds `text`; a text in quotes is the whole of it.
+
+    Blanks do not count, nor do upper and lower case, unless `text` has a capital.
     """
     whole = len(text) > 2 and text[0] == text[-1] == '"'
-    text = text[1:-1] if whole else text
-    t = view.tokens
-    targets = token_texts(t)
-    case = text != text.lower()
+    wanted = " ".join((text[1:-1] if whole else text).split())
+    targets = _one_line(token_texts(view.tokens))
+    case = wanted != wanted.lower()
     if whole:
-        return (targets == text).values
-    around = targets if "before" not in t else t["before"].str[-20:] + targets + t["after"].str[:20]
-    return around.str.contains(text, regex=False, case=case).values
+        return (targets == wanted).values if case else (targets.str.lower() == wanted).values
+    return targets.str.contains(wanted, regex=False, case=case).values if wanted else np.zeros(len(targets), bool)
+
+
+def search(view: View, text: str) -> np.ndarray:
+    "The tokens, as a mask, in whose own text or around it there is `text`, as in `found_in_targets`."
+    hits = found_in_targets(view, text)
+    t = view.tokens
+    if "before" not in t or len(text) > 2 and text[0] == text[-1] == '"':
+        return hits
+    wanted = " ".join(text.split())
+    around = _one_line(t["before"].str[-20:] + token_texts(t) + t["after"].str[:20])
+    return hits | around.str.contains(wanted, regex=False, case=wanted != wanted.lower()).values
 
 # %% ../../nbs/explorer/10_views.ipynb #d71ed2be
 def example_of(view: View, token: int, around: int = 16) -> np.ndarray:

@@ -309,15 +309,18 @@ def _mark_breaks(axes, breaks: Mapping[int, float], plateau: float, hidden: Mapp
             ax.plot(at, height, transform=ax.get_xaxis_transform(), ls="", **style)
 
 # %% ../../nbs/show/10_plots.ipynb #877e321f
-def _plot_cluster(axes, description: dict, cluster: dict, name: str, line: str, faint: bool) -> None:
+_MOST_BANDS = 4  # of quartiles in a figure: more of them run into each other
+
+
+def _plot_cluster(axes, description: dict, cluster: dict, name: str, line: str, faint: bool, band: bool) -> None:
     "A cluster's own curve on the left, its median exact loss on the right."
     color = cluster_color(cluster["cluster"])
     median = cluster["quartiles"][1]
-    if line == "median only":
-        axes[0].plot(description["step"], median, color=color, lw=1.6, label=name)
-    else:
-        middle = cluster["medoid"] if line == "medoid" else median
+    middle = cluster["medoid"] if line == "medoid" else median
+    if band and line != "median only":
         _band(axes[0], description["step"], cluster["quartiles"], color, name, middle, faint=faint)
+    else:
+        axes[0].plot(description["step"], middle, color=color, lw=1.6, label=name, alpha=0.3 if faint else 1)
     axes[1].plot(description["loss_step"], cluster["loss"], color=color, lw=1.6, alpha=0.3 if faint else 1)
 
 
@@ -351,7 +354,8 @@ def plot_breakthroughs(
 
     breaks   {cluster: its break step}, drawn filled if `hidden` says so; default: if later than `plateau`, the step
              from which the mean loss is flat
-    line     "medoid" or "median", with quartiles; or "median only"
+    line     "medoid" or "median", with quartiles, of the chosen one alone where there are more than four; or "median
+             only"
     rest     what the cluster −1 is called
     span     steps, first and last, to mark
     chosen   a cluster to stand out from the others
@@ -359,9 +363,12 @@ def plot_breakthroughs(
     fig, axes = plt.subplots(1, 2, figsize=size, layout="constrained", width_ratios=(1.2, 1), sharex=True)
     plateau = np.inf if plateau is None else plateau
     _shade_steps(axes, description["loss_step"][-1], plateau, span)
+    crowded = len(description["clusters"]) > _MOST_BANDS
     for c in sorted(description["clusters"], key=lambda c: c["cluster"] >= 0):  # the rest first, under the others
         name = f"{c['cluster'] if c['cluster'] >= 0 else rest} ({c['size']})"
-        _plot_cluster(axes, description, c, name, line, faint=chosen not in (None, c["cluster"]))
+        own = chosen == c["cluster"]
+        faint = chosen is not None and not own
+        _plot_cluster(axes, description, c, name, line, faint, band=own or not crowded)
     _mark_breaks(axes, breaks, plateau, hidden)
     usual = "median" if line == "median only" else f"{line} and quartiles"
     _finish_breakthroughs(fig, axes, description, unit, title or usual)

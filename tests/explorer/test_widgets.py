@@ -1,5 +1,6 @@
 """The explorer without a browser: what is clicked, moved and typed, what is not there, and what is too much."""
 
+import json
 import re
 import shutil
 import time
@@ -7,13 +8,14 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from partial_runs import copy_without
 
-from polca.explorer.pages import axes_piece, first_shown
-from polca.explorer.views import open_view, view_of
-from polca.explorer.widgets import TABS, Drawer, Explorer, Pane, explore, moved_span, stale_panes
+from polca.explorer.pages import axes_piece, first_shown, listed_tokens, shown_from, tokens_piece, view_findings
+from polca.explorer.views import found_in_targets, open_view, search, view_of
+from polca.explorer.widgets import TABS, UPPER, Drawer, Explorer, Pane, explore, moved_span, stale_panes
 from polca.runs.manifest import write_manifest
 from polca.runs.run import Run
 from polca.tasks.arithmetic import addition_preset
@@ -54,7 +56,9 @@ def one_explorer(view, small):
 def explorer(one_explorer, small):
     "An explorer of a direction with clusters, whatever was done with it before."
     one_explorer.tabs.selected_index = 0
-    one_explorer.show(direction=0, joint=None, settings=small, cluster=None, span=None, token=None, text="", by="place")
+    one_explorer.upper.selected_index = [*UPPER].index("Directions")
+    nothing = {"cluster": None, "span": None, "token": None, "chosen": None, "text": ""}
+    one_explorer.show(direction=0, joint=None, settings=small, by="place", order="strongest", **nothing)
     return one_explorer
 
 
@@ -133,14 +137,141 @@ def test_a_cluster_shows_its_tokens_and_a_second_click_all_of_them(explorer):
 
 
 def test_a_tab_is_drawn_when_it_is_looked_at(explorer):
-    explorer.screen.pick("token:17")
-    assert "Token 17" not in explorer.panes["token"].html
+    explorer.show(token=29)
+    assert "Token 29" not in explorer.panes["token"].html
     for number in range(len(TABS)):
         explorer.tabs.selected_index = number
-    assert "Token 17" in explorer.panes["token"].html
+    assert "Token 29" in explorer.panes["token"].html
     assert "Where the loss change went" in explorer.panes["trust"].html
     assert "adjusted Rand" in explorer.panes["compare"].html
     assert "Axes of the whole run" in explorer.panes["axes"].html
+
+
+def test_a_token_that_is_clicked_opens_its_curves(explorer):
+    explorer.screen.pick("token:23")
+    assert explorer.tabs.get_title(explorer.tabs.selected_index) == "One token"
+    assert "Token 23" in explorer.panes["token"].html
+
+
+def test_a_run_opens_with_its_findings_and_the_rest_is_drawn_when_it_is_looked_at(folder):
+    opened = explore(folder)
+    assert opened.upper.get_title(opened.upper.selected_index) == "Findings"
+    assert "finding" in opened.panes["findings"].html and not opened.panes["figure"].html
+    opened.upper.selected_index = [*UPPER].index("Directions")
+    assert "<img" in opened.panes["figure"].html
+    told = explore(folder, direction=1)
+    assert told.upper.get_title(told.upper.selected_index) == "Directions"
+
+
+def test_tokens_are_chosen_listed_and_given_back(explorer):
+    explorer.screen.pick("chosen:3,5,31")
+    assert "3 chosen tokens" in explorer.panes["tokens"].html
+    assert [*explorer.selection.index.sort_values()] == [3, 5, 31]
+    assert {"loss_first", "loss_last", "target"} <= set(explorer.selection)
+    explorer.controls.every.click()
+    assert explorer.shown.chosen is None and len(explorer.selection) == len(explorer.view.tokens)
+    explorer.screen.pick("chosen:3,5,31")
+    explorer.screen.pick("cluster:0")
+    assert explorer.shown.chosen is None and "of cluster 0" in explorer.panes["tokens"].html
+
+
+def test_a_side_of_a_finding_lists_its_tokens(folder):
+    opened = explore(folder)
+    picked = re.search(r'data-pick="(chosen:[\d,]+)"', opened.panes["findings"].html)[1]
+    side = view_findings(opened.view)[0].sides[0]
+    assert picked == "chosen:" + ",".join(map(str, sorted(side.tokens)))
+    opened.screen.pick(picked)
+    assert set(opened.selection.index) == set(side.tokens)
+
+
+def test_the_map_is_made_when_it_is_looked_at_and_its_lasso_lists_tokens(folder):
+    opened = explore(folder)
+    assert not opened.screen.map.box.children
+    opened.upper.selected_index = [*UPPER].index("Map of tokens")
+    opened.screen.map.scatter.selection([4, 2, 9])
+    assert opened.shown.chosen == (4, 2, 9) and "3 chosen tokens" in opened.panes["tokens"].html
+    opened.screen.map.scatter.selection([])
+    assert opened.shown.chosen is None
+    assert not opened.failures
+
+
+def test_back_shows_what_was_shown_before(explorer):
+    first = explorer.shown
+    explorer.show(direction=1)
+    explorer.screen.pick("direction:2")
+    explorer.back()
+    assert explorer.shown.direction == 1
+    explorer.controls.back.click()
+    assert explorer.shown == first
+    assert explorer.panes["figure"].html and "Direction 0" in explorer.panes["clusters"].html
+    explorer.screen.past.clear()
+    assert explorer.back().shown == first  # where there is nothing before it
+
+
+def test_a_state_is_taken_up_again_and_one_that_is_none_is_refused(explorer, folder):
+    explorer.show(direction=2, span=(40, 80), text="7", chosen=(3, 7))
+    again = explore(folder, state=explorer.state)
+    assert again.shown == explorer.shown and again.state == explorer.state
+    other = json.loads(explorer.state)
+    for wrong in (
+        "",
+        "{}",
+        "[]",
+        "nothing",
+        json.dumps(other | {"direction": 99}),
+        json.dumps(other | {"chosen": [-1]}),
+    ):
+        with pytest.raises(ValueError):
+            shown_from(explorer.view, wrong)
+    assert "this is no state" in explore(folder, state="nothing").html
+
+
+def test_what_the_browser_kept_comes_back_unless_something_was_asked_for(explorer, folder):
+    explorer.show(direction=1, cluster=None)
+    plain = explore(folder)
+    assert plain.screen.memory.listens and not explore(folder, direction=0).screen.memory.listens
+    plain.screen.come_back(explorer.state)
+    assert plain.shown == explorer.shown
+    plain.screen.come_back("of another version")
+    assert plain.shown == explorer.shown and not plain.failures
+
+
+def test_a_view_is_saved_as_what_the_name_ends_in(explorer, tmp_path):
+    explorer.screen.pick("chosen:3,5")
+    table = pd.read_csv(explorer.to_html(tmp_path / "tokens.csv"))
+    assert sorted(table["token"]) == [3, 5] and "loss_last" in table
+    assert explorer.to_html(tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    page = explorer.to_html(tmp_path / "view.html").read_text()
+    assert ".ask{display:none}" in page
+    explorer.controls.path.value = str(tmp_path / "view.docx")
+    explorer.controls.save.click()
+    assert "use .html, .csv, .png" in explorer.panes["said"].html
+
+
+def test_a_search_lists_hits_on_the_token_itself_first_and_blanks_do_not_count():
+    words = np.array([" the", "the", " then", "cat", " sat"])
+    before = np.array(["", "on ", "", " the", "the cat"])
+    loss = np.linspace(3, 1, 4)[:, None] * np.array([1.0, 1.0, 1.0, 9.0, 9.0])
+    coords = {"step": np.arange(4), "token": np.arange(5), "direction": [0], "interval": np.arange(3)}
+    coords |= {"target": ("token", words), "before": ("token", before), "after": ("token", np.full(5, ""))}
+    coords |= {"interval_end": ("interval", np.arange(1, 4)), "end": ["start", "end"]}
+    made_up = xr.Dataset(
+        {
+            "loss": (("step", "token"), loss),
+            "gradient": (("step", "token", "direction"), loss[..., None]),
+            "movement": (("interval", "direction"), -np.ones((3, 1))),
+            "outside": (("interval", "token", "end"), np.zeros((3, 5, 2))),
+        },
+        coords,
+    )
+    view = view_of(made_up)
+    assert found_in_targets(view, "the").tolist() == [True, True, True, False, False]
+    assert found_in_targets(view, '"the"').tolist() == [True, True, False, False, False]
+    assert search(view, "the").all() and not search(view, "The").any()
+    listed, of = listed_tokens(view, replace(first_shown(view), text="the", cluster=None), 4)
+    assert of == 5 and set(listed[:3]) == {0, 1, 2}  # though the others change most
+    page = tokens_piece(view, replace(first_shown(view), text="the", cluster=None))
+    assert page.count(" hit") >= 3
 
 
 def test_without_axes_their_tab_says_why(view, folder, tmp_path):
@@ -206,8 +337,8 @@ def test_what_cannot_be_compared_is_said_in_its_pane(explorer, folder):
 
 
 def test_an_error_that_nobody_expects_becomes_a_message_and_is_kept():
-    drawer = Drawer({"figure": Pane()}, [])
-    drawer.draw(["figure"], "", {"figure": [{}.popitem]})
+    drawer = Drawer({"figure": Pane()})
+    drawer.draw(["figure"], ["figure"], {"figure": [{}.popitem]})
     assert "This could not be shown (KeyError" in drawer.panes["figure"].html
     assert isinstance(drawer.failures[0], KeyError)
     assert not drawer.panes["figure"].busy
