@@ -6,6 +6,7 @@
 __all__ = ['LOSS_CHANGE', 'map_places', 'map_table', 'TokenMap']
 
 # %% ../../nbs/explorer/25_map.ipynb #c80ebf31
+import importlib.util
 from collections.abc import Callable, Sequence
 
 import ipywidgets as w
@@ -60,6 +61,9 @@ def _scatter(table: pd.DataFrame, x: str, y: str, by: str):
     )
 
 # %% ../../nbs/explorer/25_map.ipynb #abbba865
+_LACKING = "The map needs jupyter-scatter: <code>pip install 'polca[notebook]'</code>, and open the run again."
+
+
 class TokenMap:
     """A map of the tokens of a view, made by `open` when it is first looked at.
 
@@ -76,6 +80,9 @@ class TokenMap:
     def open(self) -> None:
         "Make the map, once."
         if self.scatter is not None:
+            return
+        if importlib.util.find_spec("jscatter") is None:
+            self.box.children = [w.HTML(_LACKING)]
             return
         table = map_table(self.view)
         places = [*map_places(self.view)]

@@ -1068,7 +1068,8 @@ class Screen:
         self.panes = new_panes(self.pick)
         self.controls = new_controls(view, shown)
         self.map = TokenMap(view, self.choose)
-        self.memory = Memory(place=view.title, state=shown_text(shown)).on_return(self.come_back)
+        place = f"{view.title}, {view.projection['gradient'].shape}, step {view.steps[-1]}"
+        self.memory = Memory(place=place, state=shown_text(shown)).on_return(self.come_back)
         self.upper = new_upper(self.panes, self.controls, self.map.box)
         self.tabs = new_tabs(self.panes, self.controls)
         self.drawer = Drawer(self.panes)
