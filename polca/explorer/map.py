@@ -97,4 +97,5 @@ class TokenMap:
         controls["colour"].observe(lambda event: self.scatter.color(by=event["new"], map=[*COLORS]), "value")
         self.scatter.widget.observe(lambda event: self.choose([*map(int, self.scatter.selection())]), "selection")
         told = w.HTML("Drag a lasso (the second button) around tokens: they are listed below.")
-        self.box.children = [w.HBox([*controls.values()]), told, self.scatter.show()]
+        menus_in_a_row = w.HBox([*controls.values()], layout=w.Layout(flex_flow="row wrap"))
+        self.box.children = [menus_in_a_row, told, self.scatter.show()]

@@ -245,6 +245,7 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
             results.files.verified(stage)
     if "train" in complete:
         facts["checkpoints"] = _verify_sources(inputs)
+        facts["drawn"] = manifest["stages"]["train"].get("drawn", "")
     if "subspace" in complete:
         facts["basis"] = results.read_basis().table.reset_index().to_dict("records")
         if (beside := results.read_displacements()) is not None:
@@ -307,6 +308,8 @@ def format_inspection(facts: dict) -> str:
     complete = ", ".join(facts["complete"])
     state = f"{complete} complete, and every file agrees with its hash" if complete else "nothing complete"
     parts = [f"{facts['run']}: {facts['task']}, {state}", _settings_lines(facts["config"])]
+    if facts.get("drawn"):
+        parts.append(facts["drawn"])
     if "tokens" in facts:
         parts.append(_loss_line(facts))
     if "basis" in facts:

@@ -274,7 +274,7 @@ def train_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:
     both = sorted({*source, *steps})
     store = HashedCheckpoints(inputs.store, {})
     verify_checkpoints(store, both, losses=samples.analysed)
-    data = {name: fingerprint(sample.batches) for name, sample in vars(samples).items() if sample}
+    data = {name: fingerprint(sample.batches) for name, sample in samples.parts().items()}
     weights = {str(step): store.hashes[step] for step in both}
     return {
         "source_steps": source,
@@ -282,6 +282,7 @@ def train_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:
         "weights": weights,
         "data": data,
         "loss": _mean_loss(samples.analysed, store, steps[-1]),
+        "drawn": samples.drawn,
         **_trapezoid_facts(inputs, store, progress),
         "outputs": n_outputs(samples.analysed.model),
         "output": hashlib.sha256(json.dumps([weights, data]).encode()).hexdigest()[:16],
@@ -560,6 +561,7 @@ def run_facts(results: RunResults, projection: xr.Dataset) -> list[tuple[str, st
         ("run", results.folder.resolve().name),
         ("made", f"{projected['finished']} with {versions}"),
         ("on", f"{made['processor']}, {threads}, {made['device']}"),
+        *([("tokens", drawn)] if (drawn := stages["train"].get("drawn")) else []),
         ("seed", str(results.config.seed)),
         ("basis", f"{basis['directions']} directions, tol {results.config.tol:g}, {residual}"),
         ("displacements", f"{basis.get('displacements', 0)} directions beside the basis"),

@@ -32,18 +32,24 @@ from ..core.opening import ask_hub, cached_folder
 from ..core.pretrained import NoModelGiven, Pretrained
 from .estimates import Estimate
 from .text_config import TextConfig
-from .texts import check_windows, cut_windows, draw_windows, read_texts, text_losses
+from .texts import SUFFIXES, check_windows, cut_windows, draw_windows, read_texts, skipped_files, text_losses
 
 # %% ../../nbs/runs/20_task.ipynb #e970e84d
 @dataclass(frozen=True)
 class Samples:
     """The tokens of a run: `hessian`, whose mean loss has the Hessian; `analysed`; `curvature`, of which the mean
-    curvature is wanted, or None.
+    curvature is wanted, or None. `drawn` says of how much they were drawn, for people.
     """
 
     hessian: TokenLosses
     analysed: TokenLosses
     curvature: TokenLosses | None = None
+    drawn: str = ""
+
+    def parts(self) -> dict[str, TokenLosses]:
+        "Those that there are, by name."
+        all_of_them = {"hessian": self.hessian, "analysed": self.analysed, "curvature": self.curvature}
+        return {name: losses for name, losses in all_of_them.items() if losses}
 
 # %% ../../nbs/runs/20_task.ipynb #fcbcd12e
 class Task(ABC):
@@ -269,10 +275,15 @@ def choose_text_steps(config: TextConfig, store: Checkpoints) -> tuple[list[int]
         )
     there = [step for step in store.steps if step not in config.skip_steps]
     steps = sorted({*there[:: config.every], *there[-1:]})
+    if len(there) < 3:
+        raise ValueError(
+            f"an analysis needs three checkpoints or more, {store.path} has {len(there)}: give the folder that holds "
+            "them all"
+        )
     if len(steps) < 3:
         raise ValueError(
             f"every={config.every} of the {len(there)} checkpoints in {store.path} are {len(steps)}, too few for an "
-            "analysis: use three or more"
+            "analysis: use a smaller --every, so that there are three or more"
         )
     later = len(steps) - 1
     n = min(10, later) if config.basis_steps is None else config.basis_steps
@@ -317,16 +328,31 @@ def text_samples(
     )
 
 # %% ../../nbs/runs/20_task.ipynb #42396939
+def _warn_of_skipped(texts: Sequence[str]) -> None:
+    skipped = skipped_files(texts)
+    if skipped:
+        names = ", ".join(file.name for file in skipped[:3])
+        more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        kinds = " and ".join("*" + suffix for suffix in SUFFIXES)
+        warnings.warn(f"{names}{more}: left out, as of folders of texts only {kinds} are read", stacklevel=3)
+
+
 def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
     "The tokens that `config` asks for, at `model`."
     positions = getattr(model.config, "max_position_embeddings", None) or 128
     context = config.context or (min(128, positions) if positions > 1 else 128)  # of a model without an end −1
     texts = read_texts(config.texts)
+    _warn_of_skipped(config.texts)
     windows = cut_windows(texts, open_tokenizer(config.tokenizer or config.model), context)
     check_windows(model, windows, context)
     sizes = {"analysed": config.sequences, "hessian": config.hessian_sequences}
     drawn = draw_windows(windows, sizes, config.seed)
-    return text_samples(model, drawn, context, texts, config.tagger, config.curvature_sequences)
+    samples = text_samples(model, drawn, context, texts, config.tagger, config.curvature_sequences)
+    share = (
+        f"{config.sequences} of {len(windows):,} windows of up to {context} tokens, of {len(texts):,} texts, are "
+        f"analysed ({config.sequences / len(windows):.0%}); {config.hessian_sequences} others make the basis"
+    )
+    return dataclasses.replace(samples, drawn=share)
 
 # %% ../../nbs/runs/20_task.ipynb #fbccfb22
 def _resolved_config(config: TextConfig) -> TextConfig:

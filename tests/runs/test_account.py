@@ -13,6 +13,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from polca.core.recording import Recorder
+from polca.runs.inspection import format_inspection
 from polca.runs.manifest import DISPLACEMENTS, hash_stage, read_manifest
 from polca.runs.run import Run
 from polca.runs.task import TextConfig, TextTask
@@ -118,6 +119,18 @@ def test_displacements_that_are_lost_or_damaged_are_made_again_the_same(config, 
     file.write_bytes(raw)
     with pytest.raises(ValueError, match="damaged"):
         Run.open(run.folder).results.read_displacements()
+
+
+def test_what_of_the_texts_is_analysed_is_told_and_what_is_left_out(config, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "zen.txt").write_text(ZEN)
+    (tmp_path / "texts" / "notes.docx").write_text("left out")
+    asked = replace(config, texts=(str(tmp_path / "texts"),), every=4)
+    with pytest.warns(UserWarning, match="notes.docx: left out"):
+        run = Run.create(tmp_path / "run", TextTask(asked)).make("train", progress=False, say=None)
+    told = read_manifest(run.folder)["stages"]["train"]["drawn"]
+    assert told.startswith("12 of ") and "of 1 texts, are analysed" in told
+    assert told in format_inspection(run.inspect())
 
 
 def test_a_model_that_does_not_learn_has_nothing_to_account_for(config, tmp_path):

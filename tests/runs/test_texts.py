@@ -8,7 +8,15 @@ import pytest
 from transformers import ByT5Tokenizer, CTRLTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from polca.runs import texts
-from polca.runs.texts import cut_windows, draw_windows, read_texts, text_losses, window_batch, window_tokens
+from polca.runs.texts import (
+    cut_windows,
+    draw_windows,
+    read_texts,
+    skipped_files,
+    text_losses,
+    window_batch,
+    window_tokens,
+)
 from polca.tasks.packing import train_tokenizer
 
 TEXTS = {
@@ -180,3 +188,12 @@ def test_batches_are_on_the_device_of_the_model(windows, monkeypatch):
     monkeypatch.setattr(texts, "TokenLosses", lambda model, batches, tokens: batches)
     batches = text_losses(neox(300).to("meta"), windows[:6], 16)
     assert {values.device.type for batch in batches for values in batch.values()} == {"meta"}
+
+
+def test_files_that_are_not_read_are_known_and_hidden_ones_do_not_count(tmp_path):
+    for name in ("a.txt", "b.MD", "c.docx", "below/d.pdf", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("some text")
+    assert [file.name for file in skipped_files([tmp_path])] == ["d.pdf", "c.docx"]
+    assert sorted(Path(name).name for name in read_texts(tmp_path)) == ["a.txt", "b.MD"]
+    assert skipped_files([tmp_path / "c.docx"]) == []  # which was named, and is read
