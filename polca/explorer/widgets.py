@@ -90,6 +90,8 @@ from ..show.html import html_text, number_text
 # %% ../../nbs/explorer/30_widgets.ipynb #ec06f7bb
 _LOST = r"""
 const GONE = ["starting", "restarting", "autorestarting", "terminating", "dead"];
+const RELOAD = "The kernel is gone: reload this page.";
+const RUN_AGAIN = "The kernel was restarted: run this cell again.";
 
 // Calls `lost` once, when the kernel of the view was restarted, died or was exchanged; returns what ends the watch.
 function whenLost(model, el, lost) {
@@ -342,9 +344,6 @@ function letShortcuts(event, el) {
 
 # %% ../../nbs/explorer/30_widgets.ipynb #2ec291f4
 _RENDER = r"""
-const RELOAD = "The kernel is gone: reload this page.";
-const RUN_AGAIN = "The kernel was restarted: run this cell again.";
-
 function render({ model, el }) {
   const body = document.createElement("div");
   const message = layer("note pieces");
