@@ -76,6 +76,7 @@ import difflib
 import importlib.metadata
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -122,7 +123,7 @@ _DIRECTIONS = {
     "where it is right to 5%%, else a fifth of the loss change over the number of intervals)",
     "path_nodes": "interior points of a path at most; 0: the trapezoid, whatever its error",
     "displacements": "principal directions of the weights' displacements beside these, for the account (default: as "
-    "many as hold 90%% of the loss change, 20 at most); 0: none",
+    "many as hold some 90%% of the loss change, 20 at most); 0: none",
 }
 _CLUSTERS = {
     "min_cluster_size": "of HDBSCAN (default: 3%% of the tokens)",
@@ -266,9 +267,12 @@ def finish(run, say: Say) -> dict:
         say(f"(all of them: polca findings {run.folder}; the tables of axes and threads: polca inspect {run.folder})")
     elif complete["axes"]:
         say(axis_lines(axis_facts(run.results, projected=complete["project"])))
-    for place, settings in earlier_settings(run.folder).items():
-        words = ", ".join(f"{name}={'default' if value is None else value}" for name, value in settings.items())
-        say(f"kept beside: {place}, with {words}")
+    try:
+        for place, settings in earlier_settings(run.folder).items():
+            words = ", ".join(f"{name}={'default' if value is None else value}" for name, value in settings.items())
+            say(f"kept beside: {place}, with {words}")
+    except ValueError as e:
+        say(f"what is kept beside cannot be read ({e}): delete its folder")
     if complete["report"]:
         say(f"to read: {run.folder / 'report.html'}")
         gone = [stage for stage in status.index[:-1] if not complete[stage]]
@@ -294,6 +298,8 @@ def with_late_settings(run, given: dict[str, Any]):
                 f"{option}: a run of {run.task.name} has no such setting; polca inspect {run.folder} shows those it has"
             )
         kind = element_type(known[name])
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{option} {value}: give a finite number, or default")
         if value is not None and kind(value) != value:
             raise ValueError(f"{option} {value:g}: a run of {run.task.name} takes a whole number")
         values[name] = known[name].default if value is None else kind(value)

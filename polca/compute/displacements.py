@@ -113,8 +113,11 @@ def _beside(basis: Tensor, components: Tensor) -> tuple[Tensor, list[int]]:
 
 def enough(account: MeanAccount, n_before: int, share: float) -> int:
     """How many of the directions of `account` after the first `n_before` it takes: the smallest number from which on
-    they have, together with the first, `share` of what is booked along the whole movement; all, if none does.
+    they have, together with the first, `share` of what is booked along the whole movement; all, if none does, or where
+    the trapezoid is so far off that it books no fall.
     """
+    if account.booked.sum() >= 0:
+        return account.along.shape[1] - n_before
     held = np.cumsum(account.along.sum(0)) / account.booked.sum()
     short = np.flatnonzero(held[n_before:] < share)
     return min(int(short[-1]) + 2, len(held) - n_before) if len(short) else 1
@@ -125,25 +128,28 @@ def displacement_subspace(
     basis: Subspace,
     losses: TokenLosses,
     steps: Sequence[int],
-    share: float = 0.92,
+    share: float | None = 0.92,
     most: int = 20,
     *,
     progress: bool = True,
 ) -> Subspace | None:
     """Principal components of the displacements θ_t − θ_0 over `steps`, orthogonal to `basis`: as many as it takes,
     with the basis, to book `share` of what the trapezoid books of the mean loss of `losses` along the whole movement,
-    `most` at most.
+    `most` at most; with share=None `most` of them, as far as there are.
 
     The table has `energy`, the share of the squared displacements along each. Returns None where the mean loss does not
-    fall, or all that moved lies in the basis. Raises ValueError as `trajectory_subspace` and `mean_account` do.
+    fall (of a `share`), or all that moved lies in the basis. Raises ValueError as `trajectory_subspace` and
+    `mean_account` do.
     """
     components = trajectory_subspace(store, most, steps=steps, at_most=True, progress=progress)
     beside, kept = _beside(basis.directions, components.directions.to(basis.directions))
     if not kept:
         return None
-    account = mean_account(store, losses, steps, [basis.directions, beside], progress)
-    if account.booked.sum() >= 0:
-        return None
-    n = enough(account, len(basis), share)
+    n = len(kept)
+    if share is not None:
+        account = mean_account(store, losses, steps, [basis.directions, beside], progress)
+        if account.true.sum() >= 0:
+            return None
+        n = enough(account, len(basis), share)
     energy = components.table["energy"].iloc[kept[:n]].to_numpy()
     return as_subspace(beside[:n].clone(), losses.params, pd.DataFrame({"energy": energy}))

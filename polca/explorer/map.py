@@ -39,6 +39,7 @@ def map_table(view: View) -> pd.DataFrame:
     return pd.concat([text.rename("token"), pd.DataFrame(map_places(view)), pd.DataFrame(kinds)], axis=1)
 
 # %% ../../nbs/explorer/25_map.ipynb #dc12ab8f
+_LACKING = "The map needs jupyter-scatter: <code>pip install 'polca[notebook]'</code>, and open the run again."
 _HEIGHT = 420  # pixels
 
 
@@ -61,9 +62,6 @@ def _scatter(table: pd.DataFrame, x: str, y: str, by: str):
     )
 
 # %% ../../nbs/explorer/25_map.ipynb #abbba865
-_LACKING = "The map needs jupyter-scatter: <code>pip install 'polca[notebook]'</code>, and open the run again."
-
-
 class TokenMap:
     """A map of the tokens of a view, made by `open` when it is first looked at.
 
@@ -76,6 +74,11 @@ class TokenMap:
         self.choose = choose
         self.box = w.VBox([])
         self.scatter = None
+
+    def clear(self) -> None:
+        "Take the lasso away."
+        if self.scatter is not None and len(self.scatter.selection()):
+            self.scatter.selection([])
 
     def open(self) -> None:
         "Make the map, once."

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PIECES_STYLE', 'STATIC_STYLE', 'piece', 'note', 'sorted_directions', 'directions_html', 'cluster_series', 'plot_html',
            'composition_html', 'clusters_html', 'allocation_color', 'scale_html', 'example_html', 'account_html',
-           'compared_html', 'Shown', 'first_shown', 'shown_text', 'shown_from', 'check_shown', 'shown_clusters',
-           'shown_curves', 'directions_piece', 'clusters_words', 'described', 'shown_breaks', 'shown_labels',
-           'shown_description', 'clusters_figure', 'figure_piece', 'clusters_piece', 'listed_tokens', 'tokens_piece',
-           'token_piece', 'head_piece', 'trust_piece', 'axes_piece', 'view_findings', 'findings_piece', 'compare_piece',
-           'static_page']
+           'compared_html', 'Shown', 'first_shown', 'plain_shown', 'shown_text', 'shown_from', 'check_shown',
+           'shown_clusters', 'shown_curves', 'directions_piece', 'clusters_words', 'described', 'shown_breaks',
+           'shown_labels', 'shown_description', 'clusters_figure', 'figure_piece', 'clusters_piece', 'listed_tokens',
+           'tokens_piece', 'token_piece', 'head_piece', 'trust_piece', 'axes_piece', 'view_findings', 'findings_piece',
+           'compare_piece', 'static_page']
 
 # %% ../../nbs/explorer/20_pages.ipynb #f0ad8cc8
 import html
@@ -579,6 +579,37 @@ def first_shown(view: View) -> Shown:
     )
 
 # %% ../../nbs/explorer/20_pages.ipynb #112d4661
+def _number(name: str, value, kind: type):
+    if isinstance(value, (str, bool)) or kind(value) != value:
+        raise ValueError(f"{name}={value!r} must be {'a whole number' if kind is int else 'a number'}")
+    return kind(value)
+
+
+def _numbers(name: str, values, kind: type) -> tuple:
+    return tuple(_number(name, value, kind) for value in values)
+
+
+def plain_shown(shown: Shown) -> Shown:
+    """`shown` with plain numbers, whatever they came as. Raises ValueError, or TypeError, for what are none, and for a
+    span of other than two steps.
+    """
+    whole = ("direction", "joint", "cluster", "token", "seed")
+    given = {name: getattr(shown, name) for name in whole}
+    values = {name: _number(name, value, int) for name, value in given.items() if value is not None}
+    if shown.span is not None:
+        values["span"] = _numbers("span", shown.span, float)
+        if len(values["span"]) != 2:
+            raise ValueError(f"span={shown.span!r}: give two steps, the first and the last")
+    if shown.chosen is not None:
+        values["chosen"] = _numbers("chosen", shown.chosen, int) or None
+    sizes = {name: getattr(shown.settings, name) for name in ("min_cluster_size", "min_samples")}
+    settings = replace(shown.settings, **{name: _number(name, value, int) for name, value in sizes.items()})
+    for name in ("text", "order", "by", "sort"):
+        if not isinstance(getattr(shown, name), str):
+            raise ValueError(f"{name}={getattr(shown, name)!r} must be a text")
+    return replace(shown, settings=settings, **values)
+
+# %% ../../nbs/explorer/20_pages.ipynb #27e7b291
 def shown_text(shown: Shown) -> str:
     "What is shown as a line of text, which `shown_from` reads."
     return json.dumps(asdict(shown), separators=(",", ":"), ensure_ascii=False)
@@ -589,8 +620,7 @@ def shown_from(view: View, text: str) -> Shown:
     try:
         values = json.loads(text)
         settings = Settings(**values.pop("settings"))
-        pairs = {name: tuple(values[name]) for name in ("span", "chosen") if values.get(name) is not None}
-        shown = Shown(settings=settings, **values | pairs)
+        shown = plain_shown(Shown(settings=settings, **values))
     except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise ValueError(f"this is no state of an explorer ({e}): give explorer.state as it was printed") from e
     check_shown(view, shown)
@@ -822,7 +852,7 @@ def listed_tokens(view: View, shown: Shown, n: int = 10) -> tuple[np.ndarray, in
     if shown.chosen is not None:
         among = np.isin(np.arange(len(view.tokens)), shown.chosen)
     own = among
-    if shown.text:
+    if shown.text.strip():
         among = among & search(view, shown.text)
         own = among & found_in_targets(view, shown.text)
     medoid = None if shown.chosen is not None else clusters.table.set_index("cluster")["medoid"].get(shown.cluster)
@@ -870,13 +900,13 @@ def tokens_piece(view: View, shown: Shown, n: int = 10) -> str:
     values = change(view, shown_curves(view, shown), shown.span)
     scale = float(np.quantile(abs(values), 0.98)) or float(abs(values).max())
     tips = _cluster_tips(shown_clusters(view, shown).labels.values[0])
-    hits = found_in_targets(view, shown.text) if shown.text else None
+    hits = found_in_targets(view, shown.text) if shown.text.strip() else None
     lines = []
     for token in listed:
         near = example_of(view, token)
         own = {i: tips(i) for i in near}
         lines.append(example_html(view.tokens, near, values, scale, token, own, shown.token, hits=hits))
-    searched = f", with “{html_text(shown.text)}” in or around them" if shown.text else ""
+    searched = f", with “{html_text(shown.text)}” in or around them" if shown.text.strip() else ""
     whole = who if shown.cluster is not None else "the run"
     these = f"{count_text(of, 'token')} of {whole}" if shown.chosen is None else count_text(of, "chosen token")
     return piece(
@@ -962,7 +992,10 @@ def head_piece(view: View) -> str:
             f"{view.settings.rule}), {outside} lie outside of them."
         )
         if "displaced" in a.attrs:
-            words += f" Of these {_fine(a.attrs['displaced'], a.attrs['true'])} are along the weights' displacements."
+            displaced = _fine(a.attrs["displaced"], a.attrs["true"])
+            words += (
+                f" Along the weights' displacements, outside of the directions, there is {displaced} of the change."
+            )
         words += _off_words(a.attrs, view.settings.rule)
     if has_tags(view.tokens):
         words += f" Part-of-speech tags by {html_text(tagger_names(view.tokens))}."

@@ -16,6 +16,7 @@ __all__ = ['DEPENDS', 'UPPER', 'TABS', 'Kind', 'Makers', 'Pane', 'Memory', 'chan
 
 # %% ../../nbs/explorer/30_widgets.ipynb #0c48a0f9
 import io
+import json
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import xarray as xr
 
@@ -57,6 +59,7 @@ from polca.explorer.pages import (
     listed_tokens,
     note,
     piece,
+    plain_shown,
     shown_clusters,
     shown_curves,
     shown_from,
@@ -407,8 +410,11 @@ _REMEMBER = r"""
 // Keeps the state of a view in this tab of the browser, and tells it when the view is made anew.
 function render({ model }) {
   const key = `polca:${model.get("place")}`;
-  const kept = sessionStorage.getItem(key);
-  const keep = () => sessionStorage.setItem(key, model.get("state"));
+  const tried = call => {
+    try { return call(); } catch { return null; }  // a browser that keeps nothing
+  };
+  const kept = tried(() => sessionStorage.getItem(key));
+  const keep = () => tried(() => sessionStorage.setItem(key, model.get("state")));
   if (model.get("listens") && kept && kept !== model.get("state")) model.send({ kept });
   else keep();
   model.on("change:state", keep);
@@ -514,7 +520,7 @@ def picked_changes(picked: str, view: View, shown: Shown) -> dict[str, Any]:
         return {"chosen": tuple(map(int, value.split(","))) if value else None}
     if kind == "cluster":
         again = int(value) == shown.cluster
-        return {"cluster": None if again else int(value), "chosen": None}
+        return {"cluster": None if again else int(value)}
     if kind in ("move", "grow"):
         return {"span": moved_span(view, shown.span, **{kind: int(value)})}
     if kind == "span":
@@ -531,7 +537,9 @@ def changed_shown(view: View, shown: Shown, changes: Mapping[str, Any]) -> Shown
     """`shown` with changes; other clusters than before are shown all together. Raises ValueError for what there is
     not.
     """
-    after = replace(shown, **changes)
+    if "cluster" in changes and "chosen" not in changes:
+        changes = {**changes, "chosen": None}
+    after = plain_shown(replace(shown, **changes))
     check_shown(view, after)
     if after.span is not None:
         after = replace(after, span=snapped_span(view, after.span))
@@ -989,6 +997,8 @@ def _replace(screen: "Screen", after: Shown) -> None:
     screen.memory.state = shown_text(after)
     if clustered_otherwise(before, after):
         screen.measurer.forget()
+    if before.chosen and not after.chosen:
+        screen.map.clear()
     screen.panes["said"].html = ""
     screen.controls.back.disabled = not screen.past
     tell_controls(screen.controls, before, after)
@@ -1033,10 +1043,12 @@ def _choose(screen: "Screen", tokens: Sequence[int]) -> None:
 def _come_back(screen: "Screen", state: str) -> None:
     "Show what this browser has shown before its page, or the kernel, was started again, if it still can be shown."
     with screen.lock:
+        if screen.past or screen.shown != screen.first:
+            return  # something else was asked for meanwhile
         try:
-            _replace(screen, shown_from(screen.view, state))
+            _replace(screen, changed_shown(screen.view, shown_from(screen.view, state), {}))
         except ValueError:
-            return  # another run by the same name
+            return  # of another version
 
 
 def _back(screen: "Screen") -> None:
@@ -1061,13 +1073,14 @@ class Screen:
 
     def __init__(self, view: View, shown: Shown):
         self.view = view
-        self.shown = shown
+        self.first = self.shown = shown
         self.past: list[Shown] = []  # what was shown before, to go back to
         self.lock = threading.RLock()
         self.panes = new_panes(self.pick)
         self.controls = new_controls(view, shown)
+        tell_controls(self.controls, replace(shown, span=None, text=""), shown)
         self.map = TokenMap(view, self.choose)
-        place = f"{view.title}, {view.projection['gradient'].shape}, step {view.steps[-1]}"
+        place = f"{view.title} {json.dumps(view.projection.attrs.get('settings', ''), sort_keys=True, default=str)}"
         self.memory = Memory(place=place, state=shown_text(shown)).on_return(self.come_back)
         self.upper = new_upper(self.panes, self.controls, self.map.box)
         self.tabs = new_tabs(self.panes, self.controls)
@@ -1133,11 +1146,14 @@ def _csv(screen: Screen) -> bytes:
 def _png(screen: Screen) -> bytes:
     fig, _ = clusters_figure(screen.view, screen.shown)
     file = io.BytesIO()
-    fig.savefig(file, format="png", dpi=200)
+    try:
+        fig.savefig(file, format="png", dpi=200)
+    finally:
+        plt.close(fig)
     return file.getvalue()
 
 # %% ../../nbs/explorer/30_widgets.ipynb #97fdee66
-_WRITERS = {".html": _page, ".csv": _csv, ".png": _png}
+_WRITERS = {".html": _page, ".htm": _page, ".csv": _csv, ".png": _png}
 
 
 def write_view(screen: Screen, path: str | Path) -> Path:
@@ -1360,7 +1376,7 @@ def explore(run: str | Path | Run | View | xr.Dataset, state: str = "", **shown)
     """
     try:
         view = opened_view(run)
-        first = shown_from(view, state) if state else None
+        first = changed_shown(view, shown_from(view, state), {}) if state else None
         told = state or shown or (view.axes is None and view.joint is None)
         explorer = Explorer(view, first, "Directions" if told else "Findings")
         explorer.screen.memory.listens = not (state or shown)

@@ -33,7 +33,7 @@ from polca.runs.manifest import (
     write_manifest,
 )
 from .preflight import preflight
-from .stages import WORK, RunInputs, RunResults, break_window
+from .stages import WORK, RunInputs, RunResults, break_window, check_cluster_sizes
 from .task import plain_values
 
 # %% ../../nbs/runs/58_making.ipynb #5b95ca2e
@@ -88,60 +88,86 @@ def _aside(inputs: RunInputs, config: Mapping) -> Path:
     return inputs.folder / EARLIER / hash_settings(config, "cluster")[:8]
 
 
+def _copy(source: Path, target: Path) -> None:
+    "A copy of a file or folder in the place of whatever is at `target`, there whole or not at all."
+    part = target.with_name(f".{target.name}.part")
+    for old in (part, target):
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    shutil.copytree(source, part) if source.is_dir() else shutil.copy2(source, part)
+    part.rename(target)
+
+
+def _is_as_recorded(inputs: RunInputs, stage: str, record: Mapping) -> bool:
+    "Whether what a stage has left is what the manifest says of it: not what was left over by one that was killed."
+    leaves = inputs.folder / LEAVES[stage]
+    return leaves.exists() and hash_stage(stage, leaves) == record["output"]
+
+# %% ../../nbs/runs/58_making.ipynb #c6e3fede
 def _set_aside(inputs: RunInputs) -> None:
-    "Keep what the last stages have left, and what the manifest says of it."
+    "Keep a copy of what the last stages have left, and of what the manifest says of it."
     manifest = inputs.manifest
-    kept = {
-        stage: manifest["stages"][stage]
-        for stage in _LATE
-        if stage in manifest["stages"] and (inputs.folder / LEAVES[stage]).exists()
-    }
+    records = {stage: manifest["stages"][stage] for stage in _LATE if stage in manifest["stages"]}
+    kept = {stage: own for stage, own in records.items() if _is_as_recorded(inputs, stage, own)}
     if not kept:
         return
     aside = _aside(inputs, manifest["config"])
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    part = aside.with_name(f".{aside.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     settings = {name: value for name, value in manifest["config"].items() if name in LATE_SETTINGS}
-    write_json(aside / "kept.json", {"settings": settings, "stages": kept}, checked=True)
     for stage in kept:
-        (inputs.folder / LEAVES[stage]).rename(aside / LEAVES[stage])
+        _copy(inputs.folder / LEAVES[stage], part / LEAVES[stage])
+    write_json(part / "kept.json", {"settings": settings, "stages": kept}, checked=True)
+    shutil.rmtree(aside, ignore_errors=True)  # of the same settings
+    part.rename(aside)
 
-# %% ../../nbs/runs/58_making.ipynb #c6e3fede
-def _brought_back(inputs: RunInputs, config: Mapping) -> dict[str, dict]:
-    "What was kept of `config`, back in its place: {stage: what the manifest said of it}. Empty if nothing was."
-    aside = _aside(inputs, config)
+
+def _brought_back(inputs: RunInputs, aside: Path) -> dict[str, dict]:
+    "A copy of what is kept in `aside`, in its place: {stage: what the manifest said of it}; nothing where nothing is."
     if not (aside / "kept.json").exists():
         return {}
     kept = read_checked(aside / "kept.json")["stages"]
     for stage in kept:
-        (aside / LEAVES[stage]).rename(inputs.folder / LEAVES[stage])
-    shutil.rmtree(aside)
+        _copy(aside / LEAVES[stage], inputs.folder / LEAVES[stage])
     return kept
 
 
 def earlier_settings(folder: str | Path) -> dict[str, dict]:
     "{folder of clusters and report that are kept beside those of now: the settings that they were made with}."
-    files = sorted(Path(folder).glob(f"{EARLIER}/*/kept.json"))
+    files = sorted(Path(folder).glob(f"{EARLIER}/[!.]*/kept.json"))
     return {str(file.parent): read_checked(file)["settings"] for file in files}
 
 # %% ../../nbs/runs/58_making.ipynb #3bccae19
 def _write_settings(inputs: RunInputs, changed: dict) -> None:
+    """Write settings that have `changed`. Killed at any moment, the run has either settings, and what it says is
+    complete is so: what was made is first copied aside, then taken out of the manifest, and comes in when it is back.
+    """
     manifest = inputs.manifest
     config = {**manifest["config"], **changed}
-    stages = manifest["stages"]
-    if hash_settings(config, "cluster") != hash_settings(manifest["config"], "cluster"):
-        _set_aside(inputs)
-        stages = {stage: record for stage, record in stages.items() if stage not in _LATE}
-        stages |= _brought_back(inputs, config)
+    if hash_settings(config, "cluster") == hash_settings(manifest["config"], "cluster"):
+        write_manifest(inputs.file, {**manifest, "config": config})
+        return
+    _set_aside(inputs)
+    stages = {stage: record for stage, record in manifest["stages"].items() if stage not in _LATE}
     write_manifest(inputs.file, {**manifest, "config": config, "stages": stages})
+    for stage in _LATE:  # of the settings before, or left over by one that was killed
+        leaves = inputs.folder / LEAVES[stage]
+        shutil.rmtree(leaves) if leaves.is_dir() else leaves.unlink(missing_ok=True)
+    aside = _aside(inputs, config)
+    if back := _brought_back(inputs, aside):
+        write_manifest(inputs.file, {**manifest, "config": config, "stages": stages | back})
+        shutil.rmtree(aside)
 
 
 def _change_settings(inputs: RunInputs, changed: dict) -> None:
     """Give a run settings of its last stages, or that matter to no number: what was made with others is then to be made
     again. All other settings stay as they were written, as the hashes of what is made are of these.
     """
-    if "train" in inputs.manifest["stages"]:
+    stages = inputs.manifest["stages"]
+    if "train" in stages:
         break_window(inputs.config, inputs.steps()[1])
+    if "project" in stages:
+        check_cluster_sizes(inputs.config, stages["project"]["tokens"])
     with locked(inputs.folder):
         on_first(_write_settings, inputs, changed)
 

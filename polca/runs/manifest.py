@@ -119,7 +119,7 @@ LATE_SETTINGS = (
     "window",
     "plateau",
 )
-FREE_SETTINGS = ("memory", "device", "shard")  # and to no number
+FREE_SETTINGS = ("memory", "device", "shard")  # and to no number, but that `shard` leaves out the displacements
 
 
 def hash_settings(config: Mapping, stage: str) -> str:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
+from ..compute.quadrature import path_levels
 from ..core.memory import size_text
 from polca.runs.estimates import (
     Estimate,
@@ -94,7 +95,7 @@ def _assumed_words(inputs: RunInputs, by_stage: dict[str, Estimate]) -> str:
     if beside := displacements_assumed(inputs):
         words += f"\nproject: with {beside} directions of the displacements beside those of the basis, assumed"
     if path_tolerance(inputs) is not None:
-        most = setting(inputs.config, "path_nodes")
+        most = path_levels(None, setting(inputs.config, "path_nodes"))[-1]
         at_most = seconds_text((1 + most) * by_stage["project"].seconds / 2)
         error = inputs.manifest["stages"]["train"].get("trapezoid_error")
         why = "" if error is None else f", as the trapezoid would be off by {error:.0%} of the change of the mean loss"

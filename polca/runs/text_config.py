@@ -38,13 +38,13 @@ class TextConfig:
     # change of the mean loss, a fifth of that change over the number of intervals, and a fiftieth of it at most
     path_tol: float | None = None
     path_nodes: int = 7  # interior points of a path, at most; with 7 it takes up to 8 times as long. 0: the trapezoid
-    # directions of the displacements beside these; default: as many as hold 90% of the loss change, 20 at most
+    # directions of the displacements beside these; default: as many as hold some 90% of the loss change, 20 at most
     displacements: int | None = None
     min_cluster_size: int | None = None  # of HDBSCAN; default 3% of the tokens, the paper's share
     min_samples: int | None = None  # of HDBSCAN; default a 15th of the tokens
     # of break, in steps; default a 20th of the training, and two intervals between checkpoints at least
     window: float | None = None
     plateau: float | None = None  # from this step on a breakthrough is hidden; default: where the mean loss is flat
-    shard: bool = False  # several processes share out the directions, not the checkpoints: for a large basis
+    shard: bool = False  # processes share out the directions, not the checkpoints: for a large basis; no displacements
     memory: str = "2GiB"  # bound on what the engines hold beside model and directions
     device: str = "cpu"  # "cpu", "cuda", …

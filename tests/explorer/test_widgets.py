@@ -230,22 +230,60 @@ def test_what_the_browser_kept_comes_back_unless_something_was_asked_for(explore
     explorer.show(direction=1, cluster=None)
     plain = explore(folder)
     assert plain.screen.memory.listens and not explore(folder, direction=0).screen.memory.listens
-    plain.screen.come_back(explorer.state)
-    assert plain.shown == explorer.shown
     plain.screen.come_back("of another version")
+    assert plain.shown == first_shown(plain.view)
+    plain.screen.come_back(explorer.state)
     assert plain.shown == explorer.shown and not plain.failures
+
+
+def test_numbers_of_numpy_are_numbers(explorer, folder):
+    explorer.show(token=explorer.selection.index[5], direction=explorer.view.directions[1])
+    explorer.show(chosen=np.array([3, 5]), span=np.array([40, 80]))
+    assert explorer.shown.chosen == (3, 5) and explorer.shown.span == (40.0, 80.0)
+    assert explore(folder, token=np.int64(3)).shown.token == 3
+    before = explorer.shown
+    for wrong in ({"token": 1.5}, {"cluster": "x"}, {"span": (1, 2, 3)}, {"text": 5}, {"chosen": ["a"]}):
+        with pytest.raises((ValueError, TypeError)):
+            explorer.show(**wrong)
+    assert explorer.shown == before and json.loads(explorer.state)["token"] is not None
+
+
+def test_a_state_is_what_the_controls_begin_with(explorer, folder):
+    explorer.show(span=(40, 80), text="7")
+    again = explore(folder, state=explorer.state)
+    assert again.controls.text.value == "7" and again.controls.span.index == explorer.controls.span.index
+    again.controls.outliers.value = not again.controls.outliers.value
+    assert again.shown.span == (40.0, 80.0) and again.shown.text == "7"
+
+
+def test_another_cluster_takes_the_place_of_chosen_tokens_and_a_blank_finds_nothing(explorer):
+    explorer.show(chosen=(3, 5))
+    explorer.show(cluster=0)
+    assert explorer.shown.chosen is None
+    explorer.show(cluster=None, text="  ")
+    assert "with “" not in explorer.panes["tokens"].html
+
+
+def test_what_was_asked_for_meanwhile_is_not_undone_by_what_the_browser_kept(explorer, folder):
+    explorer.show(direction=1)
+    plain = explore(folder)
+    plain.show(direction=2)
+    plain.screen.come_back(explorer.state)
+    assert plain.shown.direction == 2
 
 
 def test_a_view_is_saved_as_what_the_name_ends_in(explorer, tmp_path):
     explorer.screen.pick("chosen:3,5")
     table = pd.read_csv(explorer.to_html(tmp_path / "tokens.csv"))
     assert sorted(table["token"]) == [3, 5] and "loss_last" in table
+    before = plt.get_fignums()
     assert explorer.to_html(tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    assert plt.get_fignums() == before
     page = explorer.to_html(tmp_path / "view.html").read_text()
     assert ".ask{display:none}" in page
     explorer.controls.path.value = str(tmp_path / "view.docx")
     explorer.controls.save.click()
-    assert "use .html, .csv, .png" in explorer.panes["said"].html
+    assert "use .html, .htm, .csv, .png" in explorer.panes["said"].html
 
 
 def test_a_search_lists_hits_on_the_token_itself_first_and_blanks_do_not_count():
