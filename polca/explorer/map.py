@@ -63,10 +63,8 @@ def _scatter(table: pd.DataFrame, x: str, y: str, by: str):
 
 # %% ../../nbs/explorer/25_map.ipynb #abbba865
 class TokenMap:
-    """A map of the tokens of a view, made by `open` when it is first looked at.
-
-    box      the widget, empty before
-    choose   is called with the tokens in a lasso, in order; with none when the lasso is taken away
+    """A map of the tokens of a view: `box` is the widget, empty until `open` is called. `choose` is called with the
+    tokens in a lasso, in order; with none when it is taken away.
     """
 
     def __init__(self, view: View, choose: Callable[[Sequence[int]], None]):
