@@ -2709,6 +2709,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                    'polca.show.report._of_directions': ('show/report.html#_of_directions', 'polca/show/report.py'),
                                    'polca.show.report._q': ('show/report.html#_q', 'polca/show/report.py'),
                                    'polca.show.report._ranked': ('show/report.html#_ranked', 'polca/show/report.py'),
+                                   'polca.show.report._reading': ('show/report.html#_reading', 'polca/show/report.py'),
                                    'polca.show.report._recipe': ('show/report.html#_recipe', 'polca/show/report.py'),
                                    'polca.show.report._shown_words': ('show/report.html#_shown_words', 'polca/show/report.py'),
                                    'polca.show.report._spread_words': ('show/report.html#_spread_words', 'polca/show/report.py'),

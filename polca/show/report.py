@@ -659,12 +659,13 @@ def _direction_parts(projection: xr.Dataset, tokens: pd.DataFrame, recipe: _Reci
     ]
 
 # %% ../../nbs/show/30_report.ipynb #69a6e0ba
-_READING = """\
+_WORDS_OF_ALL = """\
 <p><b>Token</b>: one predicted token in its context. <b>Direction</b>: a unit vector of weight space, such as one
 along which the loss is most curved. <b>Step</b>: an update of the weights in training. <b>Allocation</b>: the part of
 a token's loss change between two checkpoints that is booked on a direction, gradient times movement along it.
 <b>Projected loss</b>: the sum of a token's allocations so far, zero at the first checkpoint; it falls where movement
-along the direction helps the token.</p>
+along the direction helps the token.</p>"""
+_WORDS_OF_FINDINGS = """\
 <p><b>Axis</b>: an opposition between tokens. Where the weights move one way along it, the tokens at one end gain, and
 those at the other lose. Axes are principal components of the tokens' projected gradients over all of training; each is
 named by what tells its two ends apart, the positive end first. <b>Thread</b>: an axis that is found again in
@@ -688,6 +689,11 @@ cluster.</p>
 <p><b>How far to trust it.</b> Clustering finds clusters whatever the curves are, and tokens that rise and fall
 together need not share a skill. Look at the tokens, at shares beside those among all tokens, at net beside gross, at
 the error of the rule, and train again with another seed: what does not come back was an accident of this run.</p>"""
+
+# %% ../../nbs/show/30_report.ipynb #e8c12118
+def _reading(found: bool) -> str:
+    "What the words of the page mean: of axes and clusters where there may be some."
+    return _WORDS_OF_ALL + (_WORDS_OF_FINDINGS if found else "")
 
 # %% ../../nbs/show/30_report.ipynb #097f2c69
 def _shown_words(recipe: _Recipe, shown: int, made: int, limit: int) -> str:
@@ -839,8 +845,8 @@ def html_report(
     """An analysis as one self-contained HTML page, without scripts.
 
     projection   the Dataset of `polca.compute.projection.project`
-    clusterings  {name: (curves, clusters)}: of all directions jointly, as `cluster_tokens(projection)` gives them, and
-                 along single directions, with the curves (step, token, direction) whose breakthroughs are meant
+    clusterings  {name: (curves, clusters)}: joint ones as `cluster_tokens(projection)` gives them, and along single
+                 directions, with the curves (step, token, direction) whose breakthroughs are meant
     plateau      the step from which the mean loss counts as flat
     window       of breakthroughs, in steps
     facts        (name, value) rows to stand below the summary
@@ -848,7 +854,7 @@ def html_report(
     outputs      among which the model chooses: then the page tells what was learned before the first checkpoint
     limit        bytes of UTF-8 that the page may have; sections of single directions are left out until it fits
 
-    Raises ValueError for what is no whole projection, clusterings of other tokens, no window, a page over `limit`.
+    Raises ValueError for what is no whole projection, other tokens, no window, and a page over `limit`.
     """
     _check_report(projection, clusterings, plateau, window)
     projection = projection.compute()
@@ -859,8 +865,8 @@ def html_report(
     accounts = {rule: explained(projection, allocate(projection, rule)) for rule in rules(projection)}
     before = [_findings_part(projection, tokens, accounts, shown, axes, plateau, window, outputs)]
     if axes is not None and learns(loss):
-        before.append(("Skill axes", _axes_or_why(projection, tokens, axes, plateau)))
+        before += [("Skill axes", _axes_or_why(projection, tokens, axes, plateau))]
     before += _first_sections(projection, tokens, accounts, recipes, plateau, window, facts)
-    single = [recipe for recipe in recipes if not recipe.joint]
+    single = [one for one in recipes if not one.joint]
     parts = [_direction_parts(projection, tokens, one, plateau) for one in single]
-    return _fit(title, before, single, parts, [("How to read this", _READING)], limit)
+    return _fit(title, before, single, parts, [("How to read this", _reading(learns(loss)))], limit)

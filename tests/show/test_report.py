@@ -188,6 +188,8 @@ def test_a_loss_that_rises():
     page = html_report("Up", rising, {}, 0, 40)
     assert "The mean loss does not fall" in page
     assert "is not to be relied on" in page
+    assert "<b>Token</b>: one predicted token" in page and "<b>Axis</b>: an opposition" not in page
+    assert "<b>Axis</b>: an opposition" in html_report("Down", made_up(), {}, 0, 40)
 
 
 def test_clusters_of_the_exact_loss(texts):
