@@ -252,7 +252,7 @@ def stage_rows(run, status) -> dict:
     rows = [{key: None if value != value else value for key, value in row.items()} for row in records]
     return {"run": str(run.folder), "complete": bool(status["complete"].all()), "stages": rows}
 
-
+# %% ../nbs/20_main.ipynb #ca8a3e43
 def finish(run, say: Say) -> dict:
     "What a run has come to, and what there is to look at."
     from polca.runs.answers import findings_text
@@ -273,6 +273,8 @@ def finish(run, say: Say) -> dict:
             say(f"kept beside: {place}, with {words}")
     except ValueError as e:
         say(f"what is kept beside cannot be read ({e}): delete its folder")
+    if complete["cluster"] and not complete["report"]:
+        say(f"the report is not made yet, or was made with other settings: polca report {run.folder}")
     if complete["report"]:
         say(f"to read: {run.folder / 'report.html'}")
         gone = [stage for stage in status.index[:-1] if not complete[stage]]
@@ -489,7 +491,8 @@ def stage_command(stage: str, words: str) -> Command:
         arguments |= {"--" + name.replace("_", "-"): late_option(name) for name in _CLUSTERS}
         ends = (
             "A setting that is given here, a number or `default`, stays with the run; clusters and report that were "
-            f"made with others are kept beside, in RUN/earlier, and come back with their settings. {ends}"
+            "made with others are kept beside, in RUN/earlier, and come back with their settings. Sizes are those of "
+            f"the paper's recipe: the recommended clusters, which the findings show, have none. {ends}"
         )
     return Command(words + before, arguments, answer_stage, ends)
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIGNS', 'Side', 'is_found_again', 'Finding', 'ranked_clusters', 'axis_findings', 'cluster_findings', 'in_order',
-           'learns', 'find_findings', 'before_words', 'findings_table', 'findings_values', 'side_label', 'steps_words',
-           'when_words', 'side_words', 'trust_words', 'token_words', 'nothing_words', 'count_words', 'findings_lines']
+           'learns', 'find_findings', 'held_words', 'before_words', 'findings_table', 'findings_values', 'side_label',
+           'steps_words', 'when_words', 'side_words', 'trust_words', 'token_words', 'nothing_words', 'count_words',
+           'findings_lines']
 
 # %% ../../nbs/analysis/96_findings.ipynb #ed12cd41
 from collections.abc import Mapping, Sequence
@@ -369,6 +370,29 @@ def find_findings(
         found += [finding for finding in own if finding.trusted]
     return in_order(found)
 
+# %% ../../nbs/analysis/96_findings.ipynb #9570caa5
+def _percent(part: float, whole: float) -> str:
+    return f"{part / whole:.0%}" if whole else "–"
+
+
+def held_words(totals: Mapping[str, float], n_directions: int, n_displacements: int = 0) -> str:
+    """How much of the change of the mean loss lies along the directions that findings are looked for on, and along the
+    displacements beside them; `totals` of `polca.analysis.decomposition.explained`.
+    """
+    true = totals["true"]
+    words = (
+        f"Findings are looked for along the {n_directions} directions of the basis. On these "
+        f"{_percent(totals['net'], true)} of the change of the mean loss is booked: they tell what sets tokens apart "
+        "there, and not all that was learned."
+    )
+    if "displaced" not in totals:
+        return words
+    both = _percent(totals["net"] + totals["displaced"], true)
+    return (
+        f"{words} {_percent(totals['displaced'], true)} is booked on {n_displacements} principal directions of the "
+        f"weights' displacements, {both} on both; no axis or cluster is looked for along the latter."
+    )
+
 # %% ../../nbs/analysis/96_findings.ipynb #5e634ffb
 def before_words(loss: xr.DataArray, outputs: int | None, least: float = 0.05) -> str:
     """What was learned before the first checkpoint; empty where that is step 0, or less than the share `least` of all
@@ -455,10 +479,10 @@ def steps_words(side: Side) -> str:
 
 
 def when_words(side: Side) -> str:
-    "When a side is learned, and whether that is hidden; or that it is not."
+    "When a side is learned, which is when its loss falls most beyond that of all, and whether that is hidden; or not."
     if side.beyond:
         hidden = f", hidden (of random sets {side.hidden_control:.0%})" if side.hidden else ""
-        return f"learned {steps_words(side)}{hidden}"
+        return f"gains most on the mean of all {steps_words(side)}{hidden}"
     return "its loss rises" if side.unlearned else "no time of its own beyond random sets"
 
 

@@ -6,12 +6,14 @@
 __all__ = ['axes_or_none', 'run_findings', 'findings_text', 'run_tokens', 'run_clusters']
 
 # %% ../../nbs/runs/57_answers.ipynb #30e3742a
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from ..analysis.axes import NoAxesError
+from ..analysis.decomposition import most_exact_rule
 from polca.analysis.findings import (
     SIGNS,
     Finding,
@@ -20,6 +22,8 @@ from polca.analysis.findings import (
     find_findings,
     findings_lines,
     findings_table,
+    held_words,
+    learns,
 )
 from ..analysis.labels import projection_tokens
 from ..analysis.named_axes import NamedAxes
@@ -50,8 +54,14 @@ def findings_text(results: RunResults, findings: Sequence[Finding], most: int = 
     "The `findings` of a run for people: what was learned before the first checkpoint, and the first `most` of them."
     projection = results.read_projection()
     lines = findings_lines(findings, projection_tokens(projection), projection["loss"], most)
-    before = before_words(projection["loss"], read_manifest(results.folder)["stages"]["train"].get("outputs"))
-    return f"{before}\n\n{lines}" if before else lines
+    stages = read_manifest(results.folder)["stages"]
+    before = before_words(projection["loss"], stages["train"].get("outputs"))
+    parts = [before, lines]
+    if "decompose" in stages and learns(projection["loss"]):
+        totals = results.read_decomposition()[most_exact_rule(projection)]["totals"]
+        sizes = projection.sizes
+        parts.append(textwrap.fill(held_words(totals, sizes["direction"], sizes.get("displacement", 0)), 110))
+    return "\n\n".join(part for part in parts if part)
 
 # %% ../../nbs/runs/57_answers.ipynb #2de0a4ff
 def run_tokens(results: RunResults) -> pd.DataFrame:

@@ -19,7 +19,7 @@ import xarray as xr
 from ..analysis.breakthroughs import breakthroughs, window_fits
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import NO_DIRECTION, allocate, explained, most_exact_rule, projected_loss, rules
-from ..analysis.findings import before_words, find_findings, learns, ranked_clusters
+from ..analysis.findings import before_words, find_findings, held_words, learns, ranked_clusters
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, projection_tokens, random_control
 from ..analysis.named_axes import NamedAxes
@@ -802,20 +802,9 @@ def _axes_or_why(projection: xr.Dataset, tokens: pd.DataFrame, axes: NamedAxes |
 
 def _held_words(projection: xr.Dataset, totals: Mapping[str, float]) -> str:
     "How much of what was learned each family of directions holds, and along which the findings are."
-    booked = share_text(totals["net"], totals["true"])
-    words = (
-        f"Findings are looked for along {count_text(projection.sizes['direction'], 'direction')} of the basis, which "
-        f"{booked} of the change of the mean loss is booked on: they tell what sets tokens apart there, and not all "
-        "that was learned."
-    )
-    if "displaced" in totals:
-        n = count_text(projection.sizes["displacement"], "principal direction")
-        words += (
-            f" Another {share_text(totals['displaced'], totals['true'])} is booked on {n} of the weights' "
-            f"displacements, together {share_text(totals['net'] + totals['displaced'], totals['true'])}; no axis or "
-            "cluster is looked for along these."
-        )
-    return f"<p>{words}</p>"
+    sizes = projection.sizes
+    words = held_words(totals, sizes["direction"], sizes.get("displacement", 0))
+    return f"<p>{html_text(words)}</p>"
 
 
 def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, window, outputs) -> tuple[str, str]:
