@@ -52,7 +52,7 @@ def killed_at(monkeypatch, step):
     return count
 
 
-@pytest.mark.parametrize("step", range(14))
+@pytest.mark.parametrize("step", range(10))  # as many as there are, or it is not killed
 def test_killed_while_settings_change_or_come_back_nothing_is_lost(whole, tmp_path, monkeypatch, step):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
