@@ -18,6 +18,7 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import svds
 from scipy.stats import skew
 
+from .agreement import ENOUGH, can_be_halved, sample_halves, token_texts
 from .clustering import OUTLIER, Clusters
 from .decomposition import RULES, allocate
 
@@ -320,7 +321,7 @@ def axis_ends(scores: xr.DataArray, share: float = 0.1) -> Clusters:
     return Clusters(xr.DataArray(labels_of_all, coords, ("axis", "token"), "cluster"), table, {}, "axis")
 
 # %% ../../nbs/analysis/80_axes.ipynb #201c0a29
-HALVES = ("direction", "step", "token")
+HALVES = ("direction", "step", "token", "text", "sample")
 
 
 def axis_scores(values: np.ndarray, of: np.ndarray, n_axes: int) -> np.ndarray:
@@ -348,32 +349,57 @@ def _two_halves(values: np.ndarray, by: str, n_axes: int, rng: np.random.Generat
     return [axis_scores(half, values if by == "token" else half, n_axes) for half in halves]
 
 
-def _agreement_of_halves(values: np.ndarray, scores: np.ndarray, by: str, rng: np.random.Generator) -> np.ndarray:
-    "|r| of the two axes that are found in two halves for each axis of `scores` (token, axis): (axis,)."
-    one, two = _two_halves(values, by, scores.shape[1], rng)
+def _two_samples(
+    values: np.ndarray, texts: np.ndarray, by: str, n_axes: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    'The same for halves of the `texts` of the tokens (token,), by "text", and by "sample" of the directions at once.'
+    every = slice(None)
+    halves = [
+        (found, along if by == "sample" else every) for found, along in sample_halves(texts, values.shape[2], rng)
+    ]
+    return [axis_scores(values[:, found][:, :, along], values[:, :, along], n_axes) for found, along in halves]
+
+
+def _agreement(scores: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    "For each axis of `scores` (token, axis) the |r| of those two of `one` and of `two` that are most like it: (axis,)."
     pairs = zip(match_axes(scores, one)[0], match_axes(scores, two)[0])
     return np.array([abs(np.corrcoef(one[:, i], two[:, j])[0, 1]) for i, j in pairs])
 
 # %% ../../nbs/analysis/80_axes.ipynb #a6a5aab6
+def _agreements(values: np.ndarray, scores: np.ndarray, texts: np.ndarray, draws: int, rng) -> dict[str, np.ndarray]:
+    "{halved by what: the mean agreement over `draws` pairs of halves of `values`, (axis,)}."
+    n_axes = scores.shape[1]
+    enough = {by: size >= ENOUGH for by, size in zip(("step", "token", "direction"), values.shape)}
+    enough |= {"text": len(np.unique(texts)) >= ENOUGH, "sample": can_be_halved(texts, values.shape[2])}
+    found = {}
+    for by in enough:
+        each = []
+        for _ in range(draws if enough[by] else 0):
+            of_texts = by in ("text", "sample")
+            two = _two_samples(values, texts, by, n_axes, rng) if of_texts else _two_halves(values, by, n_axes, rng)
+            each.append(_agreement(scores, *two))
+        found[by] = np.mean(each, axis=0) if each else np.full(n_axes, np.nan)
+    return found
+
+
 def axis_reliability(axes: SkillAxes, projection: xr.Dataset, draws: int = 5, random_state: int = 0) -> pd.DataFrame:
     """How far `axes`, those beyond chance, are found again in random halves of `projection`.
 
-    One row per axis: axis; direction, step and token, the mean |r| over `draws` pairs of halves of each; and
-    direction_chance, step_chance and token_chance, the same where the tokens are permuted, each step and direction by
-    itself. Not a number where there are fewer than four to be halved.
+    One row per axis: axis; direction, step, token, text (the tokens of half of the texts, or without texts half of the
+    tokens) and sample (half of the texts and of the directions at once), the mean |r| over `draws` pairs of halves of
+    each; and direction_chance and so on, the same where the tokens are permuted, each step and direction by itself. Not
+    a number where there are fewer than four to be halved.
     """
     window = axes.window if axes.kind == "gradient" else None
     values = axis_values(projection, window, axes.kind).sel(step=axes.sizes["step"]).values
+    names = ["axis", *HALVES, *(f"{by}_chance" for by in HALVES)]
     n = axes.n_beyond
     if not n:
-        return pd.DataFrame(columns=["axis", *HALVES, *(f"{by}_chance" for by in HALVES)])
+        return pd.DataFrame(columns=names)
+    texts = token_texts(projection)
     rng = np.random.default_rng(random_state)
     permuted = rng.permuted(values, axis=1)
-    columns = {"axis": np.arange(n)}
-    for name, own, suffix in (("real", values, ""), ("permuted", permuted, "_chance")):
-        scores = axes.scores.values[:, :n] if name == "real" else axis_scores(permuted, permuted, n)
-        for by, size in zip(("step", "token", "direction"), values.shape):
-            each = [_agreement_of_halves(own, scores, by, rng) for _ in range(draws if size >= 4 else 0)]
-            columns[by + suffix] = np.mean(each, axis=0) if each else np.full(n, np.nan)
-    table = pd.DataFrame(columns)
-    return table[["axis", *HALVES, *(f"{by}_chance" for by in HALVES)]]
+    real = _agreements(values, axes.scores.values[:, :n], texts, draws, rng)
+    chance = _agreements(permuted, axis_scores(permuted, permuted, n), texts, draws, rng)
+    columns = {"axis": np.arange(n)} | real | {f"{by}_chance": own for by, own in chance.items()}
+    return pd.DataFrame(columns)[names]

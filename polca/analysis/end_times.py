@@ -42,38 +42,39 @@ def _stretch(n_steps: int, width: int | None) -> int:
     return width
 
 # %% ../../nbs/analysis/91_end_times.ipynb #d8542e74
+def _reach(curves: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """How many times as far as the mean loss `mean` (step,) each of `curves` (n, step) falls in all: (n,); 0 for one
+    that does not fall, 1 where the mean loss does not.
+    """
+    whole = mean[0] - mean[-1]
+    return np.maximum(curves[:, 0] - curves[:, -1], 0) / whole if whole > 0 else np.ones(len(curves))
+
+
 def _break_steps(beyond: np.ndarray, first: np.ndarray, width: int, steps: np.ndarray) -> np.ndarray:
     "The steps at which curves (n, step) begin to fall fastest, each in its stretch of `width` intervals from `first`."
     slopes = -np.diff(beyond) / np.diff(steps)
     within = np.stack([slope[begin : begin + width] for slope, begin in zip(slopes, first)])
     return steps[first + within.argmax(1)]
 
-
+# %% ../../nbs/analysis/91_end_times.ipynb #7df2b249
 def _falls(loss: xr.DataArray, sets: Sequence[np.ndarray], width: int) -> pd.DataFrame:
-    """For each of `sets` of tokens the stretch of `width` intervals in which it falls most beyond all tokens, its first
-    and last step, the break in it, and the fall of either.
+    """For each of `sets` of tokens its reach and the stretch of `width` intervals with the largest excess: first and
+    last step, break, excess, its fall there and that of all tokens.
     """
     steps = loss["step"].values
     values = loss.values.astype(float)
     mean = values.mean(1)
-    curves = np.stack([values[:, tokens].mean(1) - mean for tokens in sets])
-    beyond, first = largest_falls(curves, width)
+    curves = np.stack([values[:, tokens].mean(1) for tokens in sets])
+    reach = _reach(curves, mean)
+    beyond = curves - reach[:, None] * mean
+    excess, first = largest_falls(beyond, width)
     fall_of_all = mean[first] - mean[first + width]
-    when = {"first": steps[first], "last": steps[first + width], "break": _break_steps(curves, first, width, steps)}
-    return pd.DataFrame(when | {"fall": beyond + fall_of_all, "fall_of_all": fall_of_all})
-
-
-def _random_sets(n_tokens: int, size: int, draws: int, seed: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.choice(n_tokens, size, replace=False) for _ in range(draws)]
-
-
-def _after(falls: pd.DataFrame, plateau: float) -> pd.Series:
-    "Which stretches have their middle after the plateau."
-    return (falls["first"] + falls["last"]) / 2 > plateau
+    when = {"first": steps[first], "last": steps[first + width], "break": _break_steps(beyond, first, width, steps)}
+    falls = {"fall": excess + reach * fall_of_all, "fall_of_all": fall_of_all}
+    return pd.DataFrame(when | falls | {"excess": excess, "reach": reach})
 
 # %% ../../nbs/analysis/91_end_times.ipynb #95387f17
-_TIMES = ["first", "last", "break", "fall", "fall_of_all", "chance", "beyond", "hidden", "hidden_control"]
+_TIMES = ["first", "last", "break", "fall", "fall_of_all", "excess", "chance", "beyond", "hidden", "hidden_control"]
 
 
 def set_times(
@@ -84,18 +85,18 @@ def set_times(
     draws: int = 200,
     random_state: int = 0,
 ) -> pd.DataFrame:
-    """When the loss of each of some sets of tokens falls most beyond that of all tokens.
+    """When the loss of each of some sets of tokens falls most beyond that of all tokens, scaled to fall as far.
 
     loss     (step, token), exact, in nats
     sets     of each the numbers of its tokens
     plateau  the step from which the mean loss is flat; default: `polca.analysis.breakthroughs.find_plateau` of it
     width    of the stretch, in intervals between checkpoints; default a tenth of them
 
-    One row per set: first and last step of the stretch; break, where in it the loss beyond that of all begins to fall
-    fastest; fall, of the mean loss of its tokens in it, and fall_of_all, of all tokens in the same, in nats; chance,
-    which the largest fall beyond that of all comes to in random sets of as many tokens in 5% / the number of sets of
-    the cases, `draws` for each set; beyond, whether it falls, and beyond that; hidden, whether its middle is after the
-    plateau; hidden_control, of random sets.
+    One row per set: first and last step of the stretch; break, where in it the excess begins to grow fastest; fall, of
+    the mean loss of its tokens in it, and fall_of_all, of all tokens in the same, in nats; excess, of the fall over
+    that of all tokens times F_s / F; chance, what random sets of as many tokens come to in 5% / the number of sets of
+    the cases, `draws` for each set, times F_s / F where that is above 1; beyond, whether it falls, and its excess is
+    above chance; hidden, whether its middle is after the plateau; hidden_control, of random sets.
 
     Raises ValueError for one checkpoint, a width that is not there, and losses that are not finite.
     """
@@ -109,16 +110,26 @@ def set_times(
     falls = _falls(loss, sets, width)
     controls = {size: _control(loss, size, len(sets), plateau, width, draws, random_state) for size in map(len, sets)}
     chance, hidden_control = np.array([controls[len(tokens)] for tokens in sets]).T
-    beyond = (falls["fall"] > 0) & (falls["fall"] - falls["fall_of_all"] > chance)
+    chance = chance * np.maximum(1, falls["reach"])
+    beyond = (falls["fall"] > 0) & (falls["excess"] > chance)
     falls = falls.assign(chance=chance, beyond=beyond, hidden=_after(falls, plateau), hidden_control=hidden_control)
     return falls[_TIMES]
 
 # %% ../../nbs/analysis/91_end_times.ipynb #de75532b
+def _random_sets(n_tokens: int, size: int, draws: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.choice(n_tokens, size, replace=False) for _ in range(draws)]
+
+
+def _after(falls: pd.DataFrame, plateau: float) -> pd.Series:
+    "Which stretches have their middle after the plateau."
+    return (falls["first"] + falls["last"]) / 2 > plateau
+
+
 def _control(loss, size, n_sets, plateau, width, draws, random_state) -> tuple[float, float]:
-    "Of random sets of `size` tokens the fall that is beyond chance for `n_sets` of them, and how many are hidden."
+    "Of random sets of `size` tokens the excess that is beyond chance for `n_sets` of them, and how many are hidden."
     random = _falls(loss, _random_sets(loss.sizes["token"], size, draws * n_sets, random_state), width)
-    excess = random["fall"] - random["fall_of_all"]
-    return float(excess.quantile(1 - 0.05 / n_sets)), float(_after(random, plateau).mean())
+    return float(random["excess"].quantile(1 - 0.05 / n_sets)), float(_after(random, plateau).mean())
 
 # %% ../../nbs/analysis/91_end_times.ipynb #3afbbf20
 def end_times(
@@ -129,7 +140,7 @@ def end_times(
     draws: int = 200,
     random_state: int = 0,
 ) -> pd.DataFrame:
-    """When the tokens of either end of every axis fall most beyond all tokens.
+    """When the tokens of either end of every axis fall most beyond all tokens, scaled to fall as far.
 
     ends     of `polca.analysis.axes.axis_ends`
 
@@ -147,8 +158,8 @@ def end_times(
 
 # %% ../../nbs/analysis/91_end_times.ipynb #61269035
 def learned_words(times: pd.DataFrame, axis: int) -> str:
-    """When both ends of an axis fall beyond all tokens, of `end_times`: the steps, the positive end first; "–" for an
-    end that does so no more than random tokens.
+    """The times of both ends of an axis, of `end_times`: the steps, the positive end first; "–" for an end that has no
+    time of its own.
     """
     words = []
     for row in times[times["axis"] == axis].itertuples():

@@ -14,7 +14,7 @@ import xarray as xr
 
 from .axes import NEGATIVE, POSITIVE
 from .clustering import DROPPED, Clusters
-from .labels import ALPHA, label_clusters, label_tests
+from .labels import ALPHA, is_absence, label_clusters, label_tests
 
 # %% ../../nbs/analysis/90_ends.ipynb #eecc6fdb
 END_NAMES = {POSITIVE: "positive", NEGATIVE: "negative"}
@@ -25,29 +25,38 @@ def ends_apart(ends: Clusters) -> Clusters:
     return replace(ends, labels=ends.labels.where(ends.labels >= 0, DROPPED))
 
 # %% ../../nbs/analysis/90_ends.ipynb #b0c84e82
-_ENDS = ["axis", "end", "size", "label", "kind", "value", "share", "other", "q", "labels"]
+_ENDS = ["axis", "end", "size", "label", "kind", "value", "share", "other", "of_all", "q", "labels"]
 
 
-def end_labels(ends: Clusters, tokens: pd.DataFrame, alpha: float = ALPHA, **how) -> pd.DataFrame:
+def end_labels(
+    ends: Clusters, tokens: pd.DataFrame, alpha: float = ALPHA, absences: bool = True, **how
+) -> pd.DataFrame:
     """What tells the ends of every axis apart: the label of each end that says most, tested against the other end.
 
     ends    of `polca.analysis.axes.axis_ends`
     tokens  in the order of its labels
     alpha   the largest q (over all ends and kinds) that a label may have
+    absences  whether what most tokens are not may be a label ("not inside a word")
     how     `kinds`, `n_permutations` and `random_state` of `polca.analysis.labels.label_tests`
 
     One row per end: axis, end ("positive", "negative"), size, label in words ("–" if there is none), its kind and
-    value, share (of the end that has it), other (of the other end), q, and labels, how many have passed.
+    value, share (of the end that has it), other (of the other end), of_all (tokens), q, and labels, how many have
+    passed.
     """
     if ends.table.empty:
         return pd.DataFrame(columns=_ENDS)
     apart = ends_apart(ends)
     tests = label_tests(apart, tokens, **how)
+    if not absences:
+        absent = [is_absence(row.kind, row.value) and row.base_all > 0.5 for row in tests.itertuples()]
+        tests = tests[~np.array(absent, bool)]
     table = label_clusters(apart, tokens, tests, alpha)
     named = table.assign(
         end=table["cluster"].map(END_NAMES),
         other=2 * table["base"] - table["share"],  # both ends have as many tokens
     )
+    of_all = tests.rename(columns={"base_all": "of_all"})[["axis", "cluster", "kind", "of_all"]]
+    named = named.merge(of_all, how="left", on=["axis", "cluster", "kind"])
     return named[_ENDS].sort_values("axis", kind="stable", ignore_index=True)
 
 # %% ../../nbs/analysis/90_ends.ipynb #4861a99a

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'TagLabel', 'tag_label', 'tag_codes', 'simple_sets', 'random_control', 'label_kinds', 'hypergeometric_tails',
-           'most_exceeding', 'information', 'label_tests', 'visible', 'label_words', 'label_clusters', 'nearest_tokens',
-           'nearest_contexts', 'projection_tokens']
+           'most_exceeding', 'information', 'label_tests', 'visible', 'label_words', 'is_absence', 'label_clusters',
+           'nearest_tokens', 'nearest_contexts', 'projection_tokens']
 
 # %% ../../nbs/analysis/70_labels.ipynb #b842fee4
 import zlib
@@ -419,6 +419,11 @@ def label_words(kind: str, value) -> str:
     if kind == "document":
         value = str(value).rpartition("/")[2]
     return f"{kind} {visible(value)}"
+
+
+def is_absence(kind: str, value) -> bool:
+    "Whether a value of a kind says what a token is not, as `not inside a word` does."
+    return kind in _YES_OR_NO and value == 0
 
 # %% ../../nbs/analysis/70_labels.ipynb #196b2feb
 def _tag_labels(clusters: Clusters, tokens: pd.DataFrame) -> pd.DataFrame:

@@ -64,8 +64,8 @@ def named_axes(projection: xr.Dataset, n_axes: int = 12, random_state: int = 0) 
     threads = axis_threads(projection, n_axes=_fitting(first, 8), random_state=random_state)
     return NamedAxes(
         axes=axes,
-        reliability=axis_reliability(axes, projection, draws=3, random_state=random_state),
-        labels=end_labels(axis_ends(axes.scores.isel(axis=slice(axes.n_beyond))), tokens),
+        reliability=axis_reliability(axes, projection, draws=5, random_state=random_state),
+        labels=end_labels(axis_ends(axes.scores.isel(axis=slice(axes.n_beyond))), tokens, absences=False),
         threads=threads,
-        thread_labels=end_labels(axis_ends(threads.scores.rename(thread="axis")), tokens),
+        thread_labels=end_labels(axis_ends(threads.scores.rename(thread="axis")), tokens, absences=False),
     )

@@ -88,6 +88,8 @@ def _load(path: Path) -> NamedAxes:
     coords = {"token": arrays["token"], "direction": arrays["direction"]}
     every = {name: _axes(name, arrays, kept, coords) for name, kept in tables["axes"].items()}
     frames = {name: pd.DataFrame(tables[name]) for name in ("reliability", "labels", "thread_labels")}
+    if "sample" not in frames["reliability"] or "of_all" not in frames["labels"]:
+        raise ValueError("made by an earlier polca")
     scores = xr.DataArray(
         arrays["threads"],
         {"token": coords["token"], "thread": np.arange(arrays["threads"].shape[1])},

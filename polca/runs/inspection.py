@@ -211,8 +211,9 @@ def axis_lines(facts: dict, most: int = 8) -> str:
     shown = axes[["axis", "name", *learned, "share", "chance", *HALVES]]
     formats = {"share": _percent, "chance": _percent}
     head = (
-        f"skill axes beyond chance: {len(facts['axes'])} (learned: steps in which an end falls most beyond all tokens; "
-        "share of the variance; |r| of random halves, in brackets of permuted tokens)"
+        f"skill axes beyond chance: {len(facts['axes'])} (learned: steps in which an end falls most beyond all tokens, "
+        "scaled to fall as far; share of the variance; |r| of random halves, sample of texts and directions at once, "
+        "in brackets of permuted tokens)"
     )
     parts = [f"{head}\n{shown.to_string(index=False, formatters=formats)}"]
     if facts["threads"]:

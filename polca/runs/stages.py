@@ -14,12 +14,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..analysis.agreement import cluster_agreements
 from ..analysis.axes import NoAxesError
 from ..analysis.breakthroughs import breakthroughs, find_plateau, window_fits
 from ..analysis.clustering import Clusters, cluster_directions, filter_directions, filter_tokens
@@ -439,7 +441,7 @@ def breaking_curves(projection: xr.Dataset, recipe: str) -> xr.DataArray:
 # %% ../../nbs/runs/40_stages.ipynb #89f7119f
 def cluster_run(projection: xr.Dataset, config, progress: bool = False) -> dict[str, tuple[xr.DataArray, Clusters]]:
     """{recipe: (the curves it clusters, clusters)}: "paper", filters and HDBSCAN for each direction, on projected loss
-    by the trapezoid or path rule; and "recommended", `cluster_tokens`.
+    by the trapezoid or path rule; and "recommended", `cluster_tokens` with `cluster_agreements`.
 
     config   with min_cluster_size (None: 3% of the tokens, the paper's share), min_samples (None: a 15th of the tokens)
              and seed
@@ -454,7 +456,9 @@ def cluster_run(projection: xr.Dataset, config, progress: bool = False) -> dict[
         keep_tokens=filter_tokens(curves),
         progress=progress,
     )
-    return {"paper": (curves, paper), "recommended": cluster_tokens(projection, random_state=config.seed)}
+    joint_curves, joint = cluster_tokens(projection, random_state=config.seed)
+    again = cluster_agreements(projection, joint, random_state=config.seed)
+    return {"paper": (curves, paper), "recommended": (joint_curves, replace(joint, table=joint.table.join(again)))}
 
 # %% ../../nbs/runs/40_stages.ipynb #560da251
 def cluster_tables(

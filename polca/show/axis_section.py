@@ -18,10 +18,13 @@ from ..analysis.named_axes import NamedAxes
 from .html import count_text, html_figure, html_table, html_text, number_text, tokens_html
 
 # %% ../../nbs/show/27_axis_section.ipynb #9e57929f
+_HALVED = {"text": "texts", "direction": "directions", "step": "steps", "sample": "texts and directions"}
+
+
 def _reliability_cells(row) -> list[str]:
-    "|r| of the halves of directions, steps and tokens, each with its control in brackets."
+    "|r| of the halves of directions, of steps and so on, each with its control in brackets."
     cells = []
-    for by in ("direction", "step", "token"):
+    for by in _HALVED:
         real = number_text(getattr(row, by), ".2f")
         cells.append(f"{real} ({number_text(getattr(row, by + '_chance'), '.2f')})")
     return cells
@@ -34,8 +37,8 @@ def _axes_table(named: NamedAxes, times: pd.DataFrame) -> str:
         of = named.axes.table.iloc[row.axis]
         share = f"{number_text(of['share'], '.1%')} ({number_text(of['chance'], '.1%')})"
         rows.append([str(row.axis), html_text(name), learned_words(times, row.axis), share, *_reliability_cells(row)])
-    head = ["axis", "positive ↔ negative end", "learned (steps)", "variance", "directions", "steps", "tokens"]
-    return html_table(head, rows, text=(1, 2), groups=[("", 4), ("found again in halves of the", 3)])
+    head = ["axis", "positive ↔ negative end", "learned (steps)", "variance", *_HALVED.values()]
+    return html_table(head, rows, text=(1, 2), groups=[("", 4), ("found again in halves of the", len(_HALVED))])
 
 # %% ../../nbs/show/27_axis_section.ipynb #047f3e39
 def _threads_table(named: NamedAxes, times: pd.DataFrame, most: int = 12) -> str:
@@ -58,7 +61,7 @@ def _end_words(labels: pd.DataFrame) -> str:
         return "no label that random ends would not have as well"
     return (
         f"{html_text(row['label'])}: {number_text(row['share'], '.0%')}, of the other end "
-        f"{number_text(row['other'], '.0%')}"
+        f"{number_text(row['other'], '.0%')}, of all tokens {number_text(row['of_all'], '.0%')}"
     )
 
 # %% ../../nbs/show/27_axis_section.ipynb #94d1b0d1
@@ -82,10 +85,10 @@ def _axis_part(named: NamedAxes, tokens: pd.DataFrame, axis: int, show_tokens: C
 _INTRO = (
     "An axis is an opposition between tokens in their projected gradients, over the whole run or within a window: "
     "moving the weights along it helps one end and hurts the other. In brackets what permuted tokens give. An axis "
-    "that is not found again in halves of the directions or steps, or has no name, is not to be relied on. A thread "
-    "lives where its tokens are opposed most; an end is <i>learned</i> where the exact loss of its tokens falls most "
-    "beyond that of all tokens, in a tenth of the intervals (–: no more than random tokens do), and hidden if the mean "
-    "loss is flat by then."
+    "that is not found again in halves of the texts, or has no name, is not to be relied on. A thread lives where "
+    "its tokens are opposed most; an end is <i>learned</i> where the exact loss of its tokens falls most beyond that "
+    "of all tokens, scaled to fall as far in all, in a tenth of the intervals (–: no more than random tokens do), "
+    "and hidden if the mean loss is flat by then."
 )
 
 

@@ -20,6 +20,8 @@ from polca.analysis.findings import (
     Side,
     count_words,
     learns,
+    like_words,
+    loss_words,
     nothing_words,
     side_label,
     steps_words,
@@ -88,28 +90,39 @@ def _named(side: Side, sign: str) -> str:
 
 def _side_row(side: Side, sign: str) -> list[str]:
     label = _named(side, sign)
-    shares = f"{side.share:.0%} ({side.other:.0%})" if np.isfinite(side.share) else ""
+    shares = f"{side.share:.0%} ({side.other:.0%}, {side.of_all:.0%})" if np.isfinite(side.share) else ""
     loss = f"{side.loss_first:.2f} → {side.loss_last:.2f}" + (" <b>un-learned</b>" if side.unlearned else "")
-    fall = f"{side.fall:.2f} ({side.chance:.2f})"
+    part = f"{side.part:.0%} ({side.part_of_all:.0%})" if np.isfinite(side.part) else "–"
+    excess = f"{side.excess:.2f} ({side.chance:.2f})"
     spread = f"{number_text(side.spread)} ({number_text(side.spread_control)})" if np.isfinite(side.spread) else ""
-    return [label, shares, str(len(side.tokens)), loss, _when_cell(side), fall, spread]
+    return [label, shares, str(len(side.tokens)), loss, _when_cell(side), part, excess, spread]
 
 
-_HEAD = ["side", "has it", "tokens", "loss, nats", "learned (steps)", "fall beyond all", "spread, steps"]
+_HEAD = [
+    "side",
+    "has it",
+    "tokens",
+    "loss, nats",
+    "learned (steps)",
+    "of its fall",
+    "beyond all, nats",
+    "spread, steps",
+]
 
 # %% ../../nbs/show/25_findings_section.ipynb #664c3d87
-def plain_examples(tokens: pd.DataFrame, side: Side) -> str:
-    "The examples of a side as HTML."
+def plain_examples(tokens: pd.DataFrame, loss: xr.DataArray, side: Side) -> str:
+    "The examples of a side as HTML, with their `loss` (step, token) at the first and the last checkpoint."
     shown = [column for column in tokens if column not in ("position", "target_id")]
     if {"before", "target", "after"} <= set(tokens):
         shown = [name for name in ("before", "target", "after", "document", "place") if name in tokens]
-    return tokens_html(tokens.iloc[list(side.examples)][shown])
+    rows = tokens.iloc[list(side.examples)][shown]
+    return tokens_html(rows.assign(loss=[loss_words(loss, token) for token in side.examples]))
 
 
 def finding_part(finding: Finding, show: Callable[[Side], str]) -> str:
     "A finding as HTML: heading, a row for each side, its examples as `show` makes them, and how far it is found again."
     doubt = "" if finding.trusted else f" <small>not to be relied on: {', '.join(finding.doubts)}</small>"
-    like = f" <small>half of its tokens are in {finding.like}</small>" if finding.like else ""
+    like = f" <small>{like_words(finding)}</small>" if like_words(finding) else ""
     signed = [*zip(finding.sides, SIGNS[finding.kind])]
     parts = [f"<h3>{finding.id}: {html_text(finding.heading)}{doubt}{like}</h3>"]
     parts.append(html_table(_HEAD, [_side_row(side, sign) for side, sign in signed], text=(0, 3, 4)))
@@ -119,15 +132,18 @@ def finding_part(finding: Finding, show: Callable[[Side], str]) -> str:
 
 # %% ../../nbs/show/25_findings_section.ipynb #52dd6605
 _HOW = (
-    "An <i>axis</i> is an opposition: moving the weights along it helps the tokens of one side and hurts those of the "
-    "other. A <i>cluster</i> is a set of tokens whose gradients go together. A side is <i>learned</i> in the steps in "
-    "which the exact loss of its tokens falls most beyond that of all tokens (– : no more than random tokens do); "
-    "<i>hidden</i>, if the mean loss is flat by then. In brackets stands: of a label, how many at the other end of an "
-    "axis, or of all tokens, have it; of a fall, what random sets of as many tokens stay below, at all ends of axes "
-    "together in nineteen cases of twenty, and likewise in all clusters; of hidden, the share of random sets of which "
-    "it would be said; of a spread, that of random sets. The timeline has <i>threads</i>: where the gradients of two "
-    "kinds of tokens are opposed, which is not when these are learned. The sections below give clusters the "
-    "<i>break</i> of the paper as well, the largest bend, and call it hidden by that."
+    "An <i>axis</i> is an opposition: moving the weights along it helps the tokens of one side and hurts those of "
+    "the other. A <i>cluster</i> is a set of tokens whose gradients go together. A side is <i>learned</i> in the "
+    "steps in which the exact loss of its tokens falls most beyond that of all tokens, scaled to fall as far from "
+    "the first checkpoint to the last (– : no more than random tokens do); <i>of its fall</i> says how much of its "
+    "whole fall is then; <i>hidden</i>, if the mean loss is flat by then. It is a time of the side as a whole: where "
+    "its <i>spread</i> is that of random sets, its tokens come one by one as scattered as any. In brackets stands: "
+    "of a label, how many at the other end of an axis, or of the tokens outside of a cluster, have it, and of all "
+    "tokens; of its fall, that of all tokens; of what is beyond all, what random sets of as many tokens stay below, "
+    "at all ends of axes together in nineteen cases of twenty, and likewise in all clusters; of hidden, the share of "
+    "random sets of which it would be said; of a spread, that of random sets. The timeline has <i>threads</i>: where "
+    "the gradients of two kinds of tokens are opposed, which is not when these are learned. The sections below give "
+    "clusters the <i>break</i> of the paper as well, the largest bend, and call it hidden by that."
 )
 
 
@@ -146,7 +162,7 @@ def findings_section(
 ) -> str:
     """The HTML of the section.
 
-    show       makes HTML of the examples of a side, as `plain_examples` does of a table of tokens
+    show       makes HTML of the examples of a side, as `plain_examples` does of a table of tokens and their losses
     findings   of `polca.analysis.findings.find_findings`; the first `most` are open, the others listed
     timeline   HTML of a figure; `account` of what the directions hold
     """

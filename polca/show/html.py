@@ -125,6 +125,7 @@ def _context_html(row: Mapping) -> str:
     document = str(row.get("document", ""))
     name = html_text(document.rpartition("/")[2])
     where = f", token {html_text(row['place'])}" if "place" in row else ""
+    where += f", loss {html_text(row['loss'])}" if "loss" in row else ""
     return (
         f"<div class=k><span class=b><bdi>{html_text(before)}</bdi></span>{html_target(row['target'])}"
         f"<span class=a><bdi>{html_text(after)}</bdi></span>"
@@ -133,8 +134,8 @@ def _context_html(row: Mapping) -> str:
 
 
 def contexts_html(tokens: pd.DataFrame, style: bool = True) -> str:
-    """Rows of a token table with texts (before, target, after, and where there are document and place) as HTML, below
-    each other.
+    """Rows of a token table with texts (before, target, after, and where there are document, place and loss, in words)
+    as HTML, below each other.
 
     style   with the style sheet in front, as a notebook needs it; a page has it once
     """

@@ -670,7 +670,8 @@ _WORDS_OF_FINDINGS = """\
 those at the other lose. Axes are principal components of the tokens' projected gradients over all of training; each is
 named by what tells its two ends apart, the positive end first. <b>Thread</b>: an axis that is found again in
 successive windows of training. <b>Learned</b>: the steps in which the loss of an end falls most beyond that of all
-tokens.</p>
+tokens, scaled to fall as far from the first checkpoint to the last. <b>Found again</b>: what is left of an axis or a
+cluster in two halves that share neither texts nor directions, which stand for another sample.</p>
 <p><b>Break</b>: the step where a curve bends most, at the end of its steepest fall; of a cluster the median over its
 tokens, with their spread. It takes a window of steps on either side: what bends earlier or later is told as ≤ or ≥.
 <b>Hidden</b>: the mean of the breaks comes after the mean loss has become flat; their median, which is shown, may come
@@ -816,7 +817,9 @@ def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, win
     timeline = threads_figure(projection["loss"], named) if has_threads else ""
     earlier = html_text(before_words(projection["loss"], outputs))
     account = _held_words(projection, accounts[most_exact_rule(projection)].attrs)
-    section = findings_section(projection, found, partial(plain_examples, tokens), timeline, account)
+    section = findings_section(
+        projection, found, partial(plain_examples, tokens, projection["loss"]), timeline, account
+    )
     return "What was learned, and when", f"<p>{earlier}</p>{section}" if earlier else section
 
 # %% ../../nbs/show/30_report.ipynb #b64a749b

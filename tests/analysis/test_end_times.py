@@ -100,3 +100,50 @@ def test_sets_of_any_sizes_have_the_controls_of_their_size_and_break_where_they_
     ends = end_times(loss, axis_ends(scores_of(1.0 * (at == 245) - (at == 30)), 40 / N), plateau=150)
     assert ends.iloc[0]["first"] == both.iloc[0]["first"]
     assert set_times(loss, []).empty
+
+
+def falling(depth, at, noise=0.02, seed=5):
+    "Losses that fall by `depth` nats (token,) around the steps `at`."
+    rng = np.random.default_rng(seed)
+    values = 0.2 + depth / (1 + np.exp((STEPS[:, None] - at) / 20)) + noise * rng.normal(size=(len(STEPS), len(depth)))
+    return xr.DataArray(values, {"step": STEPS, "token": np.arange(len(depth))}, ("step", "token"))
+
+
+def test_tokens_that_fall_farther_but_with_the_others_have_no_time_of_their_own():
+    depth = np.random.default_rng(6).uniform(0.5, 4, N)
+    deep = np.flatnonzero(depth > 3)
+    loss = falling(depth, np.full(N, 100))
+    row = set_times(loss, [deep], plateau=250).iloc[0]
+    gain, _ = largest_falls((loss.values[:, deep].mean(1) - loss.values.mean(1))[None], 3)
+    assert gain[0] > 10 * row["chance"]  # it gains on the mean, and by much
+    assert not row["beyond"] and row["excess"] < row["chance"]
+    late = np.full(N, 100)
+    late[deep] = 200
+    row = set_times(falling(depth, late), [deep], plateau=250).iloc[0]
+    assert row["beyond"] and row["first"] <= 200 <= row["last"]
+
+
+def test_the_excess_is_what_the_formula_says():
+    depth = np.random.default_rng(7).uniform(0.5, 4, N)
+    loss = falling(depth, np.linspace(50, 250, N))
+    tokens = np.arange(0, N, 3)
+    row = set_times(loss, [tokens], plateau=250).iloc[0]
+    own, mean = loss.values[:, tokens].mean(1), loss.values.mean(1)
+    scaled = (own[0] - own[-1]) / (mean[0] - mean[-1]) * mean
+    brute = max(own[a] - own[a + 3] - (scaled[a] - scaled[a + 3]) for a in range(len(STEPS) - 3))
+    assert row["excess"] == pytest.approx(brute)
+
+
+def test_a_set_that_does_not_fall_and_a_loss_that_rises_are_held_against_what_they_say():
+    depth = np.ones(N)
+    depth[:40] = -0.5
+    rising = set_times(falling(depth, np.full(N, 100)), [np.arange(40)], plateau=250).iloc[0]
+    assert not rising["beyond"] and rising["excess"] == pytest.approx(rising["fall"])  # F_s / F is 0
+    worse = set_times(falling(-depth, np.full(N, 100)), [np.arange(40)], plateau=250).iloc[0]
+    assert worse["excess"] == pytest.approx(worse["fall"] - worse["fall_of_all"])  # F_s / F is 1
+
+
+def test_two_checkpoints_tell_no_time():
+    depth = np.random.default_rng(8).uniform(0.5, 4, N)
+    loss = falling(depth, np.full(N, 100)).isel(step=[0, -1])
+    assert not set_times(loss, [np.flatnonzero(depth > 3)], plateau=150).iloc[0]["beyond"]
