@@ -18,7 +18,7 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import svds
 from scipy.stats import skew
 
-from .agreement import ENOUGH, can_be_halved, sample_halves, token_texts
+from .agreement import ENOUGH, can_be_halved, sample_halves, texts_of
 from .clustering import OUTLIER, Clusters
 from .decomposition import RULES, allocate
 
@@ -396,7 +396,7 @@ def axis_reliability(axes: SkillAxes, projection: xr.Dataset, draws: int = 5, ra
     n = axes.n_beyond
     if not n:
         return pd.DataFrame(columns=names)
-    texts = token_texts(projection)
+    texts = texts_of(projection)
     rng = np.random.default_rng(random_state)
     permuted = rng.permuted(values, axis=1)
     real = _agreements(values, axes.scores.values[:, :n], texts, draws, rng)

@@ -42,6 +42,9 @@ def _stretch(n_steps: int, width: int | None) -> int:
     return width
 
 # %% ../../nbs/analysis/91_end_times.ipynb #d8542e74
+_TIMES = ["first", "last", "break", "fall", "fall_of_all", "excess", "chance", "beyond", "hidden", "hidden_control"]
+
+
 def _reach(curves: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """How many times as far as the mean loss `mean` (step,) each of `curves` (n, step) falls in all: (n,); 0 for one
     that does not fall, 1 where the mean loss does not.
@@ -74,9 +77,6 @@ def _falls(loss: xr.DataArray, sets: Sequence[np.ndarray], width: int) -> pd.Dat
     return pd.DataFrame(when | falls | {"excess": excess, "reach": reach})
 
 # %% ../../nbs/analysis/91_end_times.ipynb #95387f17
-_TIMES = ["first", "last", "break", "fall", "fall_of_all", "excess", "chance", "beyond", "hidden", "hidden_control"]
-
-
 def set_times(
     loss: xr.DataArray,
     sets: Sequence[np.ndarray],

@@ -34,26 +34,24 @@ LEAST = {
 }
 _HALF = 0.5  # of the tokens of a side, which a label must hold for to name it
 
+# %% ../../nbs/analysis/96_findings.ipynb #a3957df5
+def _unlearned(side: "Side") -> bool:
+    "Whether its loss rises from the first checkpoint to the last, by more than random sets come to in any time."
+    return side.loss_last - side.loss_first > side.chance
+
 # %% ../../nbs/analysis/96_findings.ipynb #331630b7
 @dataclass(frozen=True, eq=False)
 class Side:
     """A set of tokens, and what became of its loss.
 
-    label, share, other      what tells its tokens apart ("–": nothing), how many of them have it, and of the other side
-                             (of a cluster: of all other tokens)
-    of_all                   and of all tokens
-    tokens, examples         their numbers, and of some that have its label and fall as it does: the outermost, or
-                             nearest to the medoid
-    loss_first, loss_last    exact, in nats, at the first and the last checkpoint
-    begin, break_step, end   steps: its time, of `polca.analysis.end_times.set_times`
-    start_unseen             whether that begins at a first checkpoint later than step 0: it may have begun before
-    part, part_of_all        how much of its whole fall is in its time, and of the fall of all tokens; not a number
-                             where there is no fall
-    excess, chance, beyond   of its fall in that time over that of all tokens scaled to fall as far; what random sets
-                             come to; whether it is more
-    hidden, hidden_control   whether that is after the mean loss is flat; the share of random sets of which it is
-    spread, spread_control   how far apart in steps its tokens break, and those of random sets; not a number where the
-                             window does not fit
+    label            what tells its tokens apart ("–": nothing); share, other, of_all: how many have it here, on the
+                     other side (of a cluster: of all others), and of all tokens
+    examples         some of its tokens that have the label and fall with it
+    loss_first, …    exact, in nats, at the first and the last checkpoint
+    begin, …         its time in steps (`set_times`); start_unseen: it may have begun before the first checkpoint
+    part             how much of its whole fall is then, and of that of all tokens; not a number without a fall
+    excess, …        of `set_times`, as chance, beyond, and hidden with its control
+    spread, …        how far apart in steps its tokens break, and random ones; not a number where no window fits
     """
 
     label: str
@@ -77,11 +75,7 @@ class Side:
     hidden_control: float
     spread: float = np.nan
     spread_control: float = np.nan
-
-    @property
-    def unlearned(self) -> bool:
-        "Whether its loss rises from the first checkpoint to the last, by more than random sets come to in any time."
-        return self.loss_last - self.loss_first > self.chance
+    unlearned = property(_unlearned)
 
 # %% ../../nbs/analysis/96_findings.ipynb #c53aba4f
 def is_found_again(finding: "Finding") -> bool:
@@ -108,6 +102,13 @@ def _doubts(finding: "Finding") -> list[str]:
         "no time of its own": any(side.beyond for side in finding.sides),
     }
     return [doubt for doubt, passed in asked.items() if not passed]
+
+# %% ../../nbs/analysis/96_findings.ipynb #16a11358
+def _name(finding: "Finding") -> str:
+    labels = [side.label for side in finding.sides]
+    if set(labels) == {_UNNAMED}:
+        return NO_NAME
+    return " ↔ ".join("others" if label == _UNNAMED else label for label in labels)
 
 
 def _heading(finding: "Finding") -> str:
@@ -139,27 +140,10 @@ class Finding:
     reliability: Mapping[str, tuple[float, float]]
     like: str = ""
     namesake: str = ""
-
-    @property
-    def name(self) -> str:
-        labels = [side.label for side in self.sides]
-        if set(labels) == {_UNNAMED}:
-            return NO_NAME
-        return " ↔ ".join("others" if label == _UNNAMED else label for label in labels)
-
-    @property
-    def heading(self) -> str:
-        "Name, and which side was un-learned."
-        return _heading(self)
-
-    @property
-    def doubts(self) -> list[str]:
-        "Why it is not to be relied on: no label, not found again, no time of its own; empty where it is."
-        return _doubts(self)
-
-    @property
-    def trusted(self) -> bool:
-        return not self.doubts
+    name = property(_name)
+    heading = property(_heading, doc="Name, and which side was un-learned.")
+    doubts = property(_doubts, doc="Why it is not to be relied on: no label, not found again, no time of its own.")
+    trusted = property(lambda self: not self.doubts)
 
 # %% ../../nbs/analysis/96_findings.ipynb #9506d3a7
 def _spreads(loss: xr.DataArray, clusters: Clusters, window: float, plateau: float) -> pd.DataFrame:
@@ -220,6 +204,26 @@ def _nearest(curves: np.ndarray, members: np.ndarray, medoid: int) -> np.ndarray
     away = np.square(curves[members] - curves[medoid]).sum(1)
     return members[np.argsort(away, kind="stable")]
 
+# %% ../../nbs/analysis/96_findings.ipynb #45b6e5d9
+def _part(fall: float, whole: float) -> float:
+    return float(fall / whole) if whole > 0 else np.nan
+
+
+def _falling_first(loss: xr.DataArray, order: np.ndarray, when: Mapping) -> np.ndarray:
+    "Tokens in `order`, but those of which the loss falls in the time `when` at least half as far as the set's first."
+    first, last = (loss.sel(step=when[end]).values[order].astype(float) for end in ("begin", "end"))
+    falls = first - last >= 0.5 * when["fall"]
+    return np.concatenate([order[falls], order[~falls]])
+
+
+def _in_order(table: pd.DataFrame, keys: Sequence) -> pd.DataFrame:
+    "The rows of `table` at `keys`; NaN where there is none."
+    return (
+        table.reindex(pd.Index(keys, tupleize_cols=True))
+        if len(table)
+        else pd.DataFrame(np.nan, index=range(len(keys)), columns=table.columns)
+    )
+
 # %% ../../nbs/analysis/96_findings.ipynb #05a0f472
 def _sides(
     loss: xr.DataArray,
@@ -253,26 +257,6 @@ def _sides(
         shown = _falling_first(loss, order, when)[:n_examples]
         sides.append(Side(**named, tokens=tokens, examples=tuple(map(int, shown)), **ends, **timed, **spread))
     return sides
-
-
-def _part(fall: float, whole: float) -> float:
-    return float(fall / whole) if whole > 0 else np.nan
-
-
-def _falling_first(loss: xr.DataArray, order: np.ndarray, when: Mapping) -> np.ndarray:
-    "Tokens in `order`, but those of which the loss falls in the time `when` at least half as far as the set's first."
-    first, last = (loss.sel(step=when[end]).values[order].astype(float) for end in ("begin", "end"))
-    falls = first - last >= 0.5 * when["fall"]
-    return np.concatenate([order[falls], order[~falls]])
-
-
-def _in_order(table: pd.DataFrame, keys: Sequence) -> pd.DataFrame:
-    "The rows of `table` at `keys`; NaN where there is none."
-    return (
-        table.reindex(pd.Index(keys, tupleize_cols=True))
-        if len(table)
-        else pd.DataFrame(np.nan, index=range(len(keys)), columns=table.columns)
-    )
 
 # %% ../../nbs/analysis/96_findings.ipynb #d9973f43
 def _outermost(scores, keys, labels, kinds, sets) -> list[np.ndarray]:
@@ -322,14 +306,14 @@ def axis_findings(
         found.append(Finding(f"axis-{i}", "axis", (first, second), float(axes.axes.table["share"][i]), again))
     return found
 
-# %% ../../nbs/analysis/96_findings.ipynb #cccebdcc
+# %% ../../nbs/analysis/96_findings.ipynb #8e0a6d32
 def _found_again(table: pd.DataFrame) -> list[tuple[float, float]]:
     "For each cluster how far another sample has it, and chance; not numbers where that was not asked."
     columns = ["again", "again_chance"]
     known = table.reindex(columns=columns).astype(float)  # from disk, what could not be halved is None
     return list(known.itertuples(index=False, name=None))
 
-
+# %% ../../nbs/analysis/96_findings.ipynb #cccebdcc
 def cluster_findings(
     projection: xr.Dataset,
     clusters: JointClusters,
@@ -546,7 +530,7 @@ def part_words(side: Side) -> str:
         return ""
     return f" ({side.part:.0%} of its fall is then, of that of all tokens {side.part_of_all:.0%})"
 
-
+# %% ../../nbs/analysis/96_findings.ipynb #3388f21a
 def side_words(side: Side, sign: str = "") -> str:
     "A side in one line; `sign` is that of the end of an axis, or empty for a cluster."
     elsewhere = "at the other end" if sign else "of the others"
@@ -596,7 +580,7 @@ def token_words(row: pd.Series, before: int = 24) -> str:
     named = [f"{name} {row[name]}" for name in row.index if isinstance(row[name], (str, int, np.integer, np.bool_))]
     return ", ".join(named[:6])
 
-
+# %% ../../nbs/analysis/96_findings.ipynb #1ca9bdfc
 def nothing_words(loss: xr.DataArray) -> str:
     "Why there are no findings."
     if loss.sizes["step"] < 2:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from polca.analysis.agreement import cluster_agreements, sample_halves, token_texts
+from polca.analysis.agreement import cluster_agreements, sample_halves, texts_of
 from polca.analysis.joint import cluster_tokens
 
 
@@ -54,5 +54,5 @@ def test_numbers_above_the_tokens_of_a_half_are_not_asked():
 
 def test_without_texts_tokens_stand_for_themselves():
     data, _ = made(noise=0.5)
-    assert list(token_texts(data)[:9]) == [0] * 8 + [1]
-    assert list(token_texts(data.drop_vars("example"))) == list(range(240))
+    assert list(texts_of(data)[:9]) == [0] * 8 + [1]
+    assert list(texts_of(data.drop_vars("example"))) == list(range(240))
