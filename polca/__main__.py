@@ -101,7 +101,7 @@ _ANALYSED = {
 _TOKENS = {
     "context": "tokens per sequence (default: 128, or the positions of the model if they are fewer)",
     "sequences": "sequences that are analysed",
-    "hessian_sequences": "sequences that the basis is made with",
+    "hessian_sequences": "sequences that the basis is made with (default: as many as hold 5,000 tokens)",
     "curvature_sequences": "sequences for the paper's second-order rule; 0: without it",
     "tagger": "of parts of speech: spacy, spacy:MODEL, pattern, none or auto: spaCy where a model is installed, else "
     "pattern",

@@ -27,10 +27,10 @@ from .named_axes import NamedAxes
 
 _UNNAMED = "–"
 NO_NAME = "no name"
-# |r| between halves, of axes; Jaccard indices, of clusters: chosen in experiments/06_samples
+# |r| between halves, of axes; Jaccard indices, of clusters; and how many times chance: chosen in experiments/06_samples
 LEAST = {
-    "axis": {"text": 0.7, "sample": 0.1, "step": 0.2},
-    "cluster": {"numbers of clusters": 0.5, "sample": 0.1},
+    "axis": {"text": (0.7, 1), "sample": (0.1, 2), "step": (0.2, 2)},
+    "cluster": {"numbers of clusters": (0.5, 1), "sample": (0.1, 2)},
 }
 _HALF = 0.5  # of the tokens of a side, which a label must hold for to name it
 
@@ -80,14 +80,16 @@ class Side:
 # %% ../../nbs/analysis/96_findings.ipynb #c53aba4f
 def is_found_again(finding: "Finding") -> bool:
     """Whether an axis is found again in halves of the texts, of the steps, and of texts and directions at once, a
-    cluster in the last and for other numbers of clusters: by `LEAST`, and by twice as much as chance. Not where nothing
-    could be halved.
+    cluster in the last and for other numbers of clusters, by `LEAST`. Not where nothing could be halved.
     """
-    asked = LEAST[finding.kind]
     known = {by: pair for by, pair in finding.reliability.items() if np.isfinite(pair[0])}
     if "sample" not in known:
         return False
-    return all(value >= max(asked[by], 2 * np.nan_to_num(chance)) for by, (value, chance) in known.items())
+    for by, (value, chance) in known.items():
+        least, times = LEAST[finding.kind][by]
+        if value < max(least, times * np.nan_to_num(chance)):
+            return False
+    return True
 
 
 def _again_doubt(finding: "Finding") -> str:

@@ -997,6 +997,8 @@ def head_piece(view: View) -> str:
                 f" Along the weights' displacements, outside of the directions, there is {displaced} of the change."
             )
         words += _off_words(a.attrs, view.settings.rule)
+    if view.doubt:
+        words += f" <b>{html_text(view.doubt)}</b>"
     if has_tags(view.tokens):
         words += f" Part-of-speech tags by {html_text(tagger_names(view.tokens))}."
     return piece(

@@ -211,6 +211,7 @@ class View:
     labels: pd.DataFrame | None = None
     axes: NamedAxes | None = None
     no_axes: str = "a projection by itself has none: polca.skill_axes finds them"
+    doubt: str = ""  # why findings may be of the sample
 
     def __post_init__(self):
         self.tokens = projection_tokens(self.projection)
@@ -361,6 +362,7 @@ def open_view(folder: str | Path) -> View:
     )
     view.breaks, view.labels = (pd.DataFrame(tables[n]) if n in tables else None for n in ("breakthroughs", "labels"))
     view.axes, view.no_axes = axes
+    view.doubt = run.inputs.manifest["stages"]["train"].get("doubt", "")
     return view
 
 # %% ../../nbs/explorer/10_views.ipynb #8fd1cd66

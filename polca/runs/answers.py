@@ -56,7 +56,8 @@ def findings_text(results: RunResults, findings: Sequence[Finding], most: int = 
     lines = findings_lines(findings, projection_tokens(projection), projection["loss"], most)
     stages = read_manifest(results.folder)["stages"]
     before = before_words(projection["loss"], stages["train"].get("outputs"))
-    parts = [before, lines]
+    doubt = stages["train"].get("doubt", "") if learns(projection["loss"]) else ""
+    parts = [before, lines, textwrap.fill(doubt, 110)]
     if "decompose" in stages and learns(projection["loss"]):
         totals = results.read_decomposition()[most_exact_rule(projection)]["totals"]
         sizes = projection.sizes

@@ -291,6 +291,7 @@ def train_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:
         "data": data,
         "loss": _mean_loss(samples.analysed, store, steps[-1]),
         "drawn": samples.drawn,
+        "doubt": samples.doubt,
         **_trapezoid_facts(inputs, store, progress),
         "outputs": n_outputs(samples.analysed.model),
         "output": hashlib.sha256(json.dumps([weights, data]).encode()).hexdigest()[:16],
@@ -596,6 +597,7 @@ def report_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict
         axes: NamedAxes | str = results.read_axes()
     except NoAxesError as e:
         axes = str(e)
+    known = read_manifest(results.folder)["stages"]["train"]
     page = html_report(
         inputs.folder.resolve().name,
         projection,
@@ -604,7 +606,8 @@ def report_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict
         results.window(projection),
         [*inputs.task.facts(inputs.folder), *run_facts(results, projection)],
         axes,
-        read_manifest(results.folder)["stages"]["train"].get("outputs"),
+        known.get("outputs"),
+        known.get("doubt", ""),
     )
     with atomic_path(inputs.folder / LEAVES["report"]) as part:
         part.write_text(page, encoding="utf-8")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Samples', 'Task', 'check_text_config', 'resolved', 'check_device', 'model_of_config', 'open_language_model',
            'open_tokenizer', 'plain_values', 'open_text_checkpoints', 'choose_text_steps', 'text_samples',
-           'draw_text_samples', 'TextTask']
+           'hessian_windows', 'sample_doubt', 'draw_text_samples', 'TextTask']
 
 # %% ../../nbs/runs/20_task.ipynb #46965117
 import dataclasses
@@ -38,13 +38,15 @@ from .texts import SUFFIXES, check_windows, cut_windows, draw_windows, read_text
 @dataclass(frozen=True)
 class Samples:
     """The tokens of a run: `hessian`, whose mean loss has the Hessian; `analysed`; `curvature`, of which the mean
-    curvature is wanted, or None. `drawn` says of how much they were drawn, for people.
+    curvature is wanted, or None. `drawn` says of how much they were drawn, for people, and
+    `doubt` why findings may be of the sample.
     """
 
     hessian: TokenLosses
     analysed: TokenLosses
     curvature: TokenLosses | None = None
     drawn: str = ""
+    doubt: str = ""
 
     def parts(self) -> dict[str, TokenLosses]:
         "Those that there are, by name."
@@ -336,7 +338,31 @@ def _warn_of_skipped(texts: Sequence[str]) -> None:
         kinds = " and ".join("*" + suffix for suffix in SUFFIXES)
         warnings.warn(f"{names}{more}: left out, as of folders of texts only {kinds} are read", stacklevel=3)
 
+# %% ../../nbs/runs/20_task.ipynb #15153e38
+_HESSIAN_TOKENS = 5000  # that the basis is of, where it is not said of how many
+_FEW_TOKENS = 2500
 
+
+def hessian_windows(config: TextConfig, n_windows: int, context: int) -> int:
+    "How many of `n_windows` windows the basis is made with: those asked for, or as many as hold 5,000 tokens."
+    if config.hessian_sequences is not None:
+        return config.hessian_sequences
+    wanted = -(-_HESSIAN_TOKENS // max(1, context - 1))
+    return max(1, min(wanted, n_windows - config.sequences))
+
+
+def sample_doubt(n_tokens: int, context: int, left: int) -> str:
+    "That `n_tokens` are few for a basis, and what mends it, where the texts have `left` windows for it; or nothing."
+    if n_tokens >= _FEW_TOKENS:
+        return ""
+    wanted = -(-_HESSIAN_TOKENS // max(1, context - 1))
+    remedy = f"make it with more, --hessian-sequences {wanted}" if left >= wanted else "give more text, --texts"
+    return (
+        f"The directions are of {n_tokens:,} tokens. Another sample of the texts (--seed) would give others, and other "
+        f"findings: {remedy}."
+    )
+
+# %% ../../nbs/runs/20_task.ipynb #fe245c0e
 def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
     "The tokens that `config` asks for, at `model`."
     positions = getattr(model.config, "max_position_embeddings", None) or 128
@@ -345,14 +371,16 @@ def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
     _warn_of_skipped(config.texts)
     windows = cut_windows(texts, open_tokenizer(config.tokenizer or config.model), context)
     check_windows(model, windows, context)
-    sizes = {"analysed": config.sequences, "hessian": config.hessian_sequences}
+    n_hessian = hessian_windows(config, len(windows), context)
+    sizes = {"analysed": config.sequences, "hessian": n_hessian}
     drawn = draw_windows(windows, sizes, config.seed)
     samples = text_samples(model, drawn, context, texts, config.tagger, config.curvature_sequences)
     share = (
         f"{config.sequences} of {len(windows):,} windows of up to {context} tokens, of {len(texts):,} texts, are "
-        f"analysed ({config.sequences / len(windows):.0%}); {config.hessian_sequences} others make the basis"
+        f"analysed ({config.sequences / len(windows):.0%}); {n_hessian} others make the basis"
     )
-    return dataclasses.replace(samples, drawn=share)
+    doubt = sample_doubt(len(samples.hessian.tokens), context, len(windows) - config.sequences)
+    return dataclasses.replace(samples, drawn=share, doubt=doubt)
 
 # %% ../../nbs/runs/20_task.ipynb #fbccfb22
 def _resolved_config(config: TextConfig) -> TextConfig:

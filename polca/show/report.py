@@ -808,7 +808,7 @@ def _held_words(projection: xr.Dataset, totals: Mapping[str, float]) -> str:
     return f"<p>{html_text(words)}</p>"
 
 
-def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, window, outputs) -> tuple[str, str]:
+def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, window, outputs, doubt) -> tuple[str, str]:
     "(heading, HTML) of what was learned: the findings of axes and joint clusters, and what came before."
     joint = [own for _, own in clusterings.values() if isinstance(own, JointClusters)]
     named = axes if isinstance(axes, NamedAxes) else None
@@ -817,6 +817,7 @@ def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, win
     timeline = threads_figure(projection["loss"], named) if has_threads else ""
     earlier = html_text(before_words(projection["loss"], outputs))
     account = _held_words(projection, accounts[most_exact_rule(projection)].attrs)
+    account = f"<p><b>{html_text(doubt)}</b></p>{account}" if doubt else account
     section = findings_section(
         projection, found, partial(plain_examples, tokens, projection["loss"]), timeline, account
     )
@@ -832,6 +833,7 @@ def html_report(
     facts: Sequence[tuple[str, str]] = (),
     axes: NamedAxes | str | None = None,
     outputs: int | None = None,
+    doubt: str = "",
     limit: int = 5_000_000,
 ) -> str:
     """An analysis as one self-contained HTML page, without scripts.
@@ -844,6 +846,7 @@ def html_report(
     facts        (name, value) rows to stand below the summary
     axes         of `polca.analysis.named_axes.named_axes(projection)`, or why there are none; default: no such section
     outputs      among which the model chooses: then the page tells what was learned before the first checkpoint
+    doubt        why findings may be of the sample, where they may
     limit        bytes of UTF-8 that the page may have; sections of single directions are left out until it fits
 
     Raises ValueError for what is no whole projection, other tokens, no window, and a page over `limit`.
@@ -855,7 +858,7 @@ def html_report(
     shown = clusterings if learns(loss) else {}  # else there is nothing that clusters could tell
     recipes = [_recipe(name, *own, loss, tokens, plateau, window) for name, own in shown.items()]
     accounts = {rule: explained(projection, allocate(projection, rule)) for rule in rules(projection)}
-    before = [_findings_part(projection, tokens, accounts, shown, axes, plateau, window, outputs)]
+    before = [_findings_part(projection, tokens, accounts, shown, axes, plateau, window, outputs, doubt)]
     if axes is not None and learns(loss):
         before += [("Skill axes", _axes_or_why(projection, tokens, axes, plateau))]
     before += _first_sections(projection, tokens, accounts, recipes, plateau, window, facts)

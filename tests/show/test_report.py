@@ -247,5 +247,5 @@ def test_tokens_of_latex_and_of_html_are_shown_as_they_are():
     made = xr.Dataset({"gradient": (dims, pull), "loss": (dims[:2], loss)}, coords | {"target": target})
     found = find_findings(made, named_axes(made), None, plateau=130, window=20)
     assert found and "$" in found[0].name
-    page = findings_section(made, found, partial(plain_examples, projection_tokens(made)))
+    page = findings_section(made, found, partial(plain_examples, projection_tokens(made), made["loss"]))
     assert "&lt;b&gt;" in page and '<b>"' not in page
