@@ -189,6 +189,10 @@ def look_at_findings(page):
     expect(out).to_contain_text(f"{number} chosen tokens")
     b.press(page, "Back")
     expect(out).not_to_contain_text("chosen tokens")
+    out.locator("[data-pick^='finding:axis-']").first.click()
+    expect(out.get_by_text("How much is learned").or_(out.locator("img[alt^='The losses of axis-']"))).to_be_visible()
+    out.get_by_text("all findings").click()
+    expect(out).to_contain_text(re.compile("findings?, of which"))
 
 
 def lasso(page):

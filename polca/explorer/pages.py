@@ -58,7 +58,7 @@ from polca.explorer.views import (
 
 # %% ../../nbs/explorer/20_pages.ipynb #66566dda
 from ..show.axis_section import axis_section, threads_figure
-from ..show.findings_section import findings_section
+from ..show.findings_section import finding_part, findings_section, plot_finding
 from polca.show.html import (
     count_text,
     html_figure,
@@ -325,7 +325,12 @@ def _break_cells(row) -> list[str]:
 def _size_cells(description: Mapping, cluster: Mapping) -> list[str]:
     n = cluster["cluster"]
     name = n if n >= 0 else description.get("rest", "outliers")
-    swatch = f'<span class=s style="background:{cluster_color(n)}"></span>'
+    color = cluster_color(n)
+    fill = "none" if cluster.get("hidden") else color
+    swatch = (
+        f'<span class=s data-pick="hide:{n}" title="click: its curve away, or back" '
+        f'style="background:{fill};border-color:{color}"></span>'
+    )
     return [f"{swatch}{name}", f"{cluster['size']:,}", share_text(cluster["size"], description["tokens"])]
 
 
@@ -538,7 +543,8 @@ class Shown:
     token            that is looked at by itself, or None
     chosen           tokens that are listed whatever their cluster, as chosen on the map or with a finding, or None
     order, text      the tokens listed: one of `polca.explorer.views.ORDERS`, of those that `text` is found in
-    by               the kind that clusters are split by, of `composition_kinds`
+    by               the kind that clusters are split by, of `composition_kinds`; hidden: clusters without a curve
+    finding          the id of the one that has the page of findings for itself, or "" for all
     sort, descending of the table of directions
     """
 
@@ -556,6 +562,8 @@ class Shown:
     sort: str = "direction"
     descending: bool = False
     seed: int = 0
+    hidden: tuple[int, ...] = ()
+    finding: str = ""
 
 # %% ../../nbs/explorer/20_pages.ipynb #12717921
 def first_shown(view: View) -> Shown:
@@ -602,9 +610,10 @@ def plain_shown(shown: Shown) -> Shown:
             raise ValueError(f"span={shown.span!r}: give two steps, the first and the last")
     if shown.chosen is not None:
         values["chosen"] = _numbers("chosen", shown.chosen, int) or None
+    values["hidden"] = tuple(sorted(set(_numbers("hidden", shown.hidden, int))))
     sizes = {name: getattr(shown.settings, name) for name in ("min_cluster_size", "min_samples")}
     settings = replace(shown.settings, **{name: _number(name, value, int) for name, value in sizes.items()})
-    for name in ("text", "order", "by", "sort"):
+    for name in ("text", "order", "by", "sort", "finding"):
         if not isinstance(getattr(shown, name), str):
             raise ValueError(f"{name}={getattr(shown, name)!r} must be a text")
     return replace(shown, settings=settings, **values)
@@ -643,6 +652,10 @@ def check_shown(view: View, shown: Shown) -> None:
             more = " …" if len(there) > 12 else ""
             one_of = f"use one of {', '.join(map(str, there[:12]))}{more}" if there else "there are none: leave it out"
             raise ValueError(f"there is no {name} {value!r}: {one_of}")
+    if shown.finding and shown.finding not in (ids := [finding.id for finding in view_findings(view)]):
+        raise ValueError(
+            f"there is no finding {shown.finding!r}: use one of {', '.join(ids) or 'none, there are none'}"
+        )
     if (rule := shown.settings.rule) not in rules(view.projection):
         raise ValueError(f"there is no rule {rule!r} in this run: use one of {', '.join(rules(view.projection))}")
     for token in [shown.token, *(shown.chosen or ())]:
@@ -761,13 +774,13 @@ def described(view: View, shown: Shown) -> dict:
 def shown_breaks(view: View, shown: Shown) -> pd.DataFrame:
     "`polca.explorer.views.break_table` of what is shown."
     key = ("breaks", shown.direction, shown.settings, shown.joint)
-    return view.remembered(key, lambda: break_table(view, shown_curves(view, shown), shown_clusters(view, shown)))
+    return view.small(key, lambda: break_table(view, shown_curves(view, shown), shown_clusters(view, shown)))
 
 
 def shown_labels(view: View, shown: Shown) -> pd.DataFrame:
     "`polca.explorer.views.label_table` of what is shown."
     key = ("labels", shown.direction, shown.settings, shown.joint)
-    return view.remembered(key, lambda: label_table(view, shown_clusters(view, shown)))
+    return view.small(key, lambda: label_table(view, shown_clusters(view, shown)))
 
 
 def shown_description(view: View, shown: Shown) -> dict:
@@ -783,6 +796,8 @@ def _marks(breaks: pd.DataFrame, column: str) -> dict:
 def clusters_figure(view: View, shown: Shown) -> tuple[Figure, dict]:
     "Curves and exact loss of the clusters along the direction, and what was drawn (`described`)."
     description = shown_description(view, shown)
+    drawn = [cluster for cluster in description["clusters"] if cluster["cluster"] not in shown.hidden]
+    description = description | {"clusters": drawn}
     breaks = shown_breaks(view, shown)
     source = "" if description["source_step"] is None else f", taken at step {description['source_step']:,}"
     fig = plot_breakthroughs(
@@ -802,10 +817,15 @@ def clusters_figure(view: View, shown: Shown) -> tuple[Figure, dict]:
 
 # %% ../../nbs/explorer/20_pages.ipynb #5421b558
 def figure_piece(view: View, shown: Shown, live: bool = True) -> str:
-    """Curves and exact loss of the clusters along the direction.
+    """Curves and exact loss of the clusters along the direction, kept.
 
     live   whether a span of steps can be dragged in it
     """
+    drawn = (shown.direction, shown.settings, shown.joint, shown.by, shown.outliers, shown.span, shown.cluster)
+    return view.small(("figure", *drawn, shown.hidden, live), lambda: _figure_piece(view, shown, live))
+
+
+def _figure_piece(view: View, shown: Shown, live: bool) -> str:
     fig, description = clusters_figure(view, shown)
     span = "" if shown.span is None else f" Chosen: steps {shown.span[0]:,.0f} to {shown.span[1]:,.0f}."
     drag = "Drag over steps to choose them, click to choose all again. " if live else ""
@@ -831,6 +851,8 @@ def clusters_piece(
     "The clusters along the direction as a table; labels and stability once they are known."
     clusters = shown_clusters(view, shown)
     description = shown_description(view, shown)
+    marked = [one | {"hidden": one["cluster"] in shown.hidden} for one in description["clusters"]]
+    description = description | {"clusters": marked}
     if shown.joint is not None:
         stable = clusters.table.set_index("cluster")["stability"]
     table = (
@@ -1067,30 +1089,68 @@ def view_findings(view: View) -> list[Finding]:
 
     return view.remembered(("findings",), find)
 
-
-def _side_examples(view: View, side: Side) -> str:
-    "The examples of a side of a finding, coloured by what became of the losses, and what lists all of its tokens."
+# %% ../../nbs/explorer/20_pages.ipynb #666350e5
+def _side_examples(view: View, most: int, side: Side) -> str:
+    "The first `most` examples of a side of a finding, coloured by what became of the losses; a link lists all."
     change = view.loss[-1] - view.loss[0]
     scale = float(np.quantile(abs(change), 0.98)) or float(abs(change).max())
-    examples = [(token, example_of(view, token, around=8)) for token in side.examples]
+    rest = [int(token) for token in side.tokens if token not in side.examples]
+    shown = [*side.examples, *rest][: max(most, len(side.examples))]
     lines = "".join(
-        example_html(view.tokens, near, change, scale, token, {}, None, " nats", "change of the loss")
-        for token, near in examples
+        example_html(
+            view.tokens,
+            example_of(view, token, around=8),
+            change,
+            scale,
+            token,
+            {},
+            None,
+            " nats",
+            "change of the loss",
+        )
+        for token in shown
     )
     tokens = ",".join(map(str, sorted(side.tokens)))
     all_of_them = f"list all {len(side.tokens)} tokens below"
     return f'{lines}<p class=ask><span class=link data-pick="chosen:{tokens}" tabindex=0>{all_of_them}</span></p>'
 
 
-def findings_piece(view: View) -> str:
-    "What was learned, and when, of the axes and the joint clusters that there are."
+def _finding_links(found: Sequence[Finding], shown: str) -> str:
+    "Links to the page of each finding, and from it back to all."
+    links = [("", "all findings"), *((finding.id, finding.id) for finding in found)]
+    parts = [
+        f"<b>{words}</b>"
+        if which == shown
+        else f'<span class=link data-pick="finding:{which}" tabindex=0>{words}</span>'
+        for which, words in links
+    ]
+    return f"<p class=ask>One by itself: {' · '.join(parts)}</p>"
+
+# %% ../../nbs/explorer/20_pages.ipynb #cff85f2c
+_LEGEND = "<p class=dim>Colours of tokens: what their loss has changed by, blue where it fell.</p>"
+
+
+def _finding_page(view: View, found: Sequence[Finding], which: str) -> str:
+    "One finding with a figure of its own and more of its tokens."
+    finding = next(one for one in found if one.id == which)
+    figure = html_figure(
+        plot_finding(view.loss, finding), f"The losses of {finding.id}, and how much of them has fallen"
+    )
+    part = finding_part(finding, partial(_side_examples, view, 12))
+    return f"{_finding_links(found, which)}{figure}{part}"
+
+
+def findings_piece(view: View, which: str = "") -> str:
+    "What was learned, and when, of the axes and the joint clusters that there are; or the finding `which` by itself."
     found = view_findings(view)
+    if which:
+        return piece(f"{_finding_page(view, found, which)}{_LEGEND}")
     named = view.axes
     timeline = threads_figure(view.loss, named) if named is not None and named.axes.n_beyond and found else ""
-    section = findings_section(view.projection, found, partial(_side_examples, view), timeline)
+    section = findings_section(view.projection, found, partial(_side_examples, view, 3), timeline)
     why = "" if view.axes is not None else note(f"Without skill axes: {html_text(view.no_axes)}.")
-    legend = "<p class=dim>Colours of tokens: what their loss has changed by, blue where it fell.</p>"
-    return piece(f"{why}{section}{legend}")
+    links = _finding_links(found, "") if found else ""
+    return piece(f"{why}{links}{section}{_LEGEND}")
 
 # %% ../../nbs/explorer/20_pages.ipynb #c48dc533
 def compare_piece(view: View, shown: Shown, other: View, other_shown: Shown) -> str:
@@ -1134,7 +1194,7 @@ def static_page(
     shown = first_shown(view) if shown is None else shown
     parts = [
         ("Run", head_piece(view)),
-        ("Findings", findings_piece(view)),
+        ("Findings", findings_piece(view, shown.finding)),
         ("Directions", directions_piece(view, shown)),
         (
             f"Clusters along direction {shown.direction}",

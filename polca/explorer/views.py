@@ -215,11 +215,10 @@ class View:
 
     def __post_init__(self):
         self.tokens = projection_tokens(self.projection)
-        self.steps = self.projection["step"].values
-        self.directions = self.projection["direction"].values
+        self.steps, self.directions = (self.projection[name].values for name in ("step", "direction"))
         self.loss, self.movement = (_whole(self.projection[n].load()) for n in ("loss", "movement"))
         self._arranged = {}
-        self.remembered = Remembered()
+        self.remembered, self.small = Remembered(), Remembered(400)  # arrays and tables; what is small
 
     def arranged(self, name: str = "gradient") -> Arranged:
         "An array of the projection by direction; the first call reads it."

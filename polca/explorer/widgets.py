@@ -444,14 +444,14 @@ class Memory(anywidget.AnyWidget):
 # %% ../../nbs/explorer/30_widgets.ipynb #f2306c5d
 DEPENDS = {
     "directions": ("direction", "sort", "descending", "settings"),
-    "figure": ("direction", "settings", "joint", "span", "outliers", "cluster"),
-    "clusters": ("direction", "settings", "joint", "by", "outliers", "cluster"),
+    "figure": ("direction", "settings", "joint", "span", "outliers", "cluster", "hidden"),
+    "clusters": ("direction", "settings", "joint", "by", "outliers", "cluster", "hidden"),
     "tokens": ("direction", "settings", "joint", "cluster", "span", "order", "text", "seed", "token", "chosen"),
     "token": ("direction", "settings", "span", "token"),
     "trust": ("settings",),
     "compare": ("direction", "settings", "joint", "outliers"),
     "axes": (),
-    "findings": (),
+    "findings": ("finding",),
 }
 UPPER = {  # title of a page on top: the panes on it, in the order in which they are drawn
     "Findings": ("findings",),
@@ -518,6 +518,10 @@ def picked_changes(picked: str, view: View, shown: Shown) -> dict[str, Any]:
         return {kind: int(value)}
     if kind == "chosen":
         return {"chosen": tuple(map(int, value.split(","))) if value else None}
+    if kind == "finding":
+        return {"finding": value}
+    if kind == "hide":
+        return {"hidden": tuple({*shown.hidden} ^ {int(value)})}
     if kind == "cluster":
         again = int(value) == shown.cluster
         return {"cluster": None if again else int(value)}
@@ -545,6 +549,8 @@ def changed_shown(view: View, shown: Shown, changes: Mapping[str, Any]) -> Shown
         after = replace(after, span=snapped_span(view, after.span))
     if clustered_otherwise(shown, after) and "cluster" not in changes:
         after = replace(after, cluster=None)
+    if clustered_otherwise(shown, after) and "hidden" not in changes:
+        after = replace(after, hidden=())
     return after
 
 # %% ../../nbs/explorer/30_widgets.ipynb #9e76bd08
@@ -857,7 +863,7 @@ def pane_makers(view: View, shown: Shown, stable: pd.Series | None = None, live:
         "token": [partial(token_piece, view, shown)],
         "trust": [partial(trust_piece, view, shown)],
         "axes": [partial(axes_piece, view)],
-        "findings": [partial(findings_piece, view)],
+        "findings": [partial(findings_piece, view, shown.finding)],
     }
 
 # %% ../../nbs/explorer/30_widgets.ipynb #c85aa25d
@@ -1377,7 +1383,8 @@ def explore(run: str | Path | Run | View | xr.Dataset, state: str = "", **shown)
     try:
         view = opened_view(run)
         first = changed_shown(view, shown_from(view, state), {}) if state else None
-        told = state or shown or (view.axes is None and view.joint is None)
+        of_finding = first.finding if first else shown.get("finding", "")
+        told = not of_finding and (state or shown or (view.axes is None and view.joint is None))
         explorer = Explorer(view, first, "Directions" if told else "Findings")
         explorer.screen.memory.listens = not (state or shown)
     except (ValueError, OSError, RuntimeError) as e:  # the last is what Zarr makes of damaged bytes

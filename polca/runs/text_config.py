@@ -21,8 +21,7 @@ class TextConfig:
     tokenizer: str | None = None  # default: that of the model
     context: int | None = None  # tokens per sequence; default 128, or what the model has positions for if that is less
     sequences: int = 40  # that are analysed
-    # that the basis is made with, others than these; default: as many as hold 5,000 tokens, or as the texts have
-    hessian_sequences: int | None = None
+    hessian_sequences: int | None = None  # others, that the basis is made with; default: as many as hold 5,000 tokens
     curvature_sequences: int = 0  # of those analysed, for the paper's second order; 0: that rule is left out
     tagger: str = "auto"  # of parts of speech: "spacy", "spacy:MODEL", "pattern", "none"; "auto": spaCy if installed
     seed: int = 0  # of the samples, of Lanczos and of k-means

@@ -409,7 +409,8 @@ def axes_boxes(fig: Figure) -> list[dict]:
     """Where each of the axes of a figure is: left, top, width and height as shares of the figure's, from its top left
     corner, and xlim, ylim, the numbers at its edges.
     """
-    fig.draw_without_rendering()  # which lays it out
+    if engine := fig.get_layout_engine():
+        engine.execute(fig)
     boxes = [ax.get_position() for ax in fig.axes]
     return [
         {

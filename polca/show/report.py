@@ -841,12 +841,10 @@ def html_report(
     projection   the Dataset of `polca.compute.projection.project`
     clusterings  {name: (curves, clusters)}: joint ones as `cluster_tokens(projection)` gives them, and along single
                  directions, with the curves (step, token, direction) whose breakthroughs are meant
-    plateau      the step from which the mean loss counts as flat
-    window       of breakthroughs, in steps
+    plateau      the step from which the mean loss counts as flat; window, of breakthroughs, in steps
     facts        (name, value) rows to stand below the summary
     axes         of `polca.analysis.named_axes.named_axes(projection)`, or why there are none; default: no such section
-    outputs      among which the model chooses: then the page tells what was learned before the first checkpoint
-    doubt        why findings may be of the sample, where they may
+    outputs      among which the model chooses, to tell what came before; doubt, why findings may be of the sample
     limit        bytes of UTF-8 that the page may have; sections of single directions are left out until it fits
 
     Raises ValueError for what is no whole projection, other tokens, no window, and a page over `limit`.

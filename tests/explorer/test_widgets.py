@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from dataclasses import replace
+from html import unescape
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -57,7 +58,7 @@ def explorer(one_explorer, small):
     "An explorer of a direction with clusters, whatever was done with it before."
     one_explorer.tabs.selected_index = 0
     one_explorer.upper.selected_index = [*UPPER].index("Directions")
-    nothing = {"cluster": None, "span": None, "token": None, "chosen": None, "text": ""}
+    nothing = {"hidden": (), "finding": "", "cluster": None, "span": None, "token": None, "chosen": None, "text": ""}
     one_explorer.show(direction=0, joint=None, settings=small, by="place", order="strongest", **nothing)
     return one_explorer
 
@@ -182,6 +183,44 @@ def test_a_side_of_a_finding_lists_its_tokens(folder):
     assert picked == "chosen:" + ",".join(map(str, sorted(side.tokens)))
     opened.screen.pick(picked)
     assert set(opened.selection.index) == set(side.tokens)
+
+
+def test_a_finding_has_a_page_of_its_own_which_the_state_opens_again(folder, tmp_path):
+    opened = explore(folder)
+    found = view_findings(opened.view)
+    which = found[-1].id
+    assert f'data-pick="finding:{which}"' in opened.panes["findings"].html
+    opened.screen.pick(f"finding:{which}")
+    page = opened.panes["findings"].html
+    assert f"<h3>{which}:" in page and not any(f"<h3>{one.id}:" in page for one in found[:-1])
+    assert page.count("<img") + page.count("<svg") == 1 and 'data-pick="finding:"' in page
+    again = explore(folder, state=opened.state)
+    assert again.panes["findings"].html == page
+    saved = opened.to_html(tmp_path / "one.html").read_text(encoding="utf-8")
+    assert f"{which}:" in saved and "data-pick" not in saved
+    opened.screen.pick("finding:")
+    assert f"<h3>{found[0].id}:" in opened.panes["findings"].html
+    with pytest.raises(ValueError, match="there is no finding 'axis-99': use one of"):
+        opened.show(finding="axis-99")
+
+
+def test_a_click_on_a_colour_takes_a_curve_away_and_back(explorer):
+    before = explorer.panes["figure"].html
+
+    def names(html):
+        data = json.loads(unescape(re.search(r'data-plot="([^"]*)"', html)[1]))
+        return [one["name"] for one in data["series"]]
+
+    assert 'data-pick="hide:0"' in explorer.panes["clusters"].html
+    explorer.screen.pick("hide:0")
+    assert explorer.shown.hidden == (0,)
+    assert len(names(explorer.panes["figure"].html)) == len(names(before)) - 1
+    assert "background:none" in explorer.panes["clusters"].html
+    explorer.screen.pick("hide:0")
+    assert explorer.shown.hidden == () and explorer.panes["figure"].html == before
+    explorer.screen.pick("hide:0")
+    explorer.show(direction=1)  # of other clusters nothing is hidden
+    assert explorer.shown.hidden == ()
 
 
 def test_the_map_is_made_when_it_is_looked_at_and_its_lasso_lists_tokens(folder):
