@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STAGE_WORDS', 'Say', 'interrupted_place', 'element_type', 'field_option', 'stage_rows', 'finish',
            'with_late_settings', 'answer_stage', 'answer_status', 'answer_inspect', 'answer_findings', 'given_fields',
-           'answer_analyze', 'given_seeds', 'answer_arithmetic', 'language_settings', 'answer_language',
-           'finish_language', 'check_run_directory', 'answer_run', 'Command', 'late_option', 'stage_command',
-           'command_parser', 'Speaker', 'answer', 'main']
+           'reuse_directions', 'answer_analyze', 'given_seeds', 'answer_arithmetic', 'language_settings',
+           'answer_language', 'finish_language', 'check_run_directory', 'answer_run', 'Command', 'late_option',
+           'stage_command', 'command_parser', 'Speaker', 'answer', 'main']
 
 # %% ../nbs/20_main.ipynb #8aa79235
 import os
@@ -363,13 +363,28 @@ def given_fields(options) -> dict[str, Any]:
     }
 
 
+def reuse_directions(run, folder: str, say: Say) -> None:
+    "Take what can be taken of another run into `run`, unless it has directions."
+    from polca.core.processes import on_first
+    from polca.runs.making import take_directions
+    from polca.runs.manifest import read_manifest
+
+    read_manifest(folder)  # before anything long
+    if not run.is_complete("subspace"):
+        run.make("train", say=say)
+        on_first(take_directions, run.inputs, folder, say)
+
+
 def answer_analyze(options, say: Say) -> dict:
     "`polca analyze`."
     from polca.runs.run import Run
     from polca.runs.task import TextTask
 
     task = TextTask(TextConfig(**given_fields(options)))
-    return finish(Run.create(options.out, task).make(options.until, say=say), say)
+    run = Run.create(options.out, task)
+    if options.reuse:
+        reuse_directions(run, options.reuse, say)
+    return finish(run.make(options.until, say=say), say)
 
 # %% ../nbs/20_main.ipynb #94603c4f
 def given_seeds(options) -> dict[str, int]:
@@ -569,6 +584,9 @@ def _add_analyze(parser) -> None:
     )
     group.add_argument(
         "--until", choices=STAGE_WORDS, default="report", help="the last stage to make (default: report)"
+    )
+    group.add_argument(
+        "--reuse", metavar="RUN", help="take the directions of this run, if they are what would be computed"
     )
 
 # %% ../nbs/20_main.ipynb #5d4ec1b8

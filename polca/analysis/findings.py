@@ -92,6 +92,11 @@ def is_found_again(finding: "Finding") -> bool:
     return True
 
 
+def _with_label(finding: "Finding") -> list["Side"]:
+    "The sides that have a label which half of their tokens have."
+    return [side for side in finding.sides if side.share >= _HALF]
+
+
 def _again_doubt(finding: "Finding") -> str:
     halved = np.isfinite(finding.reliability.get("sample", (np.nan, np.nan))[0])
     return "not found again" if halved else "too few texts or directions to look for it again"
@@ -99,9 +104,9 @@ def _again_doubt(finding: "Finding") -> str:
 
 def _doubts(finding: "Finding") -> list[str]:
     asked = {
-        "no label that half of a side has": any(side.share >= _HALF for side in finding.sides),
+        "no label that half of a side has": bool(_with_label(finding)),
         _again_doubt(finding): is_found_again(finding),
-        "no time of its own": any(side.beyond for side in finding.sides),
+        "no time of its own": any(side.beyond for side in _with_label(finding) or finding.sides),
     }
     return [doubt for doubt, passed in asked.items() if not passed]
 

@@ -270,6 +270,13 @@ def test_an_example_falls_with_its_side_where_one_of_its_label_does(made):
     assert set(again.tokens) == set(one.tokens) and not set(again.examples) & set(one.examples)
 
 
+def test_the_time_has_to_be_that_of_the_side_with_the_label():
+    again = {"text": (0.8, 0.1), "sample": (0.5, 0.1), "step": (0.6, 0.1)}
+    labelled, other = side([1, 2], beyond=False), replace(side([3, 4]), share=0.3)
+    assert Finding("axis-0", "axis", (labelled, other), 0.3, again).doubts == ["no time of its own"]
+    assert Finding("axis-0", "axis", (replace(labelled, beyond=True), other), 0.3, again).trusted
+
+
 def test_findings_of_one_name_say_so():
     again = {"text": (0.8, 0.1), "sample": (0.5, 0.1), "step": (0.6, 0.1)}
     found = [Finding(f"axis-{i}", "axis", (side([i]), side([i + 5])), 0.3 - i / 10, again) for i in range(2)]

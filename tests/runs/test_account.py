@@ -12,8 +12,10 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from polca.compute.basis_files import directions_files
 from polca.core.recording import Recorder
 from polca.runs.inspection import format_inspection
+from polca.runs.making import take_directions
 from polca.runs.manifest import DISPLACEMENTS, hash_stage, read_manifest
 from polca.runs.run import Run
 from polca.runs.task import TextConfig, TextTask
@@ -151,3 +153,37 @@ def test_a_model_that_does_not_learn_has_nothing_to_account_for(config, tmp_path
 def loaded(model, params):
     model.load_state_dict(params, strict=False)
     return model
+
+
+def test_directions_of_another_run_are_taken_where_they_are_the_same(config, tmp_path):
+    first, _, _ = decomposed(tmp_path / "first", config)
+    said = []
+    again = Run.create(tmp_path / "again", TextTask(replace(config, every=2, path_nodes=0))).make("train", say=None)
+    steps = read_manifest(again.folder)["stages"]["train"]["source_steps"]
+    take_directions(again.inputs, first.folder, said.append)
+    same = steps == read_manifest(first.folder)["stages"]["train"]["source_steps"]
+    assert same and said == [f"the directions are those of {first.folder}"]
+    began = {file: file.stat().st_mtime_ns for file in directions_files(again.folder / "basis")}
+    basis = again.subspace(progress=False, say=None)
+    assert torch.equal(basis.directions, first.results.read_basis().directions)
+    assert {file: file.stat().st_mtime_ns for file in directions_files(again.folder / "basis")} == began
+    alone = Run.create(tmp_path / "alone", again.task).decompose(progress=False, say=None)
+    assert again.decompose(progress=False, say=None) == alone  # displacements, too, are made for these tokens
+
+
+@pytest.mark.parametrize(
+    "change, why", [({"k": 2}, "k=1, not 2"), ({"hessian_sequences": 7}, "Hessian of other tokens")]
+)
+def test_other_directions_are_not_taken(config, tmp_path, change, why):
+    first = Run.create(tmp_path / "first", TextTask(config))
+    first.subspace(progress=False, say=None)
+    said = []
+    other = Run.create(tmp_path / "other", TextTask(replace(config, **change))).make("train", say=None)
+    take_directions(other.inputs, first.folder, said.append)
+    assert len(said) == 1 and why in said[0] and not (other.folder / "basis").exists()
+
+
+def test_directions_that_are_not_there_are_not_taken(config, tmp_path):
+    first = Run.create(tmp_path / "first", TextTask(config)).make("train", say=None)
+    with pytest.raises(ValueError, match="has no directions yet; make them with polca run"):
+        take_directions(first.inputs, first.folder, print)
