@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import rules
-from ..analysis.findings import Finding, Side, find_findings
+from ..analysis.findings import SHOWN, Finding, Side, find_findings
 from ..analysis.labels import visible
 from ..analysis.tags import has_tags, tagger_names
 
@@ -1094,8 +1094,6 @@ def _side_examples(view: View, most: int, side: Side) -> str:
     "The first `most` examples of a side of a finding, coloured by what became of the losses; a link lists all."
     change = view.loss[-1] - view.loss[0]
     scale = float(np.quantile(abs(change), 0.98)) or float(abs(change).max())
-    rest = [int(token) for token in side.tokens if token not in side.examples]
-    shown = [*side.examples, *rest][: max(most, len(side.examples))]
     lines = "".join(
         example_html(
             view.tokens,
@@ -1108,7 +1106,7 @@ def _side_examples(view: View, most: int, side: Side) -> str:
             " nats",
             "change of the loss",
         )
-        for token in shown
+        for token in side.examples[:most]
     )
     tokens = ",".join(map(str, sorted(side.tokens)))
     all_of_them = f"list all {len(side.tokens)} tokens below"
@@ -1147,7 +1145,7 @@ def findings_piece(view: View, which: str = "") -> str:
         return piece(f"{_finding_page(view, found, which)}{_LEGEND}")
     named = view.axes
     timeline = threads_figure(view.loss, named) if named is not None and named.axes.n_beyond and found else ""
-    section = findings_section(view.projection, found, partial(_side_examples, view, 3), timeline)
+    section = findings_section(view.projection, found, partial(_side_examples, view, SHOWN), timeline)
     why = "" if view.axes is not None else note(f"Without skill axes: {html_text(view.no_axes)}.")
     links = _finding_links(found, "") if found else ""
     return piece(f"{why}{links}{section}{_LEGEND}")

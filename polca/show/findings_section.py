@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from polca.analysis.findings import (
+    SHOWN,
     SIGNS,
     Finding,
     Side,
@@ -145,12 +146,13 @@ _HEAD = [
 
 # %% ../../nbs/show/25_findings_section.ipynb #664c3d87
 def plain_examples(tokens: pd.DataFrame, loss: xr.DataArray, side: Side) -> str:
-    "The examples of a side as HTML, with their `loss` (step, token) at the first and the last checkpoint."
+    "The first examples of a side as HTML, with their `loss` (step, token) at the first and the last checkpoint."
     shown = [column for column in tokens if column not in ("position", "target_id")]
     if {"before", "target", "after"} <= set(tokens):
         shown = [name for name in ("before", "target", "after", "document", "place") if name in tokens]
-    rows = tokens.iloc[list(side.examples)][shown]
-    return tokens_html(rows.assign(loss=[loss_words(loss, token) for token in side.examples]))
+    examples = list(side.examples[:SHOWN])
+    rows = tokens.iloc[examples][shown]
+    return tokens_html(rows.assign(loss=[loss_words(loss, token) for token in examples]))
 
 
 def finding_part(finding: Finding, show: Callable[[Side], str]) -> str:

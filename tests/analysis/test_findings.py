@@ -264,9 +264,9 @@ def test_an_example_falls_with_its_side_where_one_of_its_label_does(made):
     data, axes, _ = made
     loss = data["loss"].copy()
     tokens = projection_tokens(data)
-    one = axis_findings(loss, axes, tokens, PLATEAU, WINDOW)[0].sides[0]
+    one = axis_findings(loss, axes, tokens, PLATEAU, WINDOW, n_examples=3)[0].sides[0]
     loss[:, list(one.examples)] = loss.isel(step=0, token=list(one.examples))  # these learn nothing any more
-    again = axis_findings(loss, axes, tokens, PLATEAU, WINDOW)[0].sides[0]
+    again = axis_findings(loss, axes, tokens, PLATEAU, WINDOW, n_examples=3)[0].sides[0]
     assert set(again.tokens) == set(one.tokens) and not set(again.examples) & set(one.examples)
 
 
