@@ -343,7 +343,7 @@ def answer_inspect(options, say: Say) -> dict:
 def answer_findings(options, say: Say) -> dict:
     "`polca findings RUN`."
     from polca.analysis.findings import findings_table, findings_values
-    from polca.runs.answers import findings_text
+    from polca.runs.answers import findings_text, sample_doubt_of
     from polca.runs.run import Run
 
     run = Run.open(options.run)
@@ -352,7 +352,7 @@ def answer_findings(options, say: Say) -> dict:
         say(findings_table(found).to_csv(index=False).rstrip())
     else:
         say(findings_text(run.results, found, most=len(found)))
-    return {"run": str(run.folder), "findings": findings_values(found)}
+    return {"run": str(run.folder), "doubt": sample_doubt_of(run.results), "findings": findings_values(found)}
 
 # %% ../nbs/20_main.ipynb #ac7b1f66
 def given_fields(options) -> dict[str, Any]:
@@ -367,9 +367,7 @@ def reuse_directions(run, folder: str, say: Say) -> None:
     "Take what can be taken of another run into `run`, unless it has directions."
     from polca.core.processes import on_first
     from polca.runs.making import take_directions
-    from polca.runs.manifest import read_manifest
 
-    read_manifest(folder)  # before anything long
     if not run.is_complete("subspace"):
         run.make("train", say=say)
         on_first(take_directions, run.inputs, folder, say)
@@ -377,10 +375,13 @@ def reuse_directions(run, folder: str, say: Say) -> None:
 
 def answer_analyze(options, say: Say) -> dict:
     "`polca analyze`."
+    from polca.runs.manifest import read_manifest
     from polca.runs.run import Run
     from polca.runs.task import TextTask
 
     task = TextTask(TextConfig(**given_fields(options)))
+    if options.reuse:
+        read_manifest(options.reuse)  # before anything is made
     run = Run.create(options.out, task)
     if options.reuse:
         reuse_directions(run, options.reuse, say)

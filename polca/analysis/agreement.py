@@ -6,10 +6,13 @@
 __all__ = ['ENOUGH', 'texts_of', 'can_be_halved', 'sample_halves', 'cluster_agreements']
 
 # %% ../../nbs/analysis/35_agreement.ipynb #04a33017
+import warnings
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from .joint import JointClusters, core_labels, cosines, scale_curves
 
@@ -18,8 +21,13 @@ ENOUGH = 4  # texts, and directions, of which halves can be made
 
 
 def texts_of(projection: xr.Dataset) -> np.ndarray:
-    "The text that every token is from (token,): its example, or where there is none the token itself."
-    return projection["example" if "example" in projection.coords else "token"].values
+    """What every token is halved with (token,): its document, if there are four or more; else its example (a window of
+    a text, a sum); or, where there is none, by itself.
+    """
+    for name in ("document", "example"):
+        if name in projection.coords and len(np.unique(projection[name])) >= ENOUGH:
+            return projection[name].values
+    return projection["token"].values if "example" not in projection.coords else projection["example"].values
 
 
 def can_be_halved(texts: np.ndarray, n_directions: int) -> bool:
@@ -46,7 +54,9 @@ def _half_labels(
     """Into which of `number` clusters all tokens of `curves` (token, entry) go whose centres are those of the tokens of
     the mask `found`: (token,), OUTLIER for those that are in no core.
     """
-    model = KMeans(number, n_init=4, random_state=random_state).fit(curves[found])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct tokens in a half than clusters: no matter
+        model = KMeans(number, n_init=4, random_state=random_state).fit(curves[found])
     labels = model.predict(curves)
     return core_labels(labels, cosines(curves, model.cluster_centers_[labels]), core)
 

@@ -19,7 +19,7 @@ import xarray as xr
 from .axes import axis_ends
 from .breakthroughs import breakthroughs, window_fits
 from .clustering import OUTLIER, Clusters
-from .end_times import set_times
+from .end_times import set_times, whole_falls
 from .ends import END_NAMES
 from .joint import JointClusters, distinct_clusters
 from .labels import ALPHA, label_kinds, label_tests, label_words, projection_tokens, visible
@@ -30,8 +30,8 @@ NO_NAME = "no name"
 SHOWN = 3  # examples of a side, where several findings stand below each other
 # |r| between halves, of axes; Jaccard indices, of clusters; and how many times chance: chosen in experiments/06_samples
 LEAST = {
-    "axis": {"text": (0.7, 1), "sample": (0.1, 2), "step": (0.2, 2)},
-    "cluster": {"numbers of clusters": (0.5, 1), "sample": (0.1, 2)},
+    "axis": {"text": (0.7, 0), "sample": (0.1, 2), "step": (0.2, 2)},
+    "cluster": {"numbers of clusters": (0.5, 0), "sample": (0.1, 2)},
 }
 _HALF = 0.5  # of the tokens of a side, which a label must hold for to name it
 
@@ -47,7 +47,7 @@ class Side:
 
     label            what tells its tokens apart ("–": nothing); share, other, of_all: how many have it here, on the
                      other side (of a cluster: of all others), and of all tokens
-    examples         some of its tokens, the best first: those that have the label and fall with it
+    examples         some of its tokens, the best first: those that have the label, and of these those that fall with it
     loss_first, …    exact, in nats, at the first and the last checkpoint
     begin, …         its time in steps (`set_times`); start_unseen: it may have begun before the first checkpoint
     part             how much of its whole fall is then, and of that of all tokens; not a number without a fall
@@ -86,11 +86,13 @@ def is_found_again(finding: "Finding") -> bool:
     known = {by: pair for by, pair in finding.reliability.items() if np.isfinite(pair[0])}
     if "sample" not in known:
         return False
-    for by, (value, chance) in known.items():
-        least, times = LEAST[finding.kind][by]
-        if value < max(least, times * np.nan_to_num(chance)):
-            return False
-    return True
+    return all(value >= _asked(finding.kind, by, chance) for by, (value, chance) in known.items())
+
+
+def _asked(kind: str, by: str, chance: float) -> float:
+    "What counts as found again, where so much is chance."
+    least, times = LEAST[kind][by]
+    return max(least, times * np.nan_to_num(chance))
 
 
 def _with_label(finding: "Finding") -> list["Side"]:
@@ -99,14 +101,17 @@ def _with_label(finding: "Finding") -> list["Side"]:
 
 
 def _again_doubt(finding: "Finding") -> str:
-    halved = np.isfinite(finding.reliability.get("sample", (np.nan, np.nan))[0])
-    return "not found again" if halved else "too few texts or directions to look for it again"
+    if "sample" not in finding.reliability:
+        return "not looked for in halves, by an earlier polca"
+    halved = np.isfinite(finding.reliability["sample"][0])
+    return "not found again" if halved else "too few examples or directions to look for it again"
 
 
 def _doubts(finding: "Finding") -> list[str]:
     asked = {
         "no label that half of a side has": bool(_with_label(finding)),
         _again_doubt(finding): is_found_again(finding),
+        "directions of few tokens": not finding.of_sample,
         "no time of its own": any(side.beyond for side in _with_label(finding) or finding.sides),
     }
     return [doubt for doubt, passed in asked.items() if not passed]
@@ -139,6 +144,7 @@ class Finding:
                  Jaccard index, the same by chance or NaN)}
     like         the id of an earlier finding with half of the tokens of every side, or ""
     namesake     the id of an earlier finding of the same name, or ""
+    of_sample    whether the directions of the run are of so few tokens that another sample would have others
     """
 
     id: str
@@ -148,6 +154,7 @@ class Finding:
     reliability: Mapping[str, tuple[float, float]]
     like: str = ""
     namesake: str = ""
+    of_sample: bool = False
     name = property(_name)
     heading = property(_heading, doc="Name, and which side was un-learned.")
     doubts = property(_doubts, doc="Why it is not to be relied on: no label, not found again, no time of its own.")
@@ -198,13 +205,13 @@ def _of_the_others(tests: pd.DataFrame, n_tokens: int) -> pd.Series:
     return (tests["base_all"] - tests["share"] * inside) / (1 - inside)
 
 
-def _labelled_first(order: np.ndarray, label, kinds: Mapping[str, np.ndarray]) -> np.ndarray:
-    "Tokens in `order`, but those that have a label (a row with kind and value) before the others."
+def _labelled_first(order: np.ndarray, label, kinds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    "Of tokens in `order` those that have a label (a row with kind and value), and the others."
     if not isinstance(label.kind, str) or label.kind not in kinds:
-        return order
+        return order, order[:0]
     values = np.asarray(kinds[label.kind])[order]
     has = np.array([str(value) == str(label.value) for value in values])
-    return np.concatenate([order[has], order[~has]])
+    return order[has], order[~has]
 
 
 def _nearest(curves: np.ndarray, members: np.ndarray, medoid: int) -> np.ndarray:
@@ -213,7 +220,9 @@ def _nearest(curves: np.ndarray, members: np.ndarray, medoid: int) -> np.ndarray
     return members[np.argsort(away, kind="stable")]
 
 # %% ../../nbs/analysis/96_findings.ipynb #45b6e5d9
-def _part(fall: float, whole: float) -> float:
+def _part(fall: float, curve: np.ndarray) -> float:
+    "How much a fall is of all that a curve (step,) falls."
+    whole = whole_falls(curve[None])[0]
     return float(fall / whole) if whole > 0 else np.nan
 
 
@@ -237,14 +246,14 @@ def _sides(
     loss: xr.DataArray,
     sets: Sequence[np.ndarray],
     labels: pd.DataFrame,
-    orders: Sequence[np.ndarray],
+    orders: Sequence[Sequence[np.ndarray]],
     spreads: pd.DataFrame,
     plateau: float,
     draws: int,
     n_examples: int,
 ) -> list[Side]:
-    """A side for each of `sets`, of which `labels`, `orders` (its tokens, the best examples first) and `spreads` are in
-    the same order.
+    """A side for each of `sets`, of which `labels`, `orders` (its tokens with the label, and the others, the best
+    examples first) and `spreads` are in the same order.
     """
     times = set_times(loss, sets, plateau, draws=draws).rename(columns={"first": "begin", "last": "end"})
     times = times.rename(columns={"break": "break_step"})
@@ -258,17 +267,19 @@ def _sides(
         timed = {name: when[name] for name in kept}
         timed["hidden"] = bool(when["hidden"] and when["beyond"])
         timed["start_unseen"] = bool(when["begin"] == loss["step"].values[0] > 0)
-        timed["part"] = _part(when["fall"], first - last)
-        timed["part_of_all"] = _part(when["fall_of_all"], of_all[0] - of_all[-1])
+        timed["part"] = _part(when["fall"], values[:, tokens].mean(1))
+        timed["part_of_all"] = _part(when["fall_of_all"], of_all)
         named = {"label": label.label, "share": label.share, "other": label.other, "of_all": label.of_all}
         ends = {"loss_first": float(first), "loss_last": float(last)}
-        shown = _falling_first(loss, order, when)[:n_examples]
+        if when["beyond"]:
+            order = [_falling_first(loss, part, when) for part in order]
+        shown = np.concatenate(order)[:n_examples]
         sides.append(Side(**named, tokens=tokens, examples=tuple(map(int, shown)), **ends, **timed, **spread))
     return sides
 
 # %% ../../nbs/analysis/96_findings.ipynb #d9973f43
-def _outermost(scores, keys, labels, kinds, sets) -> list[np.ndarray]:
-    "Of every end its tokens, the outermost first, but those with its label before the others."
+def _outermost(scores, keys, labels, kinds, sets) -> list[tuple[np.ndarray, np.ndarray]]:
+    "Of every end its tokens, the outermost first: those with its label, and the others."
     shown = []
     for (axis, end), label, members in zip(keys, labels.itertuples(), sets):
         order = np.argsort(-scores.sel(axis=axis).values, kind="stable")
@@ -315,11 +326,13 @@ def axis_findings(
     return found
 
 # %% ../../nbs/analysis/96_findings.ipynb #8e0a6d32
-def _found_again(table: pd.DataFrame) -> list[tuple[float, float]]:
-    "For each cluster how far another sample has it, and chance; not numbers where that was not asked."
+def _found_again(table: pd.DataFrame) -> list[dict[str, tuple[float, float]]]:
+    "For each cluster how far halves have it again, and chance; not numbers where nothing could be halved."
     columns = ["again", "again_chance"]
-    known = table.reindex(columns=columns).astype(float)  # from disk, what could not be halved is None
-    return list(known.itertuples(index=False, name=None))
+    if not set(columns) <= set(table):
+        return [{}] * len(table)  # of a run from before this was asked
+    known = table[columns].astype(float)  # from disk, what could not be halved is None
+    return [{"sample": pair} for pair in known.itertuples(index=False, name=None)]
 
 # %% ../../nbs/analysis/96_findings.ipynb #cccebdcc
 def cluster_findings(
@@ -353,16 +366,18 @@ def cluster_findings(
     several = len(clusters.numbers) > 1  # else nothing says how stable they are
     stability = own.table["stability"].astype(float) if several else [np.nan] * len(sides)
     return [
-        Finding(
-            f"cluster-{rank}", "cluster", (side,), stable, {"numbers of clusters": (stable, np.nan), "sample": pair}
-        )
-        for rank, (side, stable, pair) in enumerate(zip(sides, stability, _found_again(own.table)))
+        Finding(f"cluster-{rank}", "cluster", (side,), stable, {"numbers of clusters": (stable, np.nan)} | again)
+        for rank, (side, stable, again) in enumerate(zip(sides, stability, _found_again(own.table)))
     ]
 
 # %% ../../nbs/analysis/96_findings.ipynb #e32faca5
 def _share_in(one: np.ndarray, other: np.ndarray) -> float:
     "How many of the tokens of one set are in another."
     return len(np.intersect1d(one, other)) / len(one)
+
+
+def _labels(finding: Finding) -> set[str]:
+    return {side.label for side in finding.sides}
 
 
 def _place(finding: Finding) -> tuple:
@@ -380,7 +395,7 @@ def in_order(findings: Sequence[Finding], same: float = 0.5) -> list[Finding]:
             for earlier in placed
             if all(any(_share_in(a.tokens, b.tokens) >= same for b in earlier.sides) for a in finding.sides)
         ]
-        named = [earlier.id for earlier in placed if earlier.name == finding.name != NO_NAME]
+        named = [earlier.id for earlier in placed if _labels(earlier) == _labels(finding) != {_UNNAMED}]
         placed.append(replace(finding, like=like[0] if like else "", namesake=named[0] if named else ""))
     return placed
 
@@ -392,7 +407,12 @@ def learns(loss: xr.DataArray) -> bool:
 
 
 def find_findings(
-    projection: xr.Dataset, axes: NamedAxes | None, clusters: JointClusters | None, plateau: float, window: float
+    projection: xr.Dataset,
+    axes: NamedAxes | None,
+    clusters: JointClusters | None,
+    plateau: float,
+    window: float,
+    of_sample: bool = False,
 ) -> list[Finding]:
     """All that is found in a run, in the order of reading: the axes beyond chance, and the clusters to be trusted.
 
@@ -401,6 +421,7 @@ def find_findings(
     clusters     of `polca.analysis.joint.cluster_tokens`
     plateau      the step from which the mean loss is flat
     window       of breaks, in steps
+    of_sample    whether the directions are of so few tokens that nothing is to be relied on
 
     Empty for a single checkpoint, and where the mean loss does not fall: nothing was learned there.
     """
@@ -413,7 +434,7 @@ def find_findings(
     if clusters is not None:
         own = cluster_findings(projection, clusters, tokens, plateau, window)
         found += [finding for finding in own if finding.trusted]
-    return in_order(found)
+    return in_order([replace(finding, of_sample=of_sample) for finding in found])
 
 # %% ../../nbs/analysis/96_findings.ipynb #9570caa5
 def _percent(part: float, whole: float) -> str:
@@ -529,7 +550,7 @@ def when_words(side: Side) -> str:
     if side.beyond:
         hidden = f", hidden (of random sets {side.hidden_control:.0%})" if side.hidden else ""
         return f"has a time of its own {steps_words(side)}{hidden}{part_words(side)}"
-    return "its loss rises" if side.unlearned else "no time of its own: it falls when all tokens do"
+    return "its loss rises" if side.unlearned else "no time of its own beyond random sets"
 
 
 def part_words(side: Side) -> str:
@@ -549,8 +570,8 @@ def side_words(side: Side, sign: str = "") -> str:
 
 
 _HALVED = {
-    "text": "in other texts",
-    "sample": "in other texts along other directions",
+    "text": "in other examples",
+    "sample": "in other examples along other directions",
     "step": "at other steps",
     "numbers of clusters": "for other numbers of clusters",
 }
@@ -563,9 +584,9 @@ def trust_words(finding: Finding) -> str:
         return "nothing could be halved: how far it is found again is not known"
     told = []
     for by, (value, chance) in known.items():
-        by_chance = f" (by chance {chance:.2f})" if np.isfinite(chance) else ""
-        told.append(f"{_HALVED[by]} {value:.2f}{by_chance}")
-    return f"found again, of 1: {', '.join(told)}"
+        told.append(f"{_HALVED[by]} {value:.3f} (asked {_asked(finding.kind, by, chance):.3f})")
+    how = "|r|" if finding.kind == "axis" else "overlap"
+    return f"found again, {how}: {', '.join(told)}"
 
 # %% ../../nbs/analysis/96_findings.ipynb #391ded3d
 def loss_words(loss: xr.DataArray, token: int) -> str:
@@ -578,7 +599,7 @@ def like_words(finding: Finding) -> str:
     "Which earlier finding it is like, in tokens or in name; or nothing."
     if finding.like:
         return f"half of its tokens are in {finding.like}"
-    return f"of the same name as {finding.namesake}, other tokens" if finding.namesake else ""
+    return f"of the same name as {finding.namesake}" if finding.namesake else ""
 
 
 def token_words(row: pd.Series, before: int = 24) -> str:
@@ -602,8 +623,8 @@ def count_words(findings: Sequence[Finding]) -> str:
     "How many of the findings can be relied on."
     trusted = sum(finding.trusted for finding in findings)
     return (
-        f"of which {trusted} to be relied on: with a label that half of a side has, found again in other texts, and "
-        f"learned at a time of {'its' if trusted == 1 else 'their'} own"
+        f"of which {trusted} to be relied on: with a label that half of a side has, found again in halves of the "
+        f"examples, and learned at a time of {'its' if trusted == 1 else 'their'} own"
     )
 
 # %% ../../nbs/analysis/96_findings.ipynb #b0680e7b

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import rules
-from ..analysis.findings import SHOWN, Finding, Side, find_findings
+from ..analysis.findings import SHOWN, Finding, Side, find_findings, learns
 from ..analysis.labels import visible
 from ..analysis.tags import has_tags, tagger_names
 
@@ -328,7 +328,7 @@ def _size_cells(description: Mapping, cluster: Mapping) -> list[str]:
     color = cluster_color(n)
     fill = "none" if cluster.get("hidden") else color
     swatch = (
-        f'<span class=s data-pick="hide:{n}" title="click: its curve away, or back" '
+        f'<span class=s data-pick="hide:{n}" tabindex=0 title="its curve away, or back" '
         f'style="background:{fill};border-color:{color}"></span>'
     )
     return [f"{swatch}{name}", f"{cluster['size']:,}", share_text(cluster["size"], description["tokens"])]
@@ -1019,7 +1019,7 @@ def head_piece(view: View) -> str:
                 f" Along the weights' displacements, outside of the directions, there is {displaced} of the change."
             )
         words += _off_words(a.attrs, view.settings.rule)
-    if view.doubt:
+    if view.doubt and learns(view.loss):
         words += f" <b>{html_text(view.doubt)}</b>"
     if has_tags(view.tokens):
         words += f" Part-of-speech tags by {html_text(tagger_names(view.tokens))}."
@@ -1085,9 +1085,9 @@ def view_findings(view: View) -> list[Finding]:
     "What is found of the axes and the joint clusters that there are, kept."
 
     def find():
-        return find_findings(view.projection, view.axes, view.joint, view.plateau, view.window)
+        return find_findings(view.projection, view.axes, view.joint, view.plateau, view.window, bool(view.doubt))
 
-    return view.remembered(("findings",), find)
+    return view.small(("findings",), find)
 
 # %% ../../nbs/explorer/20_pages.ipynb #666350e5
 def _side_examples(view: View, most: int, side: Side) -> str:

@@ -327,8 +327,9 @@ def _read_axes(run: Run, folder, missing: list[Missing]) -> tuple[NamedAxes | No
     except NoAxesError as e:
         return None, str(e)
     except ValueError as e:
-        missing.append(gap._replace(what=f"{gap.what} ({e})"))
-        return None, f"they are damaged: {gap.command} makes them again"
+        again = f"rm -r {run.folder / LEAVES['axes']} && {gap.command}"
+        missing.append(gap._replace(what=f"{gap.what} ({e})", command=again))
+        return None, f"they cannot be read: {again} makes them again"
 
 # %% ../../nbs/explorer/10_views.ipynb #b41db32c
 def open_view(folder: str | Path) -> View:

@@ -948,6 +948,8 @@ class Comparison:
             direction=direction_there,
             settings=replace(shown.settings, rule=rule_there),
             by=shown.by if shown.by in kinds else next(iter(kinds)),
+            finding="",
+            hidden=(),
         )
         check_shown(other, beside)
         return compare_piece(self.view, shown, other, beside)

@@ -88,8 +88,6 @@ def _load(path: Path) -> NamedAxes:
     coords = {"token": arrays["token"], "direction": arrays["direction"]}
     every = {name: _axes(name, arrays, kept, coords) for name, kept in tables["axes"].items()}
     frames = {name: pd.DataFrame(tables[name]) for name in ("reliability", "labels", "thread_labels")}
-    if "sample" not in frames["reliability"] or "of_all" not in frames["labels"]:
-        raise ValueError("made by an earlier polca")
     scores = xr.DataArray(
         arrays["threads"],
         {"token": coords["token"], "thread": np.arange(arrays["threads"].shape[1])},
@@ -110,8 +108,11 @@ def load_axes(path: str | Path) -> NamedAxes:
     if not (path / "tables.json").exists():
         raise ValueError(f"{path} holds no axes: make them with polca axes RUN")
     try:
-        return _load(path)
+        named = _load(path)
     except NoAxesError:
         raise
     except Exception as e:  # safetensors has errors of its own
         raise ValueError(f"{path} is damaged ({e}): delete it, and polca axes RUN makes it again") from e
+    if "sample" not in named.reliability or "of_all" not in named.labels:
+        raise ValueError(f"{path} is of an earlier polca: rm -r {path} && polca axes {path.parent} makes it anew")
+    return named

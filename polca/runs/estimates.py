@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from ..analysis.agreement import cluster_agreements
 from ..analysis.axes import NoAxesError
 from ..analysis.clustering import cluster_directions
 from ..analysis.decomposition import allocate, explained, projected_loss
@@ -211,6 +212,11 @@ def _seconds_of_axes(projection: xr.Dataset) -> float:
         return 0.0
 
 # %% ../../nbs/runs/15_estimates.ipynb #50796021
+def _clustered_again(projection: xr.Dataset, number: int) -> None:
+    "What a run does for one of the numbers of clusters."
+    cluster_agreements(projection, cluster_tokens(projection, n_clusters=number)[1])
+
+
 def estimate_analysis(
     n_tokens: int, n_steps: int, n_directions: int, n_rules: int = 2, trial: int = 300
 ) -> dict[str, Estimate]:
@@ -225,7 +231,7 @@ def estimate_analysis(
     # the filters leave out some directions and tokens
     finding = _seconds_of_axes(whole) * more
     single = 0.4 * timed(lambda: cluster_directions(curves, max(2, some // 30)))[0] / curves.sizes["direction"]
-    joint = timed(lambda: cluster_tokens(whole, n_clusters=min(8, some)))[0] * 8
+    joint = timed(lambda: _clustered_again(whole, min(8, some)))[0] * 8
     how = f"tried on {some} tokens with random curves"
     held = peak_memory() + 6 * size
     drawing = 6 + 0.1 * min(n_directions, 12)

@@ -129,6 +129,13 @@ def _of_projection(results: RunResults) -> dict:
     }
 
 # %% ../../nbs/runs/55_inspection.ipynb #3a9adeb6
+def _plain_records(table: pd.DataFrame) -> list[dict]:
+    "Rows as JSON knows them: None for what is not a number."
+    return [
+        {name: None if value != value else value for name, value in row.items()} for row in table.to_dict("records")
+    ]
+
+
 def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: float, plateau: float) -> list[dict]:
     """The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for
     several numbers of clusters the distinct ones.
@@ -137,11 +144,11 @@ def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: flo
     if joint:
         clusters = distinct_clusters(clusters)
     if not window_fits(projection["step"], window):
-        return clusters.table.to_dict("records")
+        return _plain_records(clusters.table)
     table = breakthroughs(breaking_curves(projection, recipe), clusters, window, plateau)
     if joint:
         table = table.sort_values("stability", ascending=False, kind="stable")  # in the order of the report
-    return table.to_dict("records")
+    return _plain_records(table)
 
 
 def _of_clusters(results: RunResults, window: float, plateau: float) -> dict[str, list[dict]]:

@@ -19,7 +19,7 @@ from ..compute.basis import Subspace
 from ..core.checkpoints import Checkpoints
 from .answers import run_clusters, run_findings, run_tokens
 from .inspection import inspect_results, stage_status
-from .making import begin_run, is_complete, make_stages, missing_stages
+from .making import as_begun, begin_run, is_complete, make_stages, missing_stages
 from .manifest import STAGES, make_task, read_manifest
 from .stages import RunInputs, RunResults
 from .task import Task
@@ -31,7 +31,7 @@ def _create(cls: type["Run"], folder: str | Path, task: Task) -> "Run":
     Settings of clustering and breakthroughs may be others than before: `cluster` and `report` are then made again.
     Raises ValueError if `folder` holds something else, or a run with other settings.
     """
-    run = cls(folder, task)
+    run = cls(folder, as_begun(folder, task))
     run.fresh = begin_run(run.inputs)
     return run
 

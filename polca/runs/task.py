@@ -343,24 +343,29 @@ _HESSIAN_TOKENS = 5000  # that the basis is of, where it is not said of how many
 _FEW_TOKENS = 2500
 
 
-def hessian_windows(config: TextConfig, n_windows: int, context: int) -> int:
-    "How many of `n_windows` windows the basis is made with: those asked for, or as many as hold 5,000 tokens."
-    if config.hessian_sequences is not None:
-        return config.hessian_sequences
-    wanted = -(-_HESSIAN_TOKENS // max(1, context - 1))
-    return max(1, min(wanted, n_windows - config.sequences))
+def hessian_windows(wanted: int | None, per_window: float, left: int) -> int:
+    """How many windows the basis is made with, of `per_window` tokens on average: as many as are `wanted`, or as hold
+    5,000 tokens, or, if they are fewer, all that are `left`.
+    """
+    if wanted is not None:
+        return wanted
+    return max(1, min(left, round(_HESSIAN_TOKENS / per_window)))
 
 
-def sample_doubt(n_tokens: int, context: int, left: int) -> str:
-    "That `n_tokens` are few for a basis, and what mends it, where the texts have `left` windows for it; or nothing."
+def sample_doubt(n_tokens: int, remedy: str) -> str:
+    "That `n_tokens` are few for a basis, and what mends it; nothing where they are enough."
     if n_tokens >= _FEW_TOKENS:
         return ""
-    wanted = -(-_HESSIAN_TOKENS // max(1, context - 1))
-    remedy = f"make it with more, --hessian-sequences {wanted}" if left >= wanted else "give more text, --texts"
     return (
         f"The directions are of {n_tokens:,} tokens. Another sample of the texts (--seed) would give others, and other "
         f"findings: {remedy}."
     )
+
+
+def _more_windows(n_tokens: int, n_windows: int, left: int) -> str:
+    "What gives the basis 5,000 tokens instead of `n_tokens`, those of `n_windows` of the `left` that it may have."
+    wanted = round(_HESSIAN_TOKENS * n_windows / n_tokens)
+    return f"make it with more, --hessian-sequences {wanted}" if left >= wanted else "give more text, --texts"
 
 # %% ../../nbs/runs/20_task.ipynb #fe245c0e
 def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
@@ -371,7 +376,9 @@ def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
     _warn_of_skipped(config.texts)
     windows = cut_windows(texts, open_tokenizer(config.tokenizer or config.model), context)
     check_windows(model, windows, context)
-    n_hessian = hessian_windows(config, len(windows), context)
+    left = len(windows) - config.sequences
+    per_window = sum(len(window["ids"]) - 1 for window in windows) / len(windows)
+    n_hessian = hessian_windows(config.hessian_sequences, per_window, left)
     sizes = {"analysed": config.sequences, "hessian": n_hessian}
     drawn = draw_windows(windows, sizes, config.seed)
     samples = text_samples(model, drawn, context, texts, config.tagger, config.curvature_sequences)
@@ -379,7 +386,8 @@ def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
         f"{config.sequences} of {len(windows):,} windows of up to {context} tokens, of {len(texts):,} texts, are "
         f"analysed ({config.sequences / len(windows):.0%}); {n_hessian} others make the basis"
     )
-    doubt = sample_doubt(len(samples.hessian.tokens), context, len(windows) - config.sequences)
+    n_tokens = len(samples.hessian.tokens)
+    doubt = sample_doubt(n_tokens, _more_windows(n_tokens, n_hessian, left))
     return dataclasses.replace(samples, drawn=share, doubt=doubt)
 
 # %% ../../nbs/runs/20_task.ipynb #fbccfb22

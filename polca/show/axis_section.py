@@ -18,7 +18,7 @@ from ..analysis.named_axes import NamedAxes
 from .html import count_text, html_figure, html_table, html_text, number_text, tokens_html
 
 # %% ../../nbs/show/27_axis_section.ipynb #9e57929f
-_HALVED = {"text": "texts", "direction": "directions", "step": "steps", "sample": "texts and directions"}
+_HALVED = {"text": "examples", "direction": "directions", "step": "steps", "sample": "examples and directions"}
 
 
 def _reliability_cells(row) -> list[str]:

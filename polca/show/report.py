@@ -812,12 +812,12 @@ def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, win
     "(heading, HTML) of what was learned: the findings of axes and joint clusters, and what came before."
     joint = [own for _, own in clusterings.values() if isinstance(own, JointClusters)]
     named = axes if isinstance(axes, NamedAxes) else None
-    found = find_findings(projection, named, joint[0] if joint else None, plateau, window)
+    found = find_findings(projection, named, joint[0] if joint else None, plateau, window, bool(doubt))
     has_threads = named is not None and named.axes.n_beyond and len(found)
     timeline = threads_figure(projection["loss"], named) if has_threads else ""
     earlier = html_text(before_words(projection["loss"], outputs))
     account = _held_words(projection, accounts[most_exact_rule(projection)].attrs)
-    account = f"<p><b>{html_text(doubt)}</b></p>{account}" if doubt else account
+    earlier += f"<b>{html_text(doubt)}</b>" if doubt and learns(projection["loss"]) else ""
     section = findings_section(
         projection, found, partial(plain_examples, tokens, projection["loss"]), timeline, account
     )

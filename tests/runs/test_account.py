@@ -185,5 +185,35 @@ def test_other_directions_are_not_taken(config, tmp_path, change, why):
 
 def test_directions_that_are_not_there_are_not_taken(config, tmp_path):
     first = Run.create(tmp_path / "first", TextTask(config)).make("train", say=None)
-    with pytest.raises(ValueError, match="has no directions yet; make them with polca run"):
+    with pytest.raises(ValueError, match="has no directions, or damaged ones: make them with polca subspace"):
         take_directions(first.inputs, first.folder, print)
+
+
+@pytest.mark.parametrize("harm", ["gone", "one missing", "damaged"])
+def test_directions_that_are_not_whole_are_not_taken(config, tmp_path, harm):
+    first = Run.create(tmp_path / "first", TextTask(config))
+    first.subspace(progress=False, say=None)
+    files = directions_files(first.folder / "basis")
+    if harm == "damaged":
+        files[0].write_bytes(files[0].read_bytes()[:-8] + b"12345678")
+    for file in files if harm == "gone" else files[:1] if harm == "one missing" else []:
+        file.unlink()
+    other = Run.create(tmp_path / "other", TextTask(replace(config, path_nodes=0))).make("train", say=None)
+    with pytest.raises(ValueError, match="no directions, or damaged ones"):
+        take_directions(other.inputs, first.folder, print)
+    assert not (other.folder / "basis").exists()
+
+
+def test_a_run_keeps_the_number_of_windows_that_it_was_begun_with(config, tmp_path):
+    Run.create(tmp_path / "run", TextTask(config)).make("train", say=None)
+    again = Run.create(tmp_path / "run", TextTask(replace(config, hessian_sequences=None)))
+    assert again.task.config.hessian_sequences == config.hessian_sequences and again.is_complete("train")
+
+
+def test_directions_of_few_tokens_are_told_with_the_number_that_mends_it_and_nothing_is_relied_on(config, tmp_path):
+    run = Run.create(tmp_path / "run", TextTask(replace(config, window=15.0)))
+    run.make("cluster", progress=False, say=None)
+    doubt = read_manifest(run.folder)["stages"]["train"]["doubt"]
+    assert "of 120 tokens" in doubt and "give more text, --texts" in doubt  # the Zen has 34 windows
+    found = run.findings()
+    assert found and all("directions of few tokens" in finding.doubts for finding in found)
