@@ -19,7 +19,7 @@ import xarray as xr
 from .axes import axis_ends
 from .breakthroughs import breakthroughs, window_fits
 from .clustering import OUTLIER, Clusters
-from .end_times import set_times, whole_falls
+from .end_times import set_times, skill_curves, whole_falls
 from .ends import END_NAMES
 from .joint import JointClusters, distinct_clusters
 from .labels import ALPHA, label_kinds, label_tests, label_words, projection_tokens, visible
@@ -48,7 +48,7 @@ class Side:
     label            what tells its tokens apart ("–": nothing); share, other, of_all: how many have it here, on the
                      other side (of a cluster: of all others), and of all tokens
     examples         some of its tokens, the best first: those that have the label, and of these those that fall with it
-    loss_first, …    exact, in nats, at the first and the last checkpoint
+    loss_first, …    exact, in nats, at the first and the last checkpoint; frequency_loss, of a guess by frequency
     begin, …         its time in steps (`set_times`); start_unseen: it may have begun before the first checkpoint
     part             how much of its whole fall is then, and of that of all tokens; not a number without a fall
     excess, …        of `set_times`, as chance, beyond, and hidden with its control
@@ -76,6 +76,7 @@ class Side:
     hidden_control: float
     spread: float = np.nan
     spread_control: float = np.nan
+    frequency_loss: float = np.nan
     unlearned = property(_unlearned)
 
 # %% ../../nbs/analysis/96_findings.ipynb #c53aba4f
@@ -260,17 +261,18 @@ def _sides(
     values = loss.transpose("step", "token").values.astype(float)
     kept = ["begin", "break_step", "end", "excess", "chance", "beyond", "hidden_control"]
     parts = zip(sets, labels.itertuples(), orders, spreads.to_dict("records"), times.to_dict("records"))
-    of_all = values.mean(1)
     sides = []
     for tokens, label, order, spread, when in parts:
         first, last = values[[0, -1]][:, tokens].mean(1)
         timed = {name: when[name] for name in kept}
         timed["hidden"] = bool(when["hidden"] and when["beyond"])
         timed["start_unseen"] = bool(when["begin"] == loss["step"].values[0] > 0)
-        timed["part"] = _part(when["fall"], values[:, tokens].mean(1))
+        curves, of_all = skill_curves(loss, [tokens])
+        timed["part"] = _part(when["fall"], curves[0])
         timed["part_of_all"] = _part(when["fall_of_all"], of_all)
         named = {"label": label.label, "share": label.share, "other": label.other, "of_all": label.of_all}
-        ends = {"loss_first": float(first), "loss_last": float(last)}
+        guess = float(loss["frequency_loss"].values[tokens].mean()) if "frequency_loss" in loss.coords else np.nan
+        ends = {"loss_first": float(first), "loss_last": float(last), "frequency_loss": guess}
         if when["beyond"]:
             order = [_falling_first(loss, part, when) for part in order]
         shown = np.concatenate(order)[:n_examples]
@@ -565,7 +567,9 @@ def side_words(side: Side, sign: str = "") -> str:
     elsewhere = "at the other end" if sign else "of the others"
     shares = f" ({side.share:.0%}, {elsewhere} {side.other:.0%}, of all {side.of_all:.0%})"
     shares = "" if side.label == _UNNAMED else shares
-    loss = f"loss {side.loss_first:.2f} → {side.loss_last:.2f}" + (", un-learned" if side.unlearned else "")
+    by_frequency = f" (by frequency {side.frequency_loss:.2f})" if np.isfinite(side.frequency_loss) else ""
+    loss = f"loss {side.loss_first:.2f} → {side.loss_last:.2f}{by_frequency}"
+    loss += ", un-learned" if side.unlearned else ""
     return f"{sign} {side_label(side)}{shares}: {len(side.tokens)} tokens, {loss}; {when_words(side)}".strip()
 
 

@@ -173,7 +173,7 @@ def random_control(
     return pd.DataFrame(counts).T.astype({"simple": int, "of": int})
 
 # %% ../../nbs/analysis/70_labels.ipynb #b8aff99c
-_NOT_KINDS = {"example", "offset", "target_id", "before", "after", "tagger", "token"}
+_NOT_KINDS = {"example", "offset", "frequency_loss", "target_id", "before", "after", "tagger", "token"}
 
 
 def _bins(values: np.ndarray) -> np.ndarray:

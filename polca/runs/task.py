@@ -32,7 +32,16 @@ from ..core.opening import ask_hub, cached_folder
 from ..core.pretrained import NoModelGiven, Pretrained
 from .estimates import Estimate
 from .text_config import TextConfig
-from .texts import SUFFIXES, check_windows, cut_windows, draw_windows, read_texts, skipped_files, text_losses
+from polca.runs.texts import (
+    SUFFIXES,
+    check_windows,
+    cut_windows,
+    draw_windows,
+    frequency_losses,
+    read_texts,
+    skipped_files,
+    text_losses,
+)
 
 # %% ../../nbs/runs/20_task.ipynb #e970e84d
 @dataclass(frozen=True)
@@ -316,6 +325,9 @@ def text_samples(
         return text_losses(model, some, context)
 
     analysed = losses(windows["analysed"])
+    every = [*windows["analysed"], *windows["hessian"]]
+    by_frequency = frequency_losses(analysed.tokens["target_id"].to_numpy(), every)
+    analysed.tokens = analysed.tokens.assign(frequency_loss=by_frequency)
     opened = open_tagger(tagger)
     try:
         analysed.tokens = analysed.tokens.assign(**token_tags(windows["analysed"], analysed.tokens, texts, opened))

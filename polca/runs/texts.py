@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'read_texts', 'skipped_files', 'cut_windows', 'check_coverage', 'window_batch', 'window_tokens',
-           'draw_windows', 'check_windows', 'text_losses']
+           'frequency_losses', 'draw_windows', 'check_windows', 'text_losses']
 
 # %% ../../nbs/runs/10_texts.ipynb #4728afe9
 import codecs
@@ -287,6 +287,15 @@ def _token_row(window: dict, position: int, around: int) -> dict:
 def _goes_on(before: str, piece: str) -> bool:
     "Whether `piece` goes on with a word; one without text of its own is the rest of a letter."
     return before[-1:].isalnum() and (not piece or piece[0].isalnum())
+
+# %% ../../nbs/runs/10_texts.ipynb #ce9944a4
+def frequency_losses(target_ids: np.ndarray, windows: Sequence[dict]) -> np.ndarray:
+    """The losses (token,), in nats, of a guess of targets by how often they come as a target in `windows`, which hold
+    them: each without itself, with half a time more for every id (Krichevsky and Trofimov).
+    """
+    counts = np.bincount(np.concatenate([window["ids"][1:] for window in windows]))
+    others = counts[target_ids] - 1
+    return -np.log((others + 0.5) / (counts.sum() - 1 + 0.5 * len(counts)))
 
 # %% ../../nbs/runs/10_texts.ipynb #5de50f8b
 def draw_windows(windows: Sequence[dict], sizes: Mapping[str, int], seed: int = 0) -> dict[str, list[dict]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..analysis.end_times import whole_falls
+from ..analysis.end_times import skill_curves, whole_falls
 from polca.analysis.findings import (
     SHOWN,
     SIGNS,
@@ -98,11 +98,14 @@ def plot_finding(loss: xr.DataArray, finding: Finding) -> "Figure":
     values = loss.transpose("step", "token").values.astype(float)
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.3), layout="constrained")
     left.plot(steps, np.median(values, axis=1), color="#777777", ls="--", lw=1.2)
-    right.plot(steps, _fallen(values.mean(1)), color="#777777", ls="--", lw=1.2, label="all tokens")
-    for side, sign, color in zip(finding.sides, SIGNS[finding.kind], _SIDE_COLORS):
+    curves, of_all = skill_curves(loss, [side.tokens for side in finding.sides])
+    right.plot(steps, _fallen(of_all), color="#777777", ls="--", lw=1.2, label="all tokens")
+    for side, curve, sign, color in zip(finding.sides, curves, SIGNS[finding.kind], _SIDE_COLORS):
         _quartiles(left, steps, values[:, side.tokens], color)
         label = f"{sign} {_short(side)}".strip()
-        right.plot(steps, _fallen(values[:, side.tokens].mean(1)), color=color, lw=1.6, label=label)
+        right.plot(steps, _fallen(curve), color=color, lw=1.6, label=label)
+        if np.isfinite(side.frequency_loss):
+            left.axhline(side.frequency_loss, color=color, ls=":", lw=1)
         if side.beyond:
             right.axvspan(side.begin, side.end, color=color, alpha=0.15, lw=0)
     left.set(xlabel="training step", ylabel="exact loss (nats)", title="Median and quartiles of its tokens")
@@ -128,6 +131,7 @@ def _side_row(side: Side, sign: str) -> list[str]:
     label = _named(side, sign)
     shares = f"{side.share:.0%} ({side.other:.0%}, {side.of_all:.0%})" if np.isfinite(side.share) else ""
     loss = f"{side.loss_first:.2f} → {side.loss_last:.2f}" + (" <b>un-learned</b>" if side.unlearned else "")
+    loss += f" ({side.frequency_loss:.2f})" if np.isfinite(side.frequency_loss) else ""
     part = f"{side.part:.0%} ({side.part_of_all:.0%})" if np.isfinite(side.part) else "–"
     excess = f"{side.excess:.2f} ({side.chance:.2f})"
     spread = f"{number_text(side.spread)} ({number_text(side.spread_control)})" if np.isfinite(side.spread) else ""
@@ -171,16 +175,18 @@ def finding_part(finding: Finding, show: Callable[[Side], str]) -> str:
 _HOW = (
     "An <i>axis</i> is an opposition: moving the weights along it helps the tokens of one side and hurts those of "
     "the other. A <i>cluster</i> is a set of tokens whose gradients go together. A side is <i>learned</i> in the "
-    "steps in which the exact loss of its tokens falls most beyond that of all tokens, scaled to fall as far from "
-    "the first checkpoint to the last (– : no more than random tokens do); <i>of its fall</i> says how much of its "
-    "whole fall is then; <i>hidden</i>, if the mean loss is flat by then. It is a time of the side as a whole: where "
-    "its <i>spread</i> is that of random sets, its tokens come one by one as scattered as any. In brackets stands: "
-    "of a label, how many at the other end of an axis, or of the tokens outside of a cluster, have it, and of all "
-    "tokens; of its fall, that of all tokens; of what is beyond all, what random sets of as many tokens stay below, "
-    "at all ends of axes together in nineteen cases of twenty, and likewise in all clusters; of hidden, the share of "
-    "random sets of which it would be said; of a spread, that of random sets. The timeline has <i>threads</i>: where "
-    "the gradients of two kinds of tokens are opposed, which is not when these are learned. The sections below give "
-    "clusters the <i>break</i> of the paper as well, the largest bend, and call it hidden by that."
+    "steps in which the exact loss of its tokens falls most beyond that of all tokens, scaled to fall as far in all "
+    "(– : no more than random tokens do); of texts only what is below the loss of a guess by token frequency counts, "
+    "which stands in brackets beside the loss: to learn how often tokens come is no skill of theirs; <i>of its "
+    "fall</i> says how much of its whole fall is then; <i>hidden</i>, if the mean loss is flat by then. It is a time "
+    "of the side as a whole: where its <i>spread</i> is that of random sets, its tokens come one by one as scattered "
+    "as any. In brackets stands: of a label, how many at the other end of an axis, or of the tokens outside of a "
+    "cluster, have it, and of all tokens; of its fall, that of all tokens; of what is beyond all, what random sets "
+    "of as many tokens stay below, at all ends of axes together in nineteen cases of twenty, and likewise in all "
+    "clusters; of hidden, the share of random sets of which it would be said; of a spread, that of random sets. The "
+    "timeline has <i>threads</i>: where the gradients of two kinds of tokens are opposed, which is not when these "
+    "are learned. The sections below give clusters the <i>break</i> of the paper as well, the largest bend, and call "
+    "it hidden by that."
 )
 
 

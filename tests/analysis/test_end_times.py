@@ -177,3 +177,22 @@ def test_two_checkpoints_tell_no_time(seed):
     loss = falling(depth, np.full(N, 100)).isel(step=[0, -1])
     sets = [rng.permutation(N)[: rng.integers(5, 100)] for _ in range(20)] + [np.flatnonzero(depth > 3)]
     assert not set_times(loss, sets, plateau=150, draws=20)["beyond"].any()
+
+
+def test_what_frequencies_give_is_no_time_of_its_own():
+    depth = np.full(N, 2.0)
+    at = np.full(N, 100)
+    at[:40] = 30
+    loss = falling(depth, at)
+    tokens = np.arange(40)
+    assert set_times(loss, [tokens], plateau=250).iloc[0]["beyond"]
+    guess = np.full(N, 9.0)
+    guess[:40] = 0.1  # all that these learn is below no guess
+    assert not set_times(loss.assign_coords(frequency_loss=("token", guess)), [tokens], plateau=250).iloc[0]["beyond"]
+    early = loss.values.copy()
+    early[:, :40] = 1.2 + 2 / (1 + np.exp((STEPS[:, None] - 30) / 5)) - 1 / (1 + np.exp((220 - STEPS[:, None]) / 5))
+    guess[:40] = 1.3
+    both = loss.copy(data=early)
+    assert set_times(both, [tokens], plateau=250).iloc[0]["first"] <= 30
+    row = set_times(both.assign_coords(frequency_loss=("token", guess)), [tokens], plateau=250).iloc[0]
+    assert row["beyond"] and row["first"] <= 220 <= row["last"]
