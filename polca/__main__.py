@@ -368,9 +368,11 @@ def reuse_directions(run, folder: str, say: Say) -> None:
     from polca.core.processes import on_first
     from polca.runs.making import take_directions
 
-    if not run.is_complete("subspace"):
-        run.make("train", say=say)
-        on_first(take_directions, run.inputs, folder, say)
+    if run.is_complete("subspace"):
+        say(f"{run.folder} has its directions already: nothing is taken of {folder}")
+        return
+    run.make("train", say=say)
+    on_first(take_directions, run.inputs, folder, say)
 
 
 def answer_analyze(options, say: Say) -> dict:

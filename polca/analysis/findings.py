@@ -19,7 +19,7 @@ import xarray as xr
 from .axes import axis_ends
 from .breakthroughs import breakthroughs, window_fits
 from .clustering import OUTLIER, Clusters
-from .end_times import set_times, skill_curves, whole_falls
+from .end_times import set_times, skill_curves
 from .ends import END_NAMES
 from .joint import JointClusters, distinct_clusters
 from .labels import ALPHA, label_kinds, label_tests, label_words, projection_tokens, visible
@@ -222,8 +222,8 @@ def _nearest(curves: np.ndarray, members: np.ndarray, medoid: int) -> np.ndarray
 
 # %% ../../nbs/analysis/96_findings.ipynb #45b6e5d9
 def _part(fall: float, curve: np.ndarray) -> float:
-    "How much a fall is of all that a curve (step,) falls."
-    whole = whole_falls(curve[None])[0]
+    "How much a fall is of all that a curve (step,) falls, which never rises."
+    whole = curve[0] - curve[-1]
     return float(fall / whole) if whole > 0 else np.nan
 
 

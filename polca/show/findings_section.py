@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..analysis.end_times import skill_curves, whole_falls
+from ..analysis.end_times import skill_curves
 from polca.analysis.findings import (
     SHOWN,
     SIGNS,
@@ -86,7 +86,7 @@ def _quartiles(ax, steps: np.ndarray, values: np.ndarray, color: str) -> None:
 
 def _fallen(curve: np.ndarray) -> np.ndarray:
     "How much of its whole fall a curve (step,) has behind it; nothing to tell of one that does not fall."
-    whole = whole_falls(curve[None])[0]
+    whole = curve[0] - curve[-1]
     return (curve[0] - curve) / whole if whole > 0 else np.full(len(curve), np.nan)
 
 

@@ -125,7 +125,7 @@ def _context_html(row: Mapping) -> str:
     document = str(row.get("document", ""))
     name = html_text(document.rpartition("/")[2])
     where = f", token {html_text(row['place'])}" if "place" in row else ""
-    where += f", loss {html_text(row['loss'])}" if "loss" in row else ""
+    where = f", {html_text(row['loss'])}" if "loss" in row else where  # there is room for one of them
     return (
         f"<div class=k><span class=b><bdi>{html_text(before)}</bdi></span>{html_target(row['target'])}"
         f"<span class=a><bdi>{html_text(after)}</bdi></span>"

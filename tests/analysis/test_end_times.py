@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
+from sklearn.isotonic import IsotonicRegression
 
 from polca.analysis.axes import axis_ends
-from polca.analysis.end_times import end_times, largest_falls, set_times
+from polca.analysis.end_times import end_times, largest_falls, set_times, skill_curves
 
 STEPS = np.arange(0, 310, 10)
 N = 400
@@ -45,8 +46,8 @@ def test_each_end_has_the_time_of_its_tokens_and_only_a_late_one_is_hidden():
         own = loss.values[:, tokens].mean(1)
         first, last = (int(np.flatnonzero(STEPS == step)[0]) for step in (row.first, row.last))
         assert last - first == 3  # a tenth of thirty intervals
-        assert row.fall == pytest.approx(own[first] - own[last])
-        assert row.fall_of_all == pytest.approx(float(loss[first].mean() - loss[last].mean()))
+        assert row.fall == pytest.approx(own[first] - own[last], abs=0.02)  # but for the noise
+        assert row.fall_of_all == pytest.approx(float(loss[first].mean() - loss[last].mean()), abs=0.02)
 
 
 def test_ends_that_fall_with_all_tokens_are_not_beyond_chance():
@@ -128,13 +129,12 @@ def test_the_excess_is_what_the_formula_says():
     loss = falling(depth, np.linspace(50, 250, N))
     tokens = np.arange(0, N, 3)
     row = set_times(loss, [tokens], plateau=250).iloc[0]
-    own, mean = loss.values[:, tokens].mean(1), loss.values.mean(1)
-
-    def fall(curve):
-        return max(curve[a] - curve[b] for a in range(len(STEPS)) for b in range(a, len(STEPS)))
-
-    scaled = fall(own) / fall(mean) * mean
-    brute = max(own[a] - own[a + 3] - max(scaled[a] - scaled[a + 3], 0) for a in range(len(STEPS) - 3))
+    own, mean = (
+        IsotonicRegression(increasing=False).fit_transform(STEPS, curve)
+        for curve in (loss.values[:, tokens].mean(1), loss.values.mean(1))
+    )
+    scaled = (own[0] - own[-1]) / (mean[0] - mean[-1]) * mean
+    brute = max(own[a] - own[a + 3] - (scaled[a] - scaled[a + 3]) for a in range(len(STEPS) - 3))
     assert row["excess"] == pytest.approx(brute)
 
 
@@ -196,3 +196,15 @@ def test_what_frequencies_give_is_no_time_of_its_own():
     assert set_times(both, [tokens], plateau=250).iloc[0]["first"] <= 30
     row = set_times(both.assign_coords(frequency_loss=("token", guess)), [tokens], plateau=250).iloc[0]
     assert row["beyond"] and row["first"] <= 220 <= row["last"]
+
+
+def test_jumps_that_do_not_stay_are_no_time():
+    rng = np.random.default_rng(11)
+    loss = falling(np.full(N, 2.0), np.full(N, 60), noise=0.05)
+    some = rng.permutation(N)[:40]
+    jumping = loss.values.copy()
+    jumping[20, some] += 0.4  # of like tokens together, at one checkpoint
+    jumping[25, some] -= 0.4
+    assert not set_times(loss.copy(data=jumping), [some], plateau=250).iloc[0]["beyond"]
+    curves, _ = skill_curves(loss.copy(data=jumping), [some])
+    assert (np.diff(curves[0]) <= 0).all()

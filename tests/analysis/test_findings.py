@@ -10,7 +10,7 @@ import xarray as xr
 from polca.analysis.agreement import cluster_agreements
 from polca.analysis.axes import axis_ends
 from polca.analysis.breakthroughs import breakthroughs
-from polca.analysis.end_times import whole_falls
+from polca.analysis.end_times import skill_curves
 from polca.analysis.findings import (
     Finding,
     Side,
@@ -80,11 +80,10 @@ def test_the_numbers_of_a_side_are_those_of_its_tokens(made):
             assert side.examples[0] == (labelled or [*outward])[0]
             assert side.spread == pytest.approx(breaks.loc[(i, end), "spread"])
             first, last = np.searchsorted(STEPS, [side.begin, side.end])
-            own, mean = loss[:, side.tokens].mean(1), loss.mean(1)
-            whole, whole_mean = whole_falls(np.stack([own, mean]))
+            (own,), mean = skill_curves(data["loss"], [side.tokens])
+            whole, whole_mean = own[0] - own[-1], mean[0] - mean[-1]
             scaled = whole / whole_mean * mean
-            expected = max(scaled[first] - scaled[last], 0)
-            assert side.excess == pytest.approx(own[first] - own[last] - expected)
+            assert side.excess == pytest.approx((own - scaled)[first] - (own - scaled)[last])
             assert side.part == pytest.approx((own[first] - own[last]) / whole)
             assert side.part_of_all == pytest.approx((mean[first] - mean[last]) / whole_mean)
             assert side.begin <= side.break_step < side.end

@@ -16,7 +16,7 @@ from partial_runs import copy_without
 
 from polca.explorer.pages import axes_piece, first_shown, listed_tokens, shown_from, tokens_piece, view_findings
 from polca.explorer.views import found_in_targets, open_view, search, view_of
-from polca.explorer.widgets import TABS, UPPER, Drawer, Explorer, Pane, explore, moved_span, stale_panes
+from polca.explorer.widgets import TABS, UPPER, Comparison, Drawer, Explorer, Pane, explore, moved_span, stale_panes
 from polca.runs.manifest import write_manifest
 from polca.runs.run import Run
 from polca.tasks.arithmetic import addition_preset
@@ -202,6 +202,14 @@ def test_a_finding_has_a_page_of_its_own_which_the_state_opens_again(folder, tmp
     assert f"<h3>{found[0].id}:" in opened.panes["findings"].html
     with pytest.raises(ValueError, match="there is no finding 'axis-99': use one of"):
         opened.show(finding="axis-99")
+
+
+def test_what_is_compared_has_no_page_of_a_finding_and_no_hidden_curves(folder):
+    opened = explore(folder, finding=view_findings(open_view(folder))[0].id)
+    assert opened.shown.finding
+    opened.show(hidden=(0,))
+    html = Comparison(opened.view).html(opened.shown, direction="1")
+    assert "there is no finding" not in html and "direction 1" in html
 
 
 def test_a_click_on_a_colour_takes_a_curve_away_and_back(explorer):
