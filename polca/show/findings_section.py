@@ -222,4 +222,5 @@ def findings_section(
     figure = html_figure(plot_findings(loss, findings, most), "The exact loss of the sides of each finding.")
     parts = "".join(finding_part(finding, show) for finding in findings[:most])
     rest = "".join(_folded(finding, show) for finding in findings[most:])
-    return f"{words}{account}{figure}{timeline}<p class=note>{_HOW}</p>{parts}{rest}"
+    how = f"<details><summary>What the words and brackets below say</summary><p class=note>{_HOW}</p></details>"
+    return f"{words}{account}{figure}{timeline}{how}{parts}{rest}"
