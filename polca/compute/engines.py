@@ -132,10 +132,9 @@ def _is_checked(calls: int, i: int, n_parts: int) -> bool:
     "Whether part `i` of `n_parts` is held against the check sum, after so many `calls` before this one."
     if calls == 0:
         return True
-    if calls >= 4 and calls % 8:
+    if calls > 1 and calls % 16:
         return False
-    turn = calls if calls < 4 else calls // 8
-    return i == turn % n_parts
+    return i == (1 + calls // 16) % n_parts
 
 # %% ../../nbs/compute/80_engines.ipynb #c619648c
 Directions = Tensor | Sequence[Tensor]  # (K, d), or several such tensors
