@@ -27,7 +27,7 @@ def texts_of(projection: xr.Dataset) -> np.ndarray:
     for name in ("document", "example"):
         if name in projection.coords and len(np.unique(projection[name])) >= ENOUGH:
             return projection[name].values
-    return projection["token"].values if "example" not in projection.coords else projection["example"].values
+    return projection["example" if "example" in projection.coords else "token"].values
 
 
 def can_be_halved(texts: np.ndarray, n_directions: int) -> bool:
