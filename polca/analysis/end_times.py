@@ -64,7 +64,8 @@ def _falling(curve: np.ndarray) -> np.ndarray:
     return isotonic_regression(learned, increasing=False).x
 
 # %% ../../nbs/analysis/91_end_times.ipynb #d8542e74
-_TIMES = ["first", "last", "break", "fall", "fall_of_all", "excess", "chance", "beyond", "hidden", "hidden_control"]
+_TIMES = ["first", "last", "break", "fall", "fall_of_all", "part", "part_of_all", "excess", "chance", "beyond"]
+_TIMES += ["hidden", "hidden_control"]
 _LEAST = 0.1  # of the whole fall of a set: what is beyond chance, and yet next to nothing, is no time of its own
 
 
@@ -94,8 +95,16 @@ def _falls(loss: xr.DataArray, sets: Sequence[np.ndarray], width: int) -> pd.Dat
     excess, first = largest_falls(beyond, width)
     fall_of_all = mean[first] - mean[first + width]
     when = {"first": steps[first], "last": steps[first + width], "break": _break_steps(beyond, first, width, steps)}
-    falls = {"fall": excess + reach * fall_of_all, "fall_of_all": fall_of_all}
-    return pd.DataFrame(when | falls | {"excess": excess, "reach": reach, "whole": curves[:, 0] - curves[:, -1]})
+    fall = excess + reach * fall_of_all
+    whole = curves[:, 0] - curves[:, -1]
+    parts = {"part": _share(fall, whole), "part_of_all": _share(fall_of_all, mean[0] - mean[-1])}
+    falls = {"fall": fall, "fall_of_all": fall_of_all, "excess": excess, "reach": reach, "whole": whole}
+    return pd.DataFrame(when | falls | parts)
+
+
+def _share(fall: np.ndarray, whole: np.ndarray | float) -> np.ndarray:
+    "How much of a whole fall a fall is; not a number where there is none."
+    return np.divide(fall, whole, out=np.full(len(fall), np.nan), where=np.broadcast_to(whole > 0, fall.shape))
 
 # %% ../../nbs/analysis/91_end_times.ipynb #95387f17
 def set_times(
@@ -115,10 +124,10 @@ def set_times(
 
     One row per set: first and last step of the stretch; break, where in it the excess begins to grow fastest; fall, of
     the mean loss of its tokens in it, and fall_of_all, of all tokens in the same, both of what stays (`skill_curves`),
-    in nats; excess, of the fall over that of all tokens times F_s / F; chance, what random sets of as many tokens come
-    to in 5% / the number of sets of the cases, `draws` for each set, times F_s / F where that is above 1; beyond,
-    whether its excess is above chance, and a tenth of its whole fall; hidden, whether its middle is after the plateau;
-    hidden_control, of random sets.
+    in nats; part and part_of_all, how much of the whole falls these are; excess, of the fall over that of all tokens
+    times F_s / F; chance, what random sets of as many tokens come to in 5% / the number of sets of the cases, `draws`
+    for each set, times F_s / F where that is above 1; beyond, whether its excess is above chance, and a tenth of its
+    whole fall; hidden, whether its middle is after the plateau; hidden_control, of random sets.
 
     Raises ValueError for one checkpoint, a width that is not there, and losses that are not finite.
     """

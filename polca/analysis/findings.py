@@ -19,7 +19,7 @@ import xarray as xr
 from .axes import axis_ends
 from .breakthroughs import breakthroughs, window_fits
 from .clustering import OUTLIER, Clusters
-from .end_times import set_times, skill_curves
+from .end_times import set_times
 from .ends import END_NAMES
 from .joint import JointClusters, distinct_clusters
 from .labels import ALPHA, label_kinds, label_tests, label_words, projection_tokens, visible
@@ -221,12 +221,6 @@ def _nearest(curves: np.ndarray, members: np.ndarray, medoid: int) -> np.ndarray
     return members[np.argsort(away, kind="stable")]
 
 # %% ../../nbs/analysis/96_findings.ipynb #45b6e5d9
-def _part(fall: float, curve: np.ndarray) -> float:
-    "How much a fall is of all that a curve (step,) falls, which never rises."
-    whole = curve[0] - curve[-1]
-    return float(fall / whole) if whole > 0 else np.nan
-
-
 def _falling_first(loss: xr.DataArray, order: np.ndarray, when: Mapping) -> np.ndarray:
     "Tokens in `order`, but those of which the loss falls in the time `when` at least half as far as the set's first."
     first, last = (loss.sel(step=when[end]).values[order].astype(float) for end in ("begin", "end"))
@@ -259,7 +253,7 @@ def _sides(
     times = set_times(loss, sets, plateau, draws=draws).rename(columns={"first": "begin", "last": "end"})
     times = times.rename(columns={"break": "break_step"})
     values = loss.transpose("step", "token").values.astype(float)
-    kept = ["begin", "break_step", "end", "excess", "chance", "beyond", "hidden_control"]
+    kept = ["begin", "break_step", "end", "part", "part_of_all", "excess", "chance", "beyond", "hidden_control"]
     parts = zip(sets, labels.itertuples(), orders, spreads.to_dict("records"), times.to_dict("records"))
     sides = []
     for tokens, label, order, spread, when in parts:
@@ -267,9 +261,6 @@ def _sides(
         timed = {name: when[name] for name in kept}
         timed["hidden"] = bool(when["hidden"] and when["beyond"])
         timed["start_unseen"] = bool(when["begin"] == loss["step"].values[0] > 0)
-        curves, of_all = skill_curves(loss, [tokens])
-        timed["part"] = _part(when["fall"], curves[0])
-        timed["part_of_all"] = _part(when["fall_of_all"], of_all)
         named = {"label": label.label, "share": label.share, "other": label.other, "of_all": label.of_all}
         guess = float(loss["frequency_loss"].values[tokens].mean()) if "frequency_loss" in loss.coords else np.nan
         ends = {"loss_first": float(first), "loss_last": float(last), "frequency_loss": guess}

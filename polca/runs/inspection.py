@@ -168,7 +168,7 @@ def _with_times(rows: list[dict], times: pd.DataFrame, key: str) -> list[dict]:
     out = []
     for row in rows:
         own = times[times["axis"] == row[key]]
-        ends = own.drop(columns="axis").set_index("end").to_dict("index")
+        ends = {row.pop("end"): row for row in _plain_records(own.drop(columns="axis"))}
         known = {name: None if value != value else value for name, value in row.items()}  # JSON knows no NaN
         out.append(known | {"learned": learned_words(times, row[key]), "ends": ends})
     return out
