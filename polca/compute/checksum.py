@@ -18,13 +18,13 @@ from ..core.losses import Params, TokenLosses
 
 # %% ../../nbs/compute/67_checksum.ipynb #e81d9761
 class CheckSum(NamedTuple):
-    """For every direction b, (K,) each: `error` |Σ_x s_x P[x, b] − ⟨b, ∇Σ_x s_x L(x)⟩|, and what it may be compared
-    with, `size` ‖P[:, b]‖ and `bound` ‖b‖ ‖∇Σ_x s_x L(x)‖.
+    """For every direction b, (K,) each: `error` |Σ_x s_x P[x, b] − ⟨b, ∇Σ_x s_x L(x)⟩|, and `size` ‖P[:, b]‖ that it
+    may be compared with; `length` of the gradient ∇Σ_x s_x L(x), ().
     """
 
     error: Tensor
     size: Tensor
-    bound: Tensor
+    length: Tensor
 
 
 def _rows(part: Tensor) -> Tensor:
@@ -45,13 +45,11 @@ def check_sum(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Te
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)
     gradient = _weighted_gradient(losses, i, params, slices, s)
     expected = []
-    squares = []
     for k in range(len(block_sizes(slices))):
         expected.append(sum(dots(_rows(slices[n][k]), g.flatten().to(P)) for n, g in gradient.items()))
-        squares.append(sum(_rows(slices[n][k]).square().sum(1) for n in gradient))
-    length = sum(g.double().square().sum() for g in gradient.values()).sqrt()
+    squares = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in gradient.values()]
     error = (s.to(P) @ P - torch.cat(expected)).abs()
-    return CheckSum(error, P.norm(dim=0), torch.cat(squares).sqrt() * length.to(P))
+    return CheckSum(error, P.norm(dim=0), sum(squares).sqrt().to(P))
 
 
 def relative_error(error: Tensor, size: Tensor) -> float:
@@ -63,9 +61,21 @@ class UnseenError(ValueError):
     "An engine does not see all of a model."
 
 
-def _worst_error(check: CheckSum, tolerance: float, rounding: float) -> float:
-    "The largest error of a direction in units of its P and of the rounding."
-    allowed = check.size + rounding / tolerance * check.bound + 1e-30
+def _lengths(slices: Slices) -> Tensor:
+    "‖b‖ of every direction, (K,)."
+    squares = [
+        sum(torch.linalg.vector_norm(_rows(parts[k]), dim=1, dtype=torch.float64).square() for parts in slices.values())
+        for k in range(len(block_sizes(slices)))
+    ]
+    return torch.cat(squares).sqrt()
+
+
+def _worst_error(check: CheckSum, slices: Slices, tolerance: float, rounding: float) -> float:
+    "The largest error of a direction in units of its P, and of the rounding of ‖b‖ ‖∇Σ_x s_x L(x)‖ where needed."
+    error = float((check.error / (check.size + 1e-30)).max())
+    if error <= tolerance:
+        return error  # without reading all directions again
+    allowed = check.size + rounding / tolerance * check.length * _lengths(slices).to(check.size) + 1e-30
     return float((check.error / allowed).max())
 
 
@@ -76,7 +86,7 @@ def check_seen(losses: TokenLosses, i: int, params: Params, slices: Slices, P: T
     check = check_sum(losses, i, params, slices, P)
     half = next(iter(params.values())).element_size() < 4
     tolerance, rounding = (0.3, 0.03) if half else (1e-3, 4e-6)
-    error = _worst_error(check, tolerance, rounding)
+    error = _worst_error(check, slices, tolerance, rounding)
     if half:
         error = max(error, relative_error(check.error.norm(), check.size.norm()))
     if not error <= tolerance:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checksum import check_sum, relative_error
-from .protocol import Part, Rates, Slices, Work, block_sizes
+from .protocol import Part, Rates, Slices, Work, block_sizes, reached
 from ..core.losses import Params, TokenLosses
 
 # %% ../../nbs/compute/70_difference.ipynb #a05ba60a
@@ -86,9 +86,11 @@ class DifferenceEngine:
     def cost(work: Work, rates: Rates) -> float:
         return 4 * work.sequences * work.positions * work.directions * work.matrices
 
-    def hold(self, one: TokenLosses, params: Params) -> None:
+    def hold(self, one: TokenLosses, params: Params) -> set[str]:
         leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
-        torch.autograd.grad(one.batch(0, leaves, fused=True).sum(), tuple(leaves.values()), allow_unused=True)
+        total = one.batch(0, leaves, fused=True).sum()
+        torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True)
+        return reached(total, leaves)
 
     def aside(self, params: Params) -> int:
         return 0

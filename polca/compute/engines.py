@@ -18,7 +18,8 @@ from .checksum import UnseenError, check_seen
 from .difference import DifferenceEngine
 from .forward import ForwardEngine
 from .layers import is_matrix, last_matrix
-from .protocol import Engine, Part, Rates, Work, cut_directions
+from .operators import is_finite
+from .protocol import Engine, Part, Rates, Work, cut_directions, reached
 from .reverse import ReverseEngine
 from ..core.losses import Params, TokenLosses, n_parameters, weight_names
 from ..core.memory import memory_bytes, n_examples, n_positions, split_batches
@@ -82,7 +83,7 @@ def _check_directions(directions: Tensor, params: Params) -> None:
             f"directions of shape {tuple(directions.shape)}: they must be (K, {d}), one row per direction, for a "
             f"model of {d} weights"
         )
-    bad = (~torch.isfinite(directions).all(1)).nonzero().flatten().tolist()
+    bad = [k for k, direction in enumerate(directions) if not is_finite(direction)]
     if bad:
         more = f", and {len(bad) - 1} more" if bad[1:] else ""
         raise ValueError(f"direction {bad[0]} has entries that are not finite{more}: compute the basis again")
@@ -107,23 +108,24 @@ def _frozen(losses: TokenLosses) -> set[str]:
     return {n for n, names in named if not losses.model.get_parameter(names[0]).requires_grad}
 
 
-def _check_reached(losses: TokenLosses, params: Params) -> None:
-    "Raise ValueError if a parameter that requires a gradient has none in any batch."
-    frozen = _frozen(losses)
-    missing = [n for n in params if n not in frozen]
+def _not_reached(losses: TokenLosses, params: Params, missing: set[str]) -> set[str]:
+    "Those parameters among the `missing` that have no gradient in any batch."
     for i in range(len(losses.batches)):
         if not missing or not losses.sizes[i]:
             continue
         leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
-        total = losses.batch(i, leaves, fused=True).sum()
-        if not total.requires_grad:
-            continue
-        gradients = torch.autograd.grad(total, [leaves[n] for n in missing], allow_unused=True)
-        missing = [n for n, g in zip(missing, gradients) if g is None]
+        missing = missing - reached(losses.batch(i, leaves, fused=True), leaves)
+    return missing
+
+
+def _check_reached(losses: TokenLosses, params: Params, found: set[str] = frozenset()) -> None:
+    "Raise ValueError if a parameter that requires a gradient has none in any batch; those `found` have one in some."
+    missing = _not_reached(losses, params, set(params) - _frozen(losses) - found)
     if missing:
-        others = " and others" if len(missing) > 3 else ""
+        named = [n for n in params if n in missing]
+        others = " and others" if len(named) > 3 else ""
         raise ValueError(
-            f"the loss does not depend on {', '.join(missing[:3])}{others}: is this the model that was "
+            f"the loss does not depend on {', '.join(named[:3])}{others}: is this the model that was "
             "trained? If it is so by design, say so with requires_grad_(False) on these parameters"
         )
 
@@ -150,10 +152,19 @@ class _Request(NamedTuple):
 
 
 def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int]]:
-    "The losses in parts that keep `engine` within the memory, and how many directions at a time have room in each."
+    """The losses in parts that keep `engine` within the memory, and how many directions at a time have room in each.
+
+    Raises ValueError as `split_batches` does, and for parameters that the losses do not depend on.
+    """
     losses, params, _, memory = request
     budget = memory_bytes(memory) - engine.aside(params)
-    parts, needs = split_batches(losses, params, engine.hold, budget, memory)
+    found = set()
+
+    def hold(one, params):
+        found.update(engine.hold(one, params))
+
+    parts, needs = split_batches(losses, params, hold, budget, memory)
+    _check_reached(losses, params, found)
     return parts, [max(1, budget // max(1, need)) for need in needs]
 
 # %% ../../nbs/compute/80_engines.ipynb #eaaf300a
@@ -168,7 +179,6 @@ class _Planned:
         self.slices = cut_directions(blocks, params)
         self.engine = ENGINE_CLASSES[engine](losses, params, self.slices)
         self.losses, self.room = _fit_parts(self.engine, request)
-        _check_reached(self.losses, params)
         self.engine.prepare(self.losses, params)
         self.calls = 0
 

@@ -100,14 +100,23 @@ def owned_parameters(model: nn.Module) -> dict[nn.Module, dict[str, str]]:
     return {m: local for m, local in owned.items() if local}
 
 
-def last_matrix(losses: TokenLosses, params: Params) -> LastMatrix | None:
-    "The layer of `is_matrix` that is called last, in the first batch; None where there is none."
+def _called(losses: TokenLosses, params: Params) -> list[nn.Module]:
+    "The layers of `is_matrix` in the order in which the first batch calls them."
     one = one_sequence(losses, 0)
     with _CalledMatrices(losses.model) as seen, torch.no_grad():
         one.batch(0, params)
-    if not seen.calls:
+    return seen.calls
+
+
+def last_matrix(losses: TokenLosses, params: Params) -> LastMatrix | None:
+    """The layer of `is_matrix` that comes last: the one that a model of transformers names as its output layer, or
+    else the one that the first batch calls last; None where there is none.
+    """
+    output = getattr(losses.model, "get_output_embeddings", lambda: None)()
+    calls = [output] if output is not None and is_matrix(output) else _called(losses, params)
+    if not calls:
         return None
-    layer = seen.calls[-1]
+    layer = calls[-1]
     names = parameter_names(losses.model)
     bias = None if layer.bias is None else names[id(layer.bias)]
-    return LastMatrix(layer, seen.calls.count(layer), names[id(layer.weight)], bias)
+    return LastMatrix(layer, calls.count(layer), names[id(layer.weight)], bias)

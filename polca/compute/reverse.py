@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from .contractions import BLOCK
 from .contributions import LayerDeltas, contribution
-from .forward import project_forward
+from .forward import OutputLayer, project_forward
 from .layers import is_known, is_matrix, is_norm, last_matrix, owned_parameters
-from .protocol import Part, Rates, Slices, Work, block_sizes, dtype_of
+from .protocol import Part, Rates, Slices, Work, block_sizes, dtype_of, reached
 from .smooth import ForwardHooks, Tangent
 from ..core.losses import Params, TokenLosses
 from ..core.memory import n_examples, tells_sequences, token_slots
@@ -227,12 +227,15 @@ def _aside(params: Params, dtype: torch.dtype) -> int:
     return BLOCK * dtype.itemsize * blocks + sum(p.nbytes for p in params.values())
 
 
-def _hold_graph(one: TokenLosses, params: Params, owned: Owned) -> set[nn.Module]:
-    "Hold the graph of the batch of `one`, and the output gradients of every target; the layers that mix sequences."
+def _hold_graph(one: TokenLosses, params: Params, owned: Owned) -> tuple[set[nn.Module], set[str]]:
+    """Hold the graph of the batch of `one`, and the output gradients of every target; the layers that mix sequences,
+    and the parameters that the losses depend on.
+    """
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     with _Record([m for m in owned if is_known(m)], n_examples(one.batches[0])) as record:
-        loss = one.batch(0, {name: p.detach().requires_grad_() for name, p in params.items()})
+        loss = one.batch(0, leaves)
     output_gradients(one, 0, loss, [call.output for call in record.calls])
-    return record.mixing
+    return record.mixing, reached(loss, leaves)
 
 # %% ../../nbs/compute/65_reverse.ipynb #2bd85ddf
 class ReverseEngine:
@@ -251,15 +254,17 @@ class ReverseEngine:
         self.slices = slices
         self.zeros = _Zeros(slices)
         self.owned = owned_parameters(losses.model)
-        self.last = last_matrix(losses, params)
+        self.output = OutputLayer(last_matrix(losses, params))
         self.mixing = set()  # layers that do not see one sequence as a batch of one, however many there are later
 
     @staticmethod
     def refusal(losses: TokenLosses) -> str | None:
         return None if tells_sequences(losses) else _NEEDS_EXAMPLES
 
-    def hold(self, one: TokenLosses, params: Params) -> None:
-        self.mixing |= _hold_graph(one, params, self.owned)
+    def hold(self, one: TokenLosses, params: Params) -> set[str]:
+        mixing, names = _hold_graph(one, params, self.owned)
+        self.mixing |= mixing
+        return names
 
     def aside(self, params: Params) -> int:
         return _aside(params, dtype_of(self.slices))
@@ -283,4 +288,4 @@ def _project_known(engine: ReverseEngine, part: Part, params: Params) -> tuple[T
 def _project_left(engine: ReverseEngine, part: Part, params: Params, left: set[str]) -> Tensor:
     "P over the parameters that are `left`, by the forward engine."
     slices = {n: blocks for n, blocks in engine.slices.items() if n in left}
-    return project_forward(part, params, slices, engine.last)[1]
+    return project_forward(part, params, slices, engine.output)[1]

@@ -521,9 +521,11 @@ def check_repeatable(function: ModelFunction, batch: Batch) -> None:
 def token_counts(function: ModelFunction, batches: Batches, check: bool = True) -> list[int]:
     """The number of tokens of each batch.
 
-    Raises ValueError for a token id that the model does not know, and where `check` is set for no tokens at all and as
-    `check_repeatable` does.
+    check   raise ValueError for a token id that the model does not know, for no tokens at all, and as
+            `check_repeatable` does; without it the targets of `next_token_loss` are counted, and the model is not asked
     """
+    if not check and function.loss is next_token_loss:
+        return [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
     try:
         sizes = [len(function.at(batch)) for batch in batches]
     except IndexError as e:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Attempt', 'memory_bytes', 'size_text', 'PeakMemory', 'MemoryBudgetError', 'SavedMemory', 'n_examples', 'n_positions',
-           'some_examples', 'token_slots', 'tells_sequences', 'one_sequence', 'sequence_needs', 'is_separable',
-           'split_batches', 'batch_of_part', 'part_of']
+           'some_examples', 'token_slots', 'tells_sequences', 'one_sequence', 'sequence_peak', 'sequence_needs',
+           'is_separable', 'split_batches', 'batch_of_part', 'part_of']
 
 # %% ../../nbs/core/20_memory.ipynb #0463162e
 import re
@@ -172,30 +172,33 @@ def one_sequence(losses: TokenLosses, i: int, copies: int = 1) -> TokenLosses:
     return one
 
 # %% ../../nbs/core/20_memory.ipynb #acbc1512
-def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Attempt) -> tuple[int, int]:
-    """The bytes to allow for `attempt(losses, params)` at its peak, for any number of sequences of batch `i`, and for
-    each of them: those of its tensors, times 2.3 on CPU and 1.3 elsewhere.
+def sequence_peak(losses: TokenLosses, i: int, params: Params, attempt: Attempt, copies: int = 1) -> int:
+    """The bytes to allow for `attempt(losses, params)` at its peak, for `copies` of the longest sequence of batch `i`:
+    those of its tensors, times 2.3 on CPU and 1.3 elsewhere.
 
     Raises ValueError where a part of the model cannot be differentiated as `attempt` asks.
     """
     try:
-        one = _peak_bytes(losses, i, params, attempt, copies=1)
-        two = _peak_bytes(losses, i, params, attempt, copies=2)
+        with PeakMemory() as peak:  # the sequences themselves included
+            attempt(one_sequence(losses, i, copies), params)
     except RuntimeError as e:
         if not re.search("differentiate twice|not implemented", str(e)):
             raise
         raise ValueError(f"a part of this model has no second derivative ({e}): use engine='difference'") from e
-    each = min(one, max(0, two - one))
     # freed memory that malloc does not give back has made a process up to 2.2 times as large as its tensors
     slack = 2.3 if next(iter(params.values())).device.type == "cpu" else 1.3
-    return int(slack * (one - each)), int(slack * each)
+    return int(slack * peak.bytes)
 
 
-def _peak_bytes(losses: TokenLosses, i: int, params: Params, attempt: Attempt, copies: int) -> int:
-    "The peak of `attempt` on copies of one sequence of batch `i`, the sequences themselves included."
-    with PeakMemory() as peak:
-        attempt(one_sequence(losses, i, copies), params)
-    return peak.bytes
+def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Attempt) -> tuple[int, int]:
+    "The bytes to allow for any number of sequences of batch `i`, and for each of them, as `sequence_peak` tells."
+    one, two = (sequence_peak(losses, i, params, attempt, copies) for copies in (1, 2))
+    return _fixed_and_each(one, two)
+
+
+def _fixed_and_each(one: int, two: int) -> tuple[int, int]:
+    each = min(one, max(0, two - one))
+    return one - each, each
 
 # %% ../../nbs/core/20_memory.ipynb #c0379bb1
 def is_separable(losses: TokenLosses, i: int, params: Params, n: int) -> bool:
@@ -223,21 +226,29 @@ def _shaken(params: Params) -> Params:
 
 # %% ../../nbs/core/20_memory.ipynb #bac54bb1
 class _Needs:
-    "`sequence_needs` of the batches of `losses`, measured once for batches that are alike."
+    "What sequences of the batches of `losses` take, measured once for batches that are alike."
 
     def __init__(self, losses: TokenLosses, params: Params, attempt: Attempt):
         self.losses = losses
         self.params = params
         self.attempt = attempt
-        self._known: dict[tuple, tuple[int, int]] = {}
+        self._known: dict[tuple, int] = {}
 
-    def __getitem__(self, i: int) -> tuple[int, int]:
+    def peak(self, i: int, copies: int = 1) -> int:
+        "`sequence_peak` of batch `i`."
         _, targets = _most_targets(self.losses, i)
         shapes = [(name, value.shape[1:]) for name, value in self.losses.batches[i].items()]
-        kind = (targets, *shapes)
+        kind = (copies, targets, *shapes)
         if kind not in self._known:
-            self._known[kind] = sequence_needs(self.losses, i, self.params, self.attempt)
+            self._known[kind] = sequence_peak(self.losses, i, self.params, self.attempt, copies)
         return self._known[kind]
+
+    def for_some(self, i: int, n: int, budget: int) -> tuple[int, int]:
+        """Of batch `i` the bytes for any number of sequences, and for each of them; where `n` times what one takes is
+        within `budget`, all of it is counted for each, and two are not tried.
+        """
+        one = self.peak(i)
+        return (0, one) if n * one <= budget else _fixed_and_each(one, self.peak(i, copies=2))
 
 # %% ../../nbs/core/20_memory.ipynb #dd31a220
 def _cut(n: int, fixed: int, each: int, budget: int) -> list[slice]:
@@ -269,8 +280,8 @@ def split_batches(
     bytes_of = []
     needs = _Needs(losses, params, attempt)
     for i, batch in enumerate(losses.batches):
-        fixed, each = needs[i]
-        _check_budget(i, fixed + each, budget, memory)
+        _check_budget(i, needs.peak(i), budget, memory)
+        fixed, each = needs.for_some(i, n_examples(batch), budget)
         parts = _cut(n_examples(batch), fixed, each, budget)
         if len(parts) > 1 and not is_separable(losses, i, params, max(2, parts[0].stop)):
             raise ValueError(
