@@ -42,7 +42,7 @@ except ImportError as e:
 # %% ../../nbs/explorer/30_widgets.ipynb #76f66254
 from ..analysis.decomposition import rules
 from ..compute.basis_files import load_subspace
-from ..core.files import atomic_path
+from ..core.disk import atomic_path
 from polca.explorer.pages import (
     PIECES_STYLE,
     Shown,

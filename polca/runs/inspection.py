@@ -22,8 +22,7 @@ from ..analysis.end_times import end_times, learned_words
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.named_axes import NamedAxes
 from ..core.checkpoints import Checkpoints
-from ..core.memory import size_text
-from .estimates import seconds_text
+from ..core.units import seconds_text, size_text
 from .manifest import LEAVES, STAGES
 from .stages import RunInputs, RunResults, breaking_curves, hashed_store
 

@@ -16,9 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..compute.basis_files import directions_files
-from ..core.files import locked, read_checked, size_on_disk, write_json
+from ..core.disk import read_checked, size_on_disk, write_json
+from ..core.files import locked
 from ..core.processes import from_first, n_processes, on_first, process_number
-from .estimates import peak_memory, seconds_text
+from ..core.units import seconds_text
+from .estimates import peak_memory
 from polca.runs.manifest import (
     FORMAT,
     FREE_SETTINGS,

@@ -23,7 +23,7 @@ import torch
 
 from ..compute.basis_files import fingerprint_subspace
 from ..core.checkpoints import Checkpoint, Checkpoints
-from ..core.files import hash_path, read_checked, write_json
+from ..core.disk import hash_path, read_checked, write_json
 from .task import Task, plain_values
 
 # %% ../../nbs/runs/30_manifest.ipynb #2be707e6

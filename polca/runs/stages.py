@@ -36,7 +36,7 @@ from ..compute.projection import project
 from ..compute.store import open_projection
 from ..compute.subspace import hessian_subspace
 from ..core.checkpoints import Checkpoints, require_steps
-from ..core.files import atomic_path, write_json
+from ..core.disk import atomic_path, write_json
 from ..core.losses import TokenLosses, fingerprint, n_parameters
 from ..core.processes import on_first, process_number
 from ..core.verification import losses_at, verify_checkpoints

@@ -45,7 +45,8 @@ from ..analysis.scores import agreement, linear_probe, skill_scores
 from ..compute.basis import Subspace, orthonormality_error, weight_axes
 from ..compute.projection import project
 from ..core.checkpoints import Checkpoints
-from ..core.files import atomic_path, locked
+from ..core.disk import atomic_path
+from ..core.files import locked
 from ..core.losses import n_parameters, parameters
 from ..core.processes import on_first
 from ..runs.answers import findings_text

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checkpoints import Checkpoints
-from ..core.files import atomic_path, read_checked, write_json
+from ..core.disk import atomic_path, read_checked, write_json
 from ..core.losses import fingerprint, next_token_loss
 from ..runs.texts import cut_windows, read_texts
 from . import training

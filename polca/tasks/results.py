@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..core.files import read_checked, write_json
+from ..core.disk import read_checked, write_json
 from ..runs.manifest import environment
 
 # %% ../../nbs/tasks/40_results.ipynb #9cf3722d

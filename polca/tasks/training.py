@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core.checkpoints import Checkpoints, equal_params
-from ..core.files import atomic_path, write_json
+from ..core.disk import atomic_path, write_json
 from ..core.losses import check_params, parameters
 from ..runs.estimates import Estimate, peak_memory, timed
 
