@@ -57,7 +57,6 @@ from ..runs.task import Samples, Task
 from polca.tasks.arithmetic import (
     PLACES,
     AdditionModel,
-    ArithmeticConfig,
     addition_loss,
     addition_losses,
     addition_preset,
@@ -65,6 +64,7 @@ from polca.tasks.arithmetic import (
     draw_pairs,
     train_addition,
 )
+from .experiment_configs import ArithmeticConfig
 from .results import read_results, write_results
 from .training import default_folder, estimate_training
 

@@ -43,8 +43,8 @@ from ..runs.run import Run
 from ..runs.stages import breaking_curves, clustered_curves
 from ..runs.task import Samples, Task, check_device, resolved, text_samples
 from .arithmetic_run import CLUSTERINGS
+from .experiment_configs import LanguageConfig
 from polca.tasks.language import (
-    LanguageConfig,
     LanguageModel,
     LanguageText,
     check_language_config,
