@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ..core.disk import read_checked, write_json
-from ..runs.manifest import environment
+from ..runs.origins import environment
 
 # %% ../../nbs/tasks/40_results.ipynb #9cf3722d
 RESULTS_FORMAT = 2  # of the files; 1 had no header
