@@ -6,12 +6,13 @@ import sys
 from dataclasses import asdict
 
 import pytest
+import zarr
 from partial_runs import made_up
 
 from polca.__main__ import _CHOICES, STAGE_WORDS, command_parser, main
 from polca.compute.engines import ENGINES
 from polca.compute.operators import MATRICES
-from polca.runs.manifest import STAGES
+from polca.runs.manifest import LEAVES, STAGES
 from polca.runs.text_config import TextConfig
 from polca.tasks.experiment_configs import ArithmeticConfig, LanguageConfig
 
@@ -134,6 +135,15 @@ def test_the_status_of_a_run_imports_nothing_that_takes_time(tmp_path):
         assert [row["stage"] for row in json.loads(out)["stages"] if row["complete"]] == [*complete]
         code, out, errors = status_of(run)
         assert (code, errors) == (0, "imported: []\n") and out.count(" complete ") == len(complete)
+
+
+def test_the_marks_of_an_unfinished_projection_take_no_more_than_zarr(tmp_path):
+    config = TextConfig("somebody/model", str(trainer_folder(tmp_path / "trainer")), ("zen.txt",))
+    run = made_up(tmp_path / "run", "texts", asdict(config))
+    marks = zarr.open_group(run / LEAVES["project"], mode="w").create_array("complete", shape=(3,), dtype=bool)
+    marks[:] = [True, True, False]
+    code, out, errors = status_of(run)
+    assert (code, errors) == (0, "imported: ['numpy', 'zarr']\n") and "unfinished: 2 of 3 checkpoints" in out
 
 
 def test_that_there_is_no_run_is_said_as_soon(tmp_path):
