@@ -79,7 +79,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, fields, replace
 from typing import Any, NamedTuple
@@ -246,22 +246,31 @@ _EXPERIMENT = {
 Say = Callable[[str], None]
 
 
-def stage_rows(run, status) -> dict:
-    "What `polca.runs.run.Run.status` says, for JSON, which has no NaN."
-    records = status.reset_index().to_dict("records")
-    rows = [{key: None if value != value else value for key, value in row.items()} for row in records]
-    return {"run": str(run.folder), "complete": bool(status["complete"].all()), "stages": rows}
+def stage_rows(folder, rows: Sequence[Mapping[str, Any]]) -> dict:
+    """What `polca.runs.status.stage_status` says of the run in `folder`, for JSON, which has no NaN. Where one number
+    of a column is a float, as NaN is, all are, as in a table of pandas.
+    """
+    floats = {name for row in rows for name, value in row.items() if isinstance(value, float)}
+
+    def plain(name, value):
+        if name not in floats:
+            return value
+        return None if value != value else float(value)
+
+    stages = [{name: plain(name, value) for name, value in row.items()} for row in rows]
+    return {"run": str(folder), "complete": all(row["complete"] for row in rows), "stages": stages}
 
 # %% ../nbs/20_main.ipynb #ca8a3e43
 def finish(run, say: Say) -> dict:
     "What a run has come to, and what there is to look at."
     from polca.runs.answers import findings_text
-    from polca.runs.inspection import axis_facts, axis_lines, format_status
+    from polca.runs.inspection import axis_facts, axis_lines
     from polca.runs.making import earlier_settings
+    from polca.runs.status import format_status, stage_status
 
-    status = run.status()
-    complete = status["complete"]
-    say(format_status(status))
+    rows = stage_status(run.inputs)
+    complete = {row["stage"]: row["complete"] for row in rows}
+    say(format_status(rows))
     if complete["project"] and complete["axes"] and complete["cluster"]:
         say(f"\n{findings_text(run.results, run.findings())}")
         say(f"(all of them: polca findings {run.folder}; the tables of axes and threads: polca inspect {run.folder})")
@@ -277,13 +286,13 @@ def finish(run, say: Say) -> dict:
         say(f"the report is not made yet, or was made with other settings: polca report {run.folder}")
     if complete["report"]:
         say(f"to read: {run.folder / 'report.html'}")
-        gone = [stage for stage in status.index[:-1] if not complete[stage]]
+        gone = [stage for stage, made in complete.items() if not made]
         if gone:
             say(
                 f"complete up to the report, though what {', '.join(gone)} left is gone: "
                 f"polca {gone[-1]} {run.folder} would make it again"
             )
-    return stage_rows(run, status)
+    return stage_rows(run.folder, rows)
 
 # %% ../nbs/20_main.ipynb #a13a7f92
 def with_late_settings(run, given: dict[str, Any]):
@@ -320,14 +329,13 @@ def answer_stage(options, say: Say) -> dict:
 
 
 def answer_status(options, say: Say) -> dict:
-    "`polca status RUN`."
-    from polca.runs.inspection import format_status
-    from polca.runs.run import Run
+    "`polca status RUN`: of its manifest and its files, so that nobody waits for torch to see how far a run is."
+    from polca.runs.status import RunRecord, format_status, stage_status
 
-    run = Run.open(options.run)
-    status = run.status()
-    say(format_status(status))
-    return stage_rows(run, status)
+    record = RunRecord(options.run)
+    rows = stage_status(record)
+    say(format_status(rows))
+    return stage_rows(record.folder, rows)
 
 
 def answer_inspect(options, say: Say) -> dict:
@@ -414,7 +422,7 @@ def answer_arithmetic(options, say: Say) -> dict:
 
 # %% ../nbs/20_main.ipynb #10cdae7a
 def language_settings(options) -> dict[str, Any]:
-    "The fields of `polca.tasks.language.LanguageConfig` that were given."
+    "The fields of `polca.tasks.experiment_configs.LanguageConfig` that were given."
     given = {}
     if options.texts is not None:
         given["texts"] = tuple(options.texts)

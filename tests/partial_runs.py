@@ -2,7 +2,7 @@
 
 import shutil
 
-from polca.runs.manifest import LEAVES, read_manifest, write_manifest
+from polca.runs.manifest import FORMAT, LEAVES, hash_settings, plain_values, read_manifest, write_manifest
 
 
 def remove(folder, stages):
@@ -29,3 +29,29 @@ def copy_without(folder, copy, stages):
     remove(copy, stages)
     forget(copy, stages)
     return copy
+
+
+def made_up(folder, task, config, stages=("train",), steps=(0, 100)):
+    """A run directory whose manifest says that `stages` are complete, which nobody has made: of `train` it knows the
+    `steps`, of each of the others there is a file.
+    """
+    config = plain_values(config)
+    records = {}
+    before = None
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if stage != "train":
+            (folder / LEAVES[stage]).write_text(stage)
+        records[stage] = {
+            "settings": hash_settings(config, stage),
+            "input": before,
+            "output": f"hash of {stage}",
+            "disk": len(stage),
+            "seconds": 1.5,
+            "peak_memory": 2**29,
+        }
+        before = records[stage]["output"]
+    records["train"]["weights"] = {str(step): "hash of its weights" for step in steps}
+    manifest = {"format": FORMAT, "task": task, "config": config, "stages": records}
+    write_manifest(folder / "run.json", manifest)
+    return folder

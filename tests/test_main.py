@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
+import zarr
+from partial_runs import made_up
 
 from polca.__main__ import _CHOICES, STAGE_WORDS, command_parser, main
 from polca.compute.engines import ENGINES
 from polca.compute.operators import MATRICES
-from polca.runs.manifest import STAGES
+from polca.runs.manifest import LEAVES, STAGES
+from polca.runs.text_config import TextConfig
+from polca.tasks.experiment_configs import ArithmeticConfig, LanguageConfig
 
 ANALYZE = "analyze --model m --checkpoints c --texts a b"
 
@@ -85,6 +90,65 @@ def test_the_parser_imports_nothing_that_takes_time():
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+SLOW = ("torch", "numpy", "pandas", "sklearn", "scipy", "zarr", "xarray", "matplotlib", "transformers")
+STATUS = f"""
+import sys
+from polca.__main__ import main
+
+status = main(["status", sys.argv[1], *sys.argv[2:]])
+print("imported:", [name for name in {SLOW} if name in sys.modules], file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def trainer_folder(folder):
+    "Checkpoints as a Trainer leaves them, of which there are only the names."
+    for step in (0, 100):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (folder / f"checkpoint-{step}" / name).touch()
+    return folder
+
+
+def status_of(folder, *options):
+    "What `polca status` prints in a process of its own, and what it has imported."
+    done = subprocess.run([sys.executable, "-c", STATUS, str(folder), *options], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_status_of_a_run_imports_nothing_that_takes_time(tmp_path):
+    config = TextConfig("somebody/model", str(trainer_folder(tmp_path / "trainer")), ("zen.txt",))
+    runs = [
+        made_up(tmp_path / "texts", "texts", asdict(config), STAGES),
+        made_up(tmp_path / "arithmetic", "arithmetic", asdict(ArithmeticConfig()), STAGES),
+        made_up(tmp_path / "language", "language", asdict(LanguageConfig(device="cuda:99")), STAGES[:2]),
+    ]
+    for run in runs[1:]:
+        (run / "checkpoints").mkdir()
+        for step in (0, 100):
+            (run / "checkpoints" / f"step-{step:08d}.safetensors").touch()
+    for run, complete in zip(runs, (STAGES, STAGES, STAGES[:2])):
+        code, out, errors = status_of(run, "--json")
+        assert (code, errors.splitlines()[-1]) == (0, "imported: []")
+        assert [row["stage"] for row in json.loads(out)["stages"] if row["complete"]] == [*complete]
+        code, out, errors = status_of(run)
+        assert (code, errors) == (0, "imported: []\n") and out.count(" complete ") == len(complete)
+
+
+def test_the_marks_of_an_unfinished_projection_take_no_more_than_zarr(tmp_path):
+    config = TextConfig("somebody/model", str(trainer_folder(tmp_path / "trainer")), ("zen.txt",))
+    run = made_up(tmp_path / "run", "texts", asdict(config))
+    marks = zarr.open_group(run / LEAVES["project"], mode="w").create_array("complete", shape=(3,), dtype=bool)
+    marks[:] = [True, True, False]
+    code, out, errors = status_of(run)
+    assert (code, errors) == (0, "imported: ['numpy', 'zarr']\n") and "unfinished: 2 of 3 checkpoints" in out
+
+
+def test_that_there_is_no_run_is_said_as_soon(tmp_path):
+    code, out, errors = status_of(tmp_path)
+    assert (code, out) == (2, "") and "no run of polca" in errors and errors.endswith("imported: []\n")
 
 
 HALF_MADE = """

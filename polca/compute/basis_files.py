@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .basis import Subspace, check_subspace, own_rows, tensor_bytes
-from ..core.files import atomic_path, check_finite, open_weights
+from ..core.disk import atomic_path
+from ..core.files import check_finite, open_weights
 from ..core.losses import Params, TokenLosses, check_params, fingerprint
 from ..core.processes import n_processes, on_first
 

@@ -10,7 +10,6 @@ __all__ = ['check_step', 'Checkpoint', 'weights_hash', 'equal_params', 'check_te
 import hashlib
 import json
 import operator
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import atomic_path, check_finite, listed_names, open_weights, write_json
+from .disk import atomic_path, write_json
+from .files import check_finite, listed_names, open_weights
 from .folders import read_config
 from .losses import Params, buffers, parameters, plain_names, unwrapped
+from .places import own_steps
 from .reference import loaded, silent_transformers
 
 # %% ../../nbs/core/70_checkpoints.ipynb #ca31cc31
@@ -155,19 +156,8 @@ def _renamed(params: Params, names: dict[str, str]) -> Params:
     return {names[n]: p for n, p in params.items()}
 
 # %% ../../nbs/core/70_checkpoints.ipynb #597c6aa6
-_NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.safetensors")
-
-
-def _steps_in(folder: Path) -> list[int]:
-    "The steps of the files of polca in a folder, increasing; none if there is no such folder."
-    if not folder.is_dir():
-        return []
-    matches = [_NAME.fullmatch(file.name) for file in folder.iterdir()]
-    return sorted(int(match[1]) for match in matches if match)
-
-
 def _read_finite(file: Path) -> Checkpoint:
-    "The same; raises ValueError for weights that are not finite, too."
+    "What is in a file of polca. Raises ValueError as `_read_file` does, and for weights that are not finite."
     checkpoint = _read_file(file)
     check_finite(checkpoint.params, str(file))
     return checkpoint
@@ -295,7 +285,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         "The training steps that are on disk, increasing: [0, 100, …]."
-        return _steps_in(self.path)
+        return own_steps(self.path)
 
     def file(self, step: int) -> Path:
         "Where the checkpoint of `step` lies; it need not exist yet."

@@ -6,7 +6,6 @@
 __all__ = ['Place', 'Pretrained', 'NoModelGiven', 'open_checkpoints', 'hub_checkpoints']
 
 # %% ../../nbs/core/80_pretrained.ipynb #b7fefa6c
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from torch import nn
 
 from .checkpoints import Checkpoint, Checkpoints, require_steps
 from .files import check_finite
-from .folders import choose_steps, first_names, has_weights, is_adapter, other_kind, step_of
+from .folders import choose_steps, is_adapter
 from .losses import buffers, check_params, parameters
 from .opening import open_adapter, open_folder, open_revision
+from .places import checkpoint_places, untold
 from .state_dicts import as_checkpoint
 from .weight_files import read_place
 
@@ -128,56 +128,6 @@ class Pretrained(Checkpoints):
     read = _read
     open_model = _open_model
 
-# %% ../../nbs/core/80_pretrained.ipynb #c78e4925
-def _step_folders(path: Path) -> list[Path]:
-    return [p for p in sorted(path.iterdir()) if p.is_dir() and step_of(p.name) is not None]
-
-
-def _has_model(folder: Path) -> bool:
-    return has_weights(folder) or is_adapter(folder)
-
-# %% ../../nbs/core/80_pretrained.ipynb #999c05ef
-def _holds_checkpoints(path: Path, but: Path | None = None) -> bool:
-    "Whether a folder has subfolders with weights whose names tell a step, beside one."
-    return any(p != but and _has_model(p) for p in _step_folders(path))
-
-
-def _places_in(path: Path) -> dict[str, Path]:
-    "{name: place} of what may be checkpoints of others in a folder: subfolders with weights, or files of Lightning."
-    with_weights = {p.name: p for p in _step_folders(path) if _has_model(p)}
-    if with_weights:
-        return with_weights
-    return {p.stem: p for p in sorted(path.glob("*.ckpt")) if step_of(p.stem) is not None}
-
-# %% ../../nbs/core/80_pretrained.ipynb #41cb4dab
-def _why_none(path: Path) -> str:
-    "What a folder without checkpoints holds instead."
-    if _has_model(path):
-        return f"{path} is a single checkpoint: give the folder that holds it and the others, {_others(path)}"
-    folders = [p for p in sorted(path.iterdir()) if p.is_dir()]
-    inside = next((p for p in folders if Checkpoints(p).steps or _holds_checkpoints(p)), None)
-    if inside:
-        return f"{path} holds no checkpoints itself, they are in {inside}: give that folder"
-    for place in (*_step_folders(path), path):
-        if kind := other_kind(place):
-            return kind
-    return (
-        f"{path} holds no checkpoints: neither files step-00000000.safetensors, …, nor folders such as "
-        f"checkpoint-500 with weights in them{_contents(path)}"
-    )
-
-# %% ../../nbs/core/80_pretrained.ipynb #886a1a42
-def _others(path: Path) -> str:
-    above = path.absolute().parent
-    if _holds_checkpoints(above, path.absolute()):
-        return f"such as {above}"
-    return "whose names tell their steps, as checkpoint-500 does (the folder of a model goes to --model)"
-
-
-def _contents(path: Path) -> str:
-    names = [p.name + ("/" if p.is_dir() else "") for p in sorted(path.iterdir()) if not p.name.startswith(".")]
-    return f" (there is {first_names(names, 5)})" if names else " (it is empty)"
-
 # %% ../../nbs/core/80_pretrained.ipynb #5060c790
 class NoModelGiven(ValueError):
     "Checkpoints do not tell what model they are of."
@@ -185,23 +135,12 @@ class NoModelGiven(ValueError):
 
 def _check_described(places: Iterable[Path], model) -> None:
     "Raise NoModelGiven unless all checkpoints tell what model they are of, or it is given."
-    untold = [p for p in places if not ((p / "config.json").exists() or is_adapter(p))]
-    if untold and not isinstance(model, nn.Module):
-        silent = "does not tell" if untold[0].suffix == ".ckpt" else "has no config.json that would tell"
+    silent_ones = untold(places)
+    if silent_ones and not isinstance(model, nn.Module):
+        silent = "does not tell" if silent_ones[0].suffix == ".ckpt" else "has no config.json that would tell"
         raise NoModelGiven(
-            f"{untold[0]} {silent} what model it is: give the model itself, open_checkpoints(path, model)"
+            f"{silent_ones[0]} {silent} what model it is: give the model itself, open_checkpoints(path, model)"
         )
-
-# %% ../../nbs/core/80_pretrained.ipynb #950034c2
-def _warn_empty(path: Path, empty: Sequence[Path]) -> None:
-    if not empty:
-        return
-    kind = next(filter(None, map(other_kind, empty)), None)
-    warnings.warn(
-        f"there are no weights in {first_names([p.name for p in empty], 5)} of {path}: left out"
-        + (f" ({kind})" if kind else ""),
-        stacklevel=3,
-    )
 
 # %% ../../nbs/core/80_pretrained.ipynb #16cebf44
 def open_checkpoints(path: str | Path, model: nn.Module | type | None = None, series: str | None = None) -> Checkpoints:
@@ -211,22 +150,15 @@ def open_checkpoints(path: str | Path, model: nn.Module | type | None = None, se
     model    for what polca did not save, as in `Pretrained`
     series   a part of the names of the wanted ones, where there are several series (`polca.core.folders.choose_steps`)
 
-    Raises ValueError for a folder without any, with what it holds instead and the command that mends it; for several
-    series of which none is chosen; two of one step; and where no model is given and no `config.json` tells. Warns of
-    those that are left out.
+    Raises ValueError as `polca.core.places.checkpoint_places` does, and where no model is given and no `config.json`
+    tells. Warns of those that are left out.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a directory: give the one that holds the checkpoints")
     own = Checkpoints(path)
     if own.steps:
         return own
-    named = _places_in(path)
-    if not named:
-        raise ValueError(_why_none(path))
-    places = {step: named[name] for step, name in choose_steps(named, str(path), series).items()}
+    places = checkpoint_places(path, series)
     _check_described(places.values(), model)
-    _warn_empty(path, [p for p in _step_folders(path) if p.name not in named])
     return Pretrained(places, model, str(path))
 
 # %% ../../nbs/core/80_pretrained.ipynb #23c2c41b

@@ -19,9 +19,10 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .checkpoints import Checkpoint, Checkpoints, check_step, equal_params, recorded, require_steps
-from .files import check_finite, write_json
+from .disk import write_json
+from .files import check_finite
 from .losses import Params, n_parameters
-from .memory import size_text
+from .units import size_text
 
 # %% ../../nbs/core/90_recording.ipynb #69fb8726
 def log_steps(last: int, n: int = 100, largest: int | None = None) -> list[int]:

@@ -42,7 +42,7 @@ except ImportError as e:
 # %% ../../nbs/explorer/30_widgets.ipynb #76f66254
 from ..analysis.decomposition import rules
 from ..compute.basis_files import load_subspace
-from ..core.files import atomic_path
+from ..core.disk import atomic_path
 from polca.explorer.pages import (
     PIECES_STYLE,
     Shown,
@@ -86,8 +86,8 @@ from polca.explorer.views import (
     stability,
     view_of,
 )
-from ..runs.inspection import format_status
 from ..runs.run import Run
+from ..runs.status import format_status, stage_status
 from ..show.html import html_text, number_text
 
 # %% ../../nbs/explorer/30_widgets.ipynb #ec06f7bb
@@ -1328,10 +1328,9 @@ def opened_view(run: str | Path | Run | View | xr.Dataset) -> View:
 def unfinished_html(folder: str | Path) -> str:
     "What there is of a run that cannot be looked at yet: its stages, and the table of its basis."
     run = Run.open(folder)
-    status = run.status()
-    stages = html_text(format_status(status)).replace("⏎", "\n")
-    complete = status["complete"].to_dict()
-    if not complete["subspace"]:
+    rows = stage_status(run.inputs)
+    stages = html_text(format_status(rows)).replace("⏎", "\n")
+    if not run.is_complete("subspace"):
         return f"<pre>{stages}</pre>"
     table = load_subspace(run.folder / "basis").table
     basis = table.to_html(float_format="{:.3g}".format, border=0)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from ..analysis.axes import NoAxesError, SkillAxes
 from ..analysis.named_axes import NamedAxes
 from ..analysis.threads import Threads
-from ..core.files import read_checked, write_json
+from ..core.disk import read_checked, write_json
 
 # %% ../../nbs/runs/35_axis_files.ipynb #c2e663dd
 _ARRAYS = ("scores", "loadings", "center", "sizes")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASSUMED_ITERATIONS', 'peak_memory', 'timed', 'Estimate', 'estimate_reading', 'estimate_mean_gradients',
-           'estimate_subspace', 'estimate_projection', 'estimate_analysis', 'seconds_text', 'estimates_table']
+           'estimate_subspace', 'estimate_projection', 'estimate_analysis', 'estimates_table']
 
 # %% ../../nbs/runs/15_estimates.ipynb #ec7bd09c
 import resource
@@ -29,7 +29,8 @@ from ..compute.lanczos import lanczos
 from ..compute.operators import MATRICES, HessianOperator, mean_gradient
 from ..core.checkpoints import Checkpoints, weights_hash
 from ..core.losses import TokenLosses, check_params, n_parameters
-from ..core.memory import size_text, tells_sequences, token_slots
+from ..core.memory import tells_sequences, token_slots
+from ..core.units import seconds_text, size_text
 
 # %% ../../nbs/runs/15_estimates.ipynb #4dc045c7
 def peak_memory() -> int:
@@ -248,13 +249,6 @@ def estimate_analysis(
             "assumed: 6 s and 0.1 s per direction drawn",
         ),
     }
-
-# %% ../../nbs/runs/15_estimates.ipynb #669f512a
-def seconds_text(seconds: float) -> str:
-    "`seconds` for people."
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 # %% ../../nbs/runs/15_estimates.ipynb #ffa572d0
 def estimates_table(estimates: dict[str, Estimate]) -> pd.DataFrame:

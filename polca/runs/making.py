@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EARLIER', 'claim_folder', 'is_bare', 'discard_run', 'check_settings', 'earlier_settings', 'as_begun', 'begin_run',
-           'other_directions', 'take_directions', 'is_complete', 'missing_stages', 'make_stages']
+           'other_directions', 'take_directions', 'make_stages']
 
 # %% ../../nbs/runs/58_making.ipynb #585f8089
 import errno
@@ -16,27 +16,30 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..compute.basis_files import directions_files
-from ..core.files import locked, read_checked, size_on_disk, write_json
+from ..core.disk import read_checked, size_on_disk, write_json
+from ..core.files import locked
 from ..core.processes import from_first, n_processes, on_first, process_number
-from .estimates import peak_memory, seconds_text
+from ..core.units import seconds_text
+from .estimates import peak_memory
 from polca.runs.manifest import (
     FORMAT,
     FREE_SETTINGS,
     LATE_SETTINGS,
     LEAVES,
     STAGES,
-    environment,
     filled_config,
     hash_settings,
-    hash_stage,
     holds_nothing,
+    plain_values,
     read_manifest,
     setting,
     write_manifest,
 )
+from .origins import environment, hash_stage
 from .preflight import preflight
 from .stages import WORK, RunInputs, RunResults, break_window, check_cluster_sizes
-from .task import Task, plain_values
+from .status import missing_stages
+from .task import Task
 
 # %% ../../nbs/runs/58_making.ipynb #5b95ca2e
 def claim_folder(inputs: RunInputs, wanted: dict) -> None:
@@ -314,41 +317,6 @@ def _confirm(inputs: RunInputs, stage: str, say: Callable[[str], None]) -> None:
     if guess:
         since = " since it went on" if took["resumed"] else ""
         say(f"      took {seconds_text(took['seconds'])}{since}, estimated {seconds_text(guess['seconds'])}")
-
-# %% ../../nbs/runs/58_making.ipynb #0e972a3d
-def is_complete(inputs: RunInputs, stage: str) -> bool:
-    """Whether a stage is in the manifest, was made from what is there of the stage before it, and its files are there,
-    as large as they were.
-    """
-    manifest = inputs.manifest
-    records = manifest["stages"]
-    chain = STAGES[: STAGES.index(stage) + 1]
-    for own in chain:
-        if own not in records or records[own]["settings"] != hash_settings(manifest["config"], own):
-            return False
-    for before, after in zip(chain, chain[1:]):
-        if records[after]["input"] != records[before]["output"]:
-            return False
-    if stage != "train":
-        return size_on_disk(inputs.folder / LEAVES[stage]) == records[stage]["disk"]
-    try:
-        return {int(step) for step in records["train"]["weights"]} <= set(inputs.store.steps)
-    except (ValueError, OSError):
-        return False
-
-# %% ../../nbs/runs/58_making.ipynb #9dd4e6fb
-def missing_stages(inputs: RunInputs, upto: str) -> list[str]:
-    """The stages up to one that are not complete.
-
-    Once the projection is, nothing after it needs weights or directions: they may be gone.
-    """
-    stages = STAGES[: STAGES.index(upto) + 1]
-    after = stages[STAGES.index("project") + 1 :]
-    if after and all(is_complete(inputs, stage) for stage in after):
-        return []  # nor the projection, once all after it is there
-    if "project" in stages and is_complete(inputs, "project"):
-        stages = after
-    return [stage for stage in stages if not is_complete(inputs, stage)]
 
 # %% ../../nbs/runs/58_making.ipynb #10a2904c
 _DOES = {

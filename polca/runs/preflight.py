@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from ..compute.quadrature import path_levels
-from ..core.memory import size_text
+from ..core.units import seconds_text, size_text
 from polca.runs.estimates import (
     Estimate,
     estimate_analysis,
@@ -20,7 +20,6 @@ from polca.runs.estimates import (
     estimate_reading,
     estimate_subspace,
     estimates_table,
-    seconds_text,
 )
 from .manifest import setting, write_manifest
 from .stages import RunInputs, chooses_rule, path_tolerance

@@ -18,10 +18,11 @@ from ..analysis.named_axes import NamedAxes
 from ..compute.basis import Subspace
 from ..core.checkpoints import Checkpoints
 from .answers import run_clusters, run_findings, run_tokens
-from .inspection import inspect_results, stage_status
-from .making import as_begun, begin_run, is_complete, make_stages, missing_stages
+from .inspection import inspect_results
+from .making import as_begun, begin_run, make_stages
 from .manifest import STAGES, make_task, read_manifest
 from .stages import RunInputs, RunResults
+from .status import is_complete, missing_stages, stage_status
 from .task import Task
 
 # %% ../../nbs/runs/60_run.ipynb #673fb439
@@ -50,7 +51,7 @@ def _make(run: "Run", upto: str = "report", progress: bool = True, say: Callable
 
 
 def _todo(run: "Run", upto: str = "report") -> list[str]:
-    "The stages up to one that are not complete (`polca.runs.making.missing_stages`)."
+    "The stages up to one that are not complete (`polca.runs.status.missing_stages`)."
     return missing_stages(run.inputs, upto)
 
 
@@ -109,18 +110,14 @@ def _clusters(run: "Run") -> pd.DataFrame:
     return run_clusters(run.results)
 
 # %% ../../nbs/runs/60_run.ipynb #cedf12d6
-def _complete(run: "Run") -> list[str]:
-    return [stage for stage in STAGES if run.is_complete(stage)]
-
-
 def _status(run: "Run") -> pd.DataFrame:
-    "`stage_status`: one row per stage, what it took beside what was estimated."
-    return stage_status(run.inputs, _complete(run))
+    "`stage_status` as a table: one row per stage, what it took beside what was estimated."
+    return pd.DataFrame(stage_status(run.inputs)).set_index("stage")
 
 
 def _inspect(run: "Run") -> dict:
     "`inspect_results`: what is in the run, every file held against its hash."
-    return inspect_results(run.inputs, run.results, _complete(run))
+    return inspect_results(run.inputs, run.results, [stage for stage in STAGES if run.is_complete(stage)])
 
 # %% ../../nbs/runs/60_run.ipynb #1c48a39a
 class Run:

@@ -36,13 +36,25 @@ from ..compute.projection import project
 from ..compute.store import open_projection
 from ..compute.subspace import hessian_subspace
 from ..core.checkpoints import Checkpoints, require_steps
-from ..core.files import atomic_path, write_json
+from ..core.disk import atomic_path, write_json
 from ..core.losses import TokenLosses, fingerprint, n_parameters
 from ..core.processes import on_first, process_number
 from ..core.verification import losses_at, verify_checkpoints
 from .axis_files import load_axes, save_axes
-from .manifest import DISPLACEMENTS, LEAVES, HashedCheckpoints, hash_stage, read_manifest, setting
+from .manifest import DISPLACEMENTS, LEAVES, read_manifest, setting
+from .origins import HashedCheckpoints, hash_stage
 from .task import Samples, Task
+
+# %% ../../nbs/runs/40_stages.ipynb #288b3b12
+def _steps(inputs: "RunInputs") -> tuple[list[int], list[int]]:
+    "The source steps of the basis and the steps that are projected, as `train` found them."
+    known = inputs.manifest["stages"].get("train")
+    return (known["source_steps"], known["steps"]) if known else inputs.task.steps(inputs.store)
+
+
+def _checkpoint_steps(inputs: "RunInputs") -> list[int]:
+    "The steps whose checkpoints are there. Raises ValueError or OSError where they cannot be found."
+    return inputs.store.steps
 
 # %% ../../nbs/runs/40_stages.ipynb #78b8a574
 class RunInputs:
@@ -80,10 +92,8 @@ class RunInputs:
             self._samples = _checked_samples(self, self.task.samples(self.store))
         return self._samples
 
-    def steps(self) -> tuple[list[int], list[int]]:
-        "The source steps of the basis and the steps that are projected, as `train` found them."
-        known = self.manifest["stages"].get("train")
-        return (known["source_steps"], known["steps"]) if known else self.task.steps(self.store)
+    steps = _steps
+    checkpoint_steps = _checkpoint_steps
 
 # %% ../../nbs/runs/40_stages.ipynb #0040ecf3
 def hashed_store(inputs: RunInputs) -> HashedCheckpoints:

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Samples', 'Task', 'check_text_config', 'resolved', 'check_device', 'model_of_config', 'open_language_model',
-           'open_tokenizer', 'plain_values', 'open_text_checkpoints', 'choose_text_steps', 'text_samples',
-           'hessian_windows', 'sample_doubt', 'draw_text_samples', 'TextTask']
+           'open_tokenizer', 'open_text_checkpoints', 'choose_text_steps', 'text_samples', 'hessian_windows',
+           'sample_doubt', 'draw_text_samples', 'TextTask']
 
 # %% ../../nbs/runs/20_task.ipynb #46965117
 import dataclasses
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +24,14 @@ from ..analysis.tags import check_tagger, open_tagger, token_tags
 from ..compute.engines import ENGINES
 from ..compute.operators import MATRICES
 from ..core.checkpoints import Checkpoints
-from ..core.folders import check_place, has_weights, is_adapter, neighbours, read_config
+from ..core.folders import check_place, has_weights, is_adapter, read_config
 from ..core.losses import TokenLosses
 from ..core.memory import memory_bytes
 from ..core.opening import ask_hub, cached_folder
 from ..core.pretrained import NoModelGiven, Pretrained
 from .estimates import Estimate
 from .text_config import TextConfig
+from .text_places import check_checkpoints, check_hub_names
 from polca.runs.texts import (
     SUFFIXES,
     check_windows,
@@ -241,31 +241,16 @@ def open_tokenizer(name: str):
         )
     return tokenizer
 
-# %% ../../nbs/runs/20_task.ipynb #a190e339
-def plain_values(value) -> Any:
-    "`value` as JSON gives it back."
-    return json.loads(json.dumps(value))
-
 # %% ../../nbs/runs/20_task.ipynb #a215a88b
 def open_text_checkpoints(config: TextConfig, model: Callable[[], nn.Module]) -> Checkpoints:
     """The checkpoints that `config` names: in a folder, or a suite on the hub with its revisions.
 
     model   makes the model, for weights beside which no configuration says whose they are
     """
+    check_checkpoints(config)
     place = config.checkpoints
-    revisions = config.revisions
-    if revisions and _is_folder(place):
-        raise ValueError(
-            f"revisions={' '.join(revisions[:3])} are of a suite on the hub, and {place} is a folder: leave them out"
-        )
-    check_place(place, "the checkpoints")
-    if revisions:
-        return Checkpoints.from_hub(place, list(revisions), series=config.series)
-    if not _is_folder(place):
-        raise ValueError(
-            f"{place} is no folder ({neighbours(place)}): give one with checkpoints, or for a suite on the hub its "
-            "revisions, too"
-        )
+    if config.revisions:
+        return Checkpoints.from_hub(place, list(config.revisions), series=config.series)
     try:
         return Checkpoints.open(place, series=config.series)  # without the model, which takes its time
     except NoModelGiven:
@@ -415,16 +400,6 @@ def _resolved_config(config: TextConfig) -> TextConfig:
         tokenizer=config.tokenizer and resolved(config.tokenizer),
     )
 
-
-def _check_names(config: TextConfig) -> None:
-    "Raise ValueError where what was a name on the hub has become a folder."
-    for place in (config.model, config.checkpoints, config.tokenizer):
-        if place and not Path(place).is_absolute() and Path(place).exists():
-            raise ValueError(
-                f"{place} is a name on the hub in this run, and here there is a folder {place}, too: go on from "
-                "another working directory"
-            )
-
 # %% ../../nbs/runs/20_task.ipynb #2a0146ad
 class TextTask(Task):
     """The analysis of a causal language model of transformers on the tokens of text files.
@@ -442,7 +417,7 @@ class TextTask(Task):
 
     @classmethod
     def reopened(cls, config: TextConfig) -> "TextTask":
-        _check_names(config)
+        check_hub_names(config)
         return cls(config)
 
     @property

@@ -45,7 +45,8 @@ from ..analysis.scores import agreement, linear_probe, skill_scores
 from ..compute.basis import Subspace, orthonormality_error, weight_axes
 from ..compute.projection import project
 from ..core.checkpoints import Checkpoints
-from ..core.files import atomic_path, locked
+from ..core.disk import atomic_path
+from ..core.files import locked
 from ..core.losses import n_parameters, parameters
 from ..core.processes import on_first
 from ..runs.answers import findings_text
@@ -56,7 +57,6 @@ from ..runs.task import Samples, Task
 from polca.tasks.arithmetic import (
     PLACES,
     AdditionModel,
-    ArithmeticConfig,
     addition_loss,
     addition_losses,
     addition_preset,
@@ -64,6 +64,7 @@ from polca.tasks.arithmetic import (
     draw_pairs,
     train_addition,
 )
+from .experiment_configs import ArithmeticConfig
 from .results import read_results, write_results
 from .training import default_folder, estimate_training
 

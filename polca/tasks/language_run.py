@@ -34,7 +34,8 @@ from ..analysis.tags import check_tagger, has_tags, open_tagger, tagger_names
 
 # %% ../../nbs/tasks/60_language_run.ipynb #c96c5f5e
 from ..core.checkpoints import Checkpoints
-from ..core.files import atomic_path, locked
+from ..core.disk import atomic_path
+from ..core.files import locked
 from ..core.losses import n_parameters, parameters
 from ..core.processes import on_first
 from ..runs.estimates import Estimate
@@ -42,8 +43,8 @@ from ..runs.run import Run
 from ..runs.stages import breaking_curves, clustered_curves
 from ..runs.task import Samples, Task, check_device, resolved, text_samples
 from .arithmetic_run import CLUSTERINGS
+from .experiment_configs import LanguageConfig
 from polca.tasks.language import (
-    LanguageConfig,
     LanguageModel,
     LanguageText,
     check_language_config,

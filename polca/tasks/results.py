@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..core.files import read_checked, write_json
-from ..runs.manifest import environment
+from ..core.disk import read_checked, write_json
+from ..runs.origins import environment
 
 # %% ../../nbs/tasks/40_results.ipynb #9cf3722d
 RESULTS_FORMAT = 2  # of the files; 1 had no header

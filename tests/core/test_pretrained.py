@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from polca.core.checkpoints import Checkpoints
-from polca.core.files import write_json
+from polca.core.disk import write_json
 from polca.core.losses import TokenLosses, parameters
 from polca.core.pretrained import Pretrained
 from polca.core.verification import verify_checkpoints

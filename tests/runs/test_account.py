@@ -16,7 +16,8 @@ from polca.compute.basis_files import directions_files
 from polca.core.recording import Recorder
 from polca.runs.inspection import format_inspection
 from polca.runs.making import take_directions
-from polca.runs.manifest import DISPLACEMENTS, hash_stage, read_manifest
+from polca.runs.manifest import DISPLACEMENTS, read_manifest
+from polca.runs.origins import hash_stage
 from polca.runs.run import Run
 from polca.runs.task import TextConfig, TextTask
 

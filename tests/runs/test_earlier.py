@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from polca.core.files import hash_path
+from polca.core.disk import hash_path
 from polca.runs import making
 from polca.runs.making import EARLIER, earlier_settings
 from polca.runs.manifest import LEAVES

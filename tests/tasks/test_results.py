@@ -2,7 +2,7 @@
 
 import pytest
 
-from polca.core.files import write_json
+from polca.core.disk import write_json
 from polca.tasks.arithmetic import addition_preset
 from polca.tasks.results import read_results, write_results
 

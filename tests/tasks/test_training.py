@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from polca.core.checkpoints import Checkpoints, equal_params
 from polca.core.losses import TokenLosses
-from polca.tasks.training import TrainingConfig, Transformer, estimate_training, train
+from polca.tasks.experiment_configs import TrainingConfig
+from polca.tasks.training import Transformer, estimate_training, train
 
 CONFIG = TrainingConfig(steps=60, lr=1e-2, warmup=10)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import polca
-from polca.runs.manifest import environment
+from polca.runs.origins import environment
 
 TOP = Path(polca.__file__).parents[1]
 
