@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Attempt', 'memory_bytes', 'PeakMemory', 'MemoryBudgetError', 'SavedMemory', 'n_examples', 'n_positions',
-           'some_examples', 'token_slots', 'tells_sequences', 'one_sequence', 'sequence_peak', 'sequence_needs',
-           'is_separable', 'split_batches', 'batch_of_part', 'part_of']
+           'some_examples', 'token_slots', 'tells_sequences', 'one_sequence', 'on_cpu', 'elsewhere', 'sequence_peak',
+           'sequence_needs', 'is_separable', 'split_batches', 'batch_of_part', 'part_of']
 
 # %% ../../nbs/core/20_memory.ipynb #0463162e
 import re
@@ -37,10 +37,14 @@ def memory_bytes(memory: str | int) -> int:
 
 # %% ../../nbs/core/20_memory.ipynb #ddea8a2e
 class PeakMemory(TorchDispatchMode):
-    "In its `with` block: `bytes`, the most that the tensors made in it take at a time."
+    """In its `with` block: `bytes`, the most that the tensors made in it take at a time.
 
-    def __init__(self):
+    allowed   the bytes that are counted for a tensor of so many, by default these
+    """
+
+    def __init__(self, allowed: Callable[[int], float] = float):
         super().__init__()
+        self.allowed = allowed
         self.bytes = 0
         self._now = 0
         self._seen = weakref.WeakSet()
@@ -51,8 +55,9 @@ class PeakMemory(TorchDispatchMode):
         for storage in _storages(out):
             if storage not in self._seen:  # which a view's is
                 self._seen.add(storage)
-                self._add(storage.nbytes())
-                weakref.finalize(storage, self._add, -storage.nbytes())
+                counted = int(self.allowed(storage.nbytes()))
+                self._add(counted)
+                weakref.finalize(storage, self._add, -counted)
         return out
 
     def _add(self, n: int) -> None:
@@ -160,23 +165,32 @@ def one_sequence(losses: TokenLosses, i: int, copies: int = 1) -> TokenLosses:
     one.tokens = pd.DataFrame({"example": np.arange(len(one)) * copies // max(1, len(one))})
     return one
 
+# %% ../../nbs/core/20_memory.ipynb #d4cb5f4d
+def on_cpu(n: int) -> float:
+    "The bytes to allow for a tensor of `n` bytes in the memory of the CPU."
+    return 1.1 * n if n > 2**25 else 2.3 * n
+
+
+def elsewhere(n: int) -> float:
+    "The bytes to allow for a tensor of `n` bytes in the memory of a GPU."
+    return 1.3 * n
+
 # %% ../../nbs/core/20_memory.ipynb #acbc1512
 def sequence_peak(losses: TokenLosses, i: int, params: Params, attempt: Attempt, copies: int = 1) -> int:
     """The bytes to allow for `attempt(losses, params)` at its peak, for `copies` of the longest sequence of batch `i`:
-    those of its tensors, times 2.3 on CPU and 1.3 elsewhere.
+    those of its tensors, with `on_cpu` or `elsewhere` for what freed ones leave behind.
 
     Raises ValueError where a part of the model cannot be differentiated as `attempt` asks.
     """
     try:
-        with PeakMemory() as peak:  # the sequences themselves included
+        device = next(iter(params.values())).device
+        with PeakMemory(on_cpu if device.type == "cpu" else elsewhere) as peak:  # the sequences themselves included
             attempt(one_sequence(losses, i, copies), params)
     except RuntimeError as e:
         if not re.search("differentiate twice|not implemented", str(e)):
             raise
         raise ValueError(f"a part of this model has no second derivative ({e}): use engine='difference'") from e
-    # freed memory that malloc does not give back has made a process up to 2.2 times as large as its tensors
-    slack = 2.3 if next(iter(params.values())).device.type == "cpu" else 1.3
-    return int(slack * peak.bytes)
+    return peak.bytes
 
 
 def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Attempt) -> tuple[int, int]:
