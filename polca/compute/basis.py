@@ -59,7 +59,8 @@ def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
 # %% ../../nbs/compute/47_basis.ipynb #cb8c932b
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     "a bᵀ (K, K′) on the CPU, of the rows of a (K, d) and b (K′, d), with products summed in float64."
-    blocks = zip(a.split(1 << 20, dim=1), b.split(1 << 20, dim=1))
+    width = max(1, 2**24 // max(len(a), len(b), 1))
+    blocks = zip(a.split(width, dim=1), b.split(width, dim=1))
     total = sum((x.double() @ y.double().T).cpu() for x, y in blocks)
     return torch.as_tensor(total)
 
@@ -102,7 +103,7 @@ def _check_rows(directions, d):
         )
     if not 1 <= len(directions) <= d:
         raise ValueError(f"a basis of {len(directions)} directions of {d} weights: give 1 to {d}")
-    if not all(torch.isfinite(row).all() for row in directions):
+    if not all(torch.isfinite(row.sum()) or torch.isfinite(row).all() for row in directions):
         raise ValueError("the basis has entries that are not finite: compute it again")
 
 # %% ../../nbs/compute/47_basis.ipynb #f15dad67

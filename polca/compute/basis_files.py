@@ -24,6 +24,7 @@ from ..core.disk import atomic_path
 from ..core.files import check_finite, open_weights
 from ..core.losses import Params, TokenLosses, check_params, fingerprint
 from ..core.processes import n_processes, on_first
+from ..core.room import rows_to_fill
 
 # %% ../../nbs/compute/48_basis_files.ipynb #872cd171
 _NAME = "directions-{:08d}.safetensors"
@@ -163,12 +164,23 @@ def _hash_rows(files) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_rows(files) -> Tensor:
-    "The directions in all of `files`."
-    parts = [load_directions(file)[0] for file in files]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]  # a single file is mapped, not copied
+def _load_rows(headers: dict[Path, BasisHeader]) -> Tensor:
+    "The directions in all of the files, read one after the other."
+    (file, header), *others = headers.items()
+    first = load_directions(file)[0]
+    if not others:
+        return first  # mapped, not copied
+    n = sum(len(header.rows) for header in headers.values())
+    rows = rows_to_fill(n, first.shape[1], first.dtype, folder=file.parent)
+    rows[: len(first)] = first
+    start = len(first)
+    for file, header in others:
+        end = start + len(header.rows)
+        rows[start:end] = load_directions(file)[0]
+        start = end
+    return rows
 
-
+# %% ../../nbs/compute/48_basis_files.ipynb #8f0f6710
 def _own_share(headers, table) -> Subspace:
     """The basis in these files, of whose directions each process keeps its share; the first one reads them all, one
     file after the other, for the fingerprint.

@@ -63,6 +63,14 @@ def difference_step(losses: TokenLosses, params: Params, slices: Slices, probes:
 
     return min((max(size, 1e-3) * 4.0**-m for m in range(1, 13)), key=error)
 
+# %% ../../nbs/compute/70_difference.ipynb #29e3f85b
+def _hold_gradient(one: TokenLosses, params: Params) -> set[str]:
+    "One back-propagation, which takes more than the evaluations; the parameters that the losses depend on."
+    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
+    total = one.batch(0, leaves, fused=True).sum()
+    torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True)
+    return reached(total, leaves)
+
 # %% ../../nbs/compute/70_difference.ipynb #2b79f388
 class DifferenceEngine:
     """Two plain evaluations per direction (`polca.compute.protocol.Engine`).
@@ -87,10 +95,7 @@ class DifferenceEngine:
         return 4 * work.sequences * work.positions * work.directions * work.matrices
 
     def hold(self, one: TokenLosses, params: Params) -> set[str]:
-        leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
-        total = one.batch(0, leaves, fused=True).sum()
-        torch.autograd.grad(total, tuple(leaves.values()), allow_unused=True)
-        return reached(total, leaves)
+        return _hold_gradient(one, params)
 
     def aside(self, params: Params) -> int:
         return 0

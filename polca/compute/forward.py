@@ -294,6 +294,15 @@ class _Held:
         same_weights = all(params[n] is p and p._version == version for n, (p, version) in self.params.items())
         return same_buffers and same_weights and same_batch
 
+
+def _hold_graph(one: TokenLosses, params: Params, slices: Slices, last: LastMatrix | None) -> _Held:
+    "Project the only batch of `one` on the first direction, and keep the graph."
+    output = OutputLayer(last)
+    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
+    graph = _graph(one, 0, params, leaves, output)
+    _projected(graph, {n: [parts[0][:1]] for n, parts in slices.items()}, output, 1)
+    return _Held(one, params, graph, output.tokens.get(0))
+
 # %% ../../nbs/compute/60_forward.ipynb #fef63651
 class ForwardEngine:
     "One tangent per direction, for all tokens of a batch at once (`polca.compute.protocol.Engine`)."
@@ -321,11 +330,8 @@ class ForwardEngine:
         return work.sequences * work.positions * (work.directions * tangent + 8 * work.matrices)
 
     def hold(self, one: TokenLosses, params: Params) -> set[str]:
-        output = OutputLayer(self.output.last)
-        leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
         self.held = None
-        self.held = _Held(one, params, _graph(one, 0, params, leaves, output), output.tokens.get(0))
-        _projected(self.held.graph, {n: [parts[0][:1]] for n, parts in self.slices.items()}, output, 1)
+        self.held = _hold_graph(one, params, self.slices, self.output.last)
         return self.held.graph.reached
 
     def aside(self, params: Params) -> int:
@@ -335,9 +341,9 @@ class ForwardEngine:
         "Nothing."
 
     def project(self, part: Part, params: Params, first: bool) -> tuple[Tensor, Tensor]:
-        held, self.held = self.held, None
-        if held is None or not held.is_of(part, params):
-            del held
+        held = self.held if self.held and self.held.is_of(part, params) else None
+        self.held = None  # not any longer than for one call
+        if held is None:
             return project_forward(part, params, self.slices, self.output)
         self.output.tokens[part.index] = held.tokens
         return _projected(held.graph, self.slices, self.output, _chunk(part, params))

@@ -103,9 +103,7 @@ class Engine(Protocol):
         ...
 
     def hold(self, one: TokenLosses, params: Params) -> set[str]:
-        """Take what memory it takes for the only batch of `one`, and give it back: its peak is measured. The parameters
-        that the losses depend on.
-        """
+        "Take the memory that the only batch of `one` takes, for its peak; the parameters that its losses depend on."
         ...
 
     def aside(self, params: Params) -> int:

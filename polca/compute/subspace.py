@@ -35,6 +35,7 @@ from ..core.checkpoints import Checkpoint, Checkpoints
 from ..core.losses import Params, TokenLosses, fingerprint, n_parameters
 from ..core.memory import memory_bytes
 from ..core.processes import barrier, from_first, gathered, n_processes, on_first, process_number, same_everywhere
+from ..core.room import rows_to_fill
 from ..core.verification import verify_checkpoints
 
 # %% ../../nbs/compute/50_subspace.ipynb #da1808c9
@@ -284,11 +285,12 @@ class GrowingBasis:
     device, dtype   where and how they are kept, by default like the model's parameters: device="cpu" spares a GPU's
                     memory
     shard           each process keeps a contiguous share of them
+    path            where there is disk for them, if they do not fit in memory
 
-    Raises ValueError for a `dtype` of half precision.
+    Raises ValueError for a `dtype` of half precision, and as `rows_to_fill` does.
     """
 
-    def __init__(self, matrices: SourceMatrices, device=None, dtype=None, shard: bool = False):
+    def __init__(self, matrices: SourceMatrices, device=None, dtype=None, shard: bool = False, path=None):
         if dtype is not None and dtype.itemsize < 4:
             raise ValueError(
                 f"dtype={dtype}: directions in half precision are not orthonormal; keep them in float32 or float64"
@@ -296,8 +298,8 @@ class GrowingBasis:
         n = len(matrices.settings)
         self.shard = shard
         self.own = own_rows(n) if shard else range(n)
-        size = (len(self.own), n_parameters(matrices.losses.params))
-        self.directions = torch.empty(size, dtype=dtype or matrices.dtype, device=device or matrices.device)
+        d = n_parameters(matrices.losses.params)
+        self.directions = rows_to_fill(len(self.own), d, dtype or matrices.dtype, device or matrices.device, path)
         self.rows = []
 
     def so_far(self) -> Tensor | SharedRows:
@@ -379,7 +381,7 @@ def hessian_subspace(
     check_basis_settings(settings, n_parameters(losses.params))
     matrices = SourceMatrices(store, losses, settings)
     files = StepFiles(path, made_with(matrices, path, shard), matrices)
-    basis = GrowingBasis(matrices, device, dtype, shard)
+    basis = GrowingBasis(matrices, device, dtype, shard, path)
     for i, step in enumerate(_shown(settings.steps, progress)):
         directions = files.load(step, against=basis.so_far())
         if directions is None:
