@@ -265,6 +265,11 @@ def forward_projection(
     leaves = {n: params[n].detach().requires_grad_() for n in slices}
     return _projected(_graph(losses, i, params, leaves, output), slices, output, chunk)
 
+# %% ../../nbs/compute/60_forward.ipynb #fabd0d92
+def _cost(work: Work, rates: Rates) -> float:
+    tangent = 4 * (work.matrices - work.output) + 2 * work.output
+    return work.sequences * work.positions * (work.directions * tangent + 8 * work.matrices)
+
 # %% ../../nbs/compute/60_forward.ipynb #739f625f
 def _chunk(part: Part, params: Params) -> int:
     "How many directions at a time have room."
@@ -313,6 +318,7 @@ class ForwardEngine:
         "an operation in it has no second derivative. Use engine='reverse', which needs none, or "
         "engine='difference' (--engine)"
     )
+    cost = staticmethod(_cost)
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
         self.report: dict = {"engine": self.name}
@@ -323,11 +329,6 @@ class ForwardEngine:
     @staticmethod
     def refusal(losses: TokenLosses) -> str | None:
         return None
-
-    @staticmethod
-    def cost(work: Work, rates: Rates) -> float:
-        tangent = 4 * (work.matrices - work.output) + 2 * work.output
-        return work.sequences * work.positions * (work.directions * tangent + 8 * work.matrices)
 
     def hold(self, one: TokenLosses, params: Params) -> set[str]:
         self.held = None
