@@ -18,7 +18,7 @@ from .contractions import push
 from .layers import LastMatrix, as_matrices, last_matrix
 from .protocol import Part, Rates, Slices, Work, block_sizes, dtype_of, reached
 from .smooth import ForwardHooks, Tangent
-from ..core.losses import Params, TokenLosses
+from ..core.losses import Params, TokenLosses, next_token_loss
 from ..core.memory import n_examples, n_positions
 
 # %% ../../nbs/compute/60_forward.ipynb #db700b32
@@ -102,54 +102,67 @@ def _rounding(output: Tensor) -> float:
     return 8 * torch.finfo(output.dtype).eps + 4 * torch.finfo(torch.float32).eps * output.shape[-1] ** 0.5
 
 
-def _probes(output: Tensor) -> Tensor:
-    "Eight random columns (out, 8), by which rows of `output` are looked at."
-    draws = torch.randn(output.shape[-1], 8, generator=torch.Generator().manual_seed(0))
-    return draws.to(output.device, torch.promote_types(output.dtype, torch.float32))
+class _Pulls:
+    """What comes back to the rows of `output` for weighted tokens, by eight random columns: (rows, 8). `delta`, for
+    weights of 1, and its `size` (rows, 1).
+    """
 
+    def __init__(self, loss: Tensor, output: Tensor, delta: Tensor):
+        draws = torch.randn(output.shape[-1], 8, generator=torch.Generator().manual_seed(0))
+        self.probes = draws.to(output.device, torch.promote_types(output.dtype, torch.float32))
+        self.loss = loss
+        self.output = output
+        self.delta = delta.to(self.probes) @ self.probes
+        self.size = self.delta.abs().amax(1, keepdim=True)
 
-def _is_multiple(back: Tensor, factor: Tensor, unit: Tensor, tolerance: float) -> bool:
-    "Whether the rows of `back` are whole multiples, `factor` (rows,), of those of `unit`."
-    error = torch.addcmul(back, factor[:, None], unit, value=-1).abs().max()
-    return not (error > tolerance or (factor - factor.round()).abs().max() > 0.2)
-
-
-def _random_signs(n: int, like: Tensor) -> Tensor:
-    heads = torch.rand(n, generator=torch.Generator().manual_seed(0)) < 0.5
-    return 1 - 2 * heads.to(like)
+    def __call__(self, weight: Tensor) -> Tensor:
+        return _weighted_back(self.loss, self.output, weight) @ self.probes
 
 # %% ../../nbs/compute/60_forward.ipynb #157bcda6
-def token_of_rows(loss: Tensor, output: Tensor) -> Tensor | None:
-    """The token whose loss depends on each row of `output` (..., out), (rows,), −1 for none.
-
-    None if a row belongs to several tokens.
-    """
-    if not len(loss):
-        return None
-    probes = _probes(output)
-    number = torch.arange(len(loss), device=loss.device)
-    delta = _weighted_back(loss, output, torch.ones_like(number)) @ probes
-    size = delta.abs().amax(1, keepdim=True)
-    if not torch.isfinite(size).all():
-        return None
-    unit = delta / size.clamp_min(1e-30)
-    token = torch.zeros(len(delta), dtype=torch.long, device=delta.device)
+def _by_digits(pulls: _Pulls) -> Tensor | None:
+    "The number of the token of each row, (rows,), if it has one alone; None if some row has none."
+    n = len(pulls.loss)
+    size = pulls.size.clamp_min(1e-30)
+    unit = pulls.delta / size
+    number = torch.arange(n, device=unit.device)
+    token = torch.zeros(len(unit), dtype=torch.long, device=unit.device)
+    base = 16 if pulls.output.element_size() < 4 else 1024
     place = 1
-    base = 16 if output.element_size() < 4 else 1024
-    while place < len(loss):
-        back = _weighted_back(loss, output, number // place % base) @ probes / size.clamp_min(1e-30)
+    while place < n:
+        back = pulls(number // place % base) / size
         factor = (back * unit).sum(1) / unit.square().sum(1).clamp_min(1e-30)
-        if not _is_multiple(back, factor, unit, base * _rounding(output)):
+        error = torch.addcmul(back, factor[:, None], unit, value=-1).abs().max()
+        if error > base * _rounding(pulls.output) or (factor - factor.round()).abs().max() > 0.2:
             return None
         token = token + place * factor.round().long()
         place = place * base
-    is_known = size[:, 0] > 0
-    sign = _random_signs(len(loss), delta)
-    others = _weighted_back(loss, output, sign) @ probes
-    others = others - torch.where(is_known, sign[token.clamp_max(len(loss) - 1)], 0)[:, None] * delta
-    if (others.abs().amax(1, keepdim=True) > _rounding(output) * torch.where(size > 0, size, size.max())).any():
+    return torch.where(pulls.size[:, 0] > 0, token, -1)
+
+
+def _is_right(token: Tensor, pulls: _Pulls) -> bool:
+    "Whether each row comes back with the sign of its token alone, for random signs, and one of none not at all."
+    n = len(pulls.loss)
+    heads = torch.rand(n, generator=torch.Generator().manual_seed(0)) < 0.5
+    sign = 1 - 2 * heads.to(pulls.delta)
+    sign_of_row = torch.where(token >= 0, sign[token.clamp(0, n - 1)], 0)
+    others = pulls(sign) - sign_of_row[:, None] * pulls.delta
+    size = torch.where(pulls.size > 0, pulls.size, pulls.size.max())
+    return bool((others.abs().amax(1, keepdim=True) <= _rounding(pulls.output) * size).all())
+
+# %% ../../nbs/compute/60_forward.ipynb #24bc8e7d
+def token_of_rows(loss: Tensor, output: Tensor, delta: Tensor, guess: Tensor | None = None) -> Tensor | None:
+    """The token whose loss depends on each row of `output` (..., out), (rows,), −1 for none; None if a row belongs to
+    several. `delta` is Σ_x ∂loss[x]/∂output, (rows, out); a `guess` is tried first.
+    """
+    pulls = _Pulls(loss, output, delta)
+    if not len(loss) or not torch.isfinite(pulls.size).all():
         return None
-    return torch.where(is_known, token, -1)
+    token = guess
+    if token is None or not _is_right(token, pulls):
+        token = _by_digits(pulls)
+        if token is None or not _is_right(token, pulls):
+            return None
+    return token
 
 # %% ../../nbs/compute/60_forward.ipynb #4dec9225
 class _Rows(NamedTuple):
@@ -198,14 +211,39 @@ class OutputLayer:
         return self.last is not None and self.tokens.get(i, True) is not None
 
 
-def _found_tokens(loss: Tensor, cut: _Cut, leaves: Params) -> Tensor | None:
-    "The token of each row of the output that was cut; None where they do not belong together one by one."
+def _guess(losses: TokenLosses, i: int, output: Tensor) -> Tensor | None:
+    "The tokens of the rows of `output`, if they stand where the labels of batch `i` do, as in `next_token_loss`."
+    if losses.loss is not next_token_loss or output.shape[:-1] != losses.batches[i]["labels"].shape:
+        return None
+    is_target = losses.batches[i]["labels"][:, 1:] != -100
+    before = F.pad(is_target, (0, 1))  # the row that predicts a target stands before it
+    return torch.where(before, before.flatten().cumsum(0).view_as(before) - 1, -1).flatten()
+
+# %% ../../nbs/compute/60_forward.ipynb #7cca7999
+class _CutRows(NamedTuple):
+    "δ (rows, out) of the output that was cut, and the token (rows,) of each row, −1 for none."
+
+    delta: Tensor
+    token: Tensor
+
+
+def _known_rows(loss: Tensor, cut: _Cut, token: Tensor) -> _CutRows | None:
+    "Those whose `token` is known; None where a row that had none before comes back: its token had nothing to learn."
+    (delta,) = torch.autograd.grad(loss.sum(), cut.output, retain_graph=True)
+    delta = delta.flatten(0, -2)
+    return None if delta[token < 0].any() else _CutRows(delta, token)
+
+
+def _found_rows(losses: TokenLosses, i: int, loss: Tensor, cut: _Cut, leaves: Params) -> _CutRows | None:
+    "Those of batch `i`; None where rows and tokens do not belong together one by one."
     if cut.input is None or not loss.requires_grad:
         return None
     reached = torch.autograd.grad(loss.sum(), [cut.output, *leaves.values()], retain_graph=True, allow_unused=True)
     if reached[0] is None or any(g is not None for g in reached[1:]):
         return None
-    return token_of_rows(loss, cut.output)
+    delta = reached[0].flatten(0, -2)
+    token = token_of_rows(loss, cut.output, delta, _guess(losses, i, cut.output))
+    return None if token is None else _CutRows(delta, token)
 
 # %% ../../nbs/compute/60_forward.ipynb #3b672f4a
 class _Graph(NamedTuple):
@@ -224,13 +262,13 @@ def _graph_apart(losses, i, params, leaves, output) -> _Graph | None:
     last = output.last
     with Tangent(losses.model), _Cut(last.layer, last.call) as cut:
         loss = losses.batch(i, {**params, **leaves})
-    if i not in output.tokens:
-        output.tokens[i] = _found_tokens(loss, cut, leaves)
-    token = output.tokens[i]
-    if token is None:
+    found = _known_rows(loss, cut, output.tokens[i]) if i in output.tokens else None
+    if found is None:
+        found = _found_rows(losses, i, loss, cut, leaves)
+        output.tokens[i] = None if found is None else found.token
+    if found is None:
         return None
-    (delta,) = torch.autograd.grad(loss.sum(), cut.output)
-    rows = _rows_of_tokens(delta.flatten(0, -2), token, cut.input)
+    rows = _rows_of_tokens(*found, cut.input)
     values = _through_input(loss, rows, as_matrices(last.layer, params[last.weight]))
     return _Graph(loss.detach(), linearised(values, leaves), rows, reached(values, leaves) | {last.weight, last.bias})
 
