@@ -948,6 +948,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                                                                   'polca/compute/forward.py'),
                                        'polca.compute.forward._through_input': ( 'compute/forward.html#_through_input',
                                                                                  'polca/compute/forward.py'),
+                                       'polca.compute.forward._version': ('compute/forward.html#_version', 'polca/compute/forward.py'),
                                        'polca.compute.forward._weighted_back': ( 'compute/forward.html#_weighted_back',
                                                                                  'polca/compute/forward.py'),
                                        'polca.compute.forward.directions_at_a_time': ( 'compute/forward.html#directions_at_a_time',

@@ -7,6 +7,7 @@ __all__ = ['Linear', 'linearised', 'tangents', 'directions_at_a_time', 'token_of
            'project_forward', 'ForwardEngine']
 
 # %% ../../nbs/compute/60_forward.ipynb #ff3ea2c1
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
@@ -320,12 +321,17 @@ def project_forward(part: Part, params: Params, slices: Slices, output: OutputLa
     return forward_projection(part.losses, part.index, params, slices, output, _chunk(part, params))
 
 # %% ../../nbs/compute/60_forward.ipynb #0e06525b
+def _version(p: Tensor) -> float:
+    "How often something was written into `p`; of a tensor that does not tell, not a number."
+    return math.nan if p.is_inference() else p._version
+
+
 class _Held:
     "The graph of the only batch of `one` at `params`, and the tokens of its rows."
 
     def __init__(self, one: TokenLosses, params: Params, graph: _Graph, tokens: Tensor | None):
         self.one = one
-        self.params = {n: (p, p._version) for n, p in params.items()}
+        self.params = {n: (p, _version(p)) for n, p in params.items()}
         self.graph = graph
         self.tokens = tokens
 
@@ -334,7 +340,7 @@ class _Held:
         batch = part.losses.batches[part.index]
         same_batch = all(torch.equal(value, batch[name]) for name, value in self.one.batches[0].items())
         same_buffers = part.losses.buffers is self.one.buffers
-        same_weights = all(params[n] is p and p._version == version for n, (p, version) in self.params.items())
+        same_weights = all(params[n] is p and _version(p) == version >= 0 for n, (p, version) in self.params.items())
         return same_buffers and same_weights and same_batch
 
 
