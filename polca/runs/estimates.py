@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ..analysis.agreement import cluster_agreements
 from ..analysis.axes import NoAxesError
@@ -24,12 +25,12 @@ from ..analysis.clustering import cluster_directions
 from ..analysis.decomposition import allocate, explained, projected_loss
 from ..analysis.joint import cluster_tokens
 from ..analysis.named_axes import named_axes
-from ..compute.engines import Projector
+from ..compute.engines import Projector, choose_engine
 from ..compute.lanczos import lanczos
 from ..compute.operators import MATRICES, HessianOperator, mean_gradient
 from ..core.checkpoints import Checkpoints, weights_hash
-from ..core.losses import TokenLosses, check_params, n_parameters
-from ..core.memory import tells_sequences, token_slots
+from ..core.losses import Params, TokenLosses, check_params, n_parameters
+from ..core.memory import n_examples, n_positions, some_examples, tells_sequences, token_slots
 from ..core.units import seconds_text, size_text
 
 # %% ../../nbs/runs/15_estimates.ipynb #4dc045c7
@@ -132,11 +133,46 @@ def estimate_subspace(
     )
 
 # %% ../../nbs/runs/15_estimates.ipynb #58fd697c
-def _one_batch(losses: TokenLosses) -> tuple[TokenLosses, float]:
-    "The batch of `losses` with most tokens by itself, and its share of all tokens."
+_TRIAL = 5e9  # weights × positions of a trial: about a second of a processor of these years
+
+
+def _one_batch(losses: TokenLosses, most: float = _TRIAL) -> tuple[TokenLosses, float]:
+    """Of the batch of `losses` with most tokens as many sequences as make `most` weights × positions, one at least, by
+    themselves, and their share of all tokens.
+    """
     i = int(np.argmax(losses.sizes))
-    table = pd.DataFrame({"example": token_slots(losses, i)[0]}) if tells_sequences(losses) else None
-    return losses.part([losses.batches[i]], table), losses.sizes[i] / len(losses)
+    batch = losses.batches[i]
+    fitting = int(most // (n_parameters(losses.params) * n_positions(batch)))
+    if not tells_sequences(losses) or fitting >= n_examples(batch):
+        table = pd.DataFrame({"example": token_slots(losses, i)[0]}) if tells_sequences(losses) else None
+        return losses.part([batch], table), losses.sizes[i] / len(losses)
+    sequence, _ = token_slots(losses, i)
+    chosen = np.argsort(-np.bincount(sequence), kind="stable")[: max(1, fitting)]  # those with most targets
+    some = losses.part([some_examples(batch, sorted(chosen.tolist()))])
+    some.tokens = pd.DataFrame({"example": pd.factorize(sequence[np.isin(sequence, chosen)])[0]})
+    return some, len(some) / len(losses)
+
+# %% ../../nbs/runs/15_estimates.ipynb #1fc907a9
+def _random_rows(n: int, params: Params) -> Tensor:
+    "Random directions (n, d) of about unit length."
+    d = n_parameters(params)
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).div_(d**0.5)
+    return rows.to(next(iter(params.values())))
+
+
+def _seconds_of_call(losses, params, directions: Tensor, n: int, engine: str, memory) -> float:
+    "What a call takes for `n` directions, told from those that are given and, if there are fewer, from two of them."
+
+    def seconds(rows):
+        projector = Projector(losses, params, rows, engine, memory)
+        projector(params)  # the first call proves more than the others
+        return timed(lambda: projector(params))[0]
+
+    some = seconds(directions)
+    if n <= len(directions):
+        return some
+    each = max(0.0, some - seconds(directions[:2])) / (len(directions) - 2)
+    return some + (n - len(directions)) * each
 
 # %% ../../nbs/runs/15_estimates.ipynb #49a2441e
 def estimate_projection(
@@ -156,12 +192,12 @@ def estimate_projection(
     step = sorted(steps)[len(steps) // 2]
     some, share = _one_batch(losses)
     params = {n: p.to(losses.params[n]) for n, p in store.load(step).items()}
-    d = n_parameters(params)
     like = next(iter(params.values()))
-    directions = torch.randn(n_directions + 2, d, generator=torch.Generator().manual_seed(0)).to(like) / d**0.5
-    projector = Projector(some, params, directions, engine, memory)
-    projector(params)  # the first call checks more than the others
-    each = timed(lambda: projector(params))[0] / share + 2 * timed(lambda: (directions @ directions[0]) @ directions)[0]
+    if engine == "auto":
+        engine = choose_engine(losses, n_directions + 2)
+    directions = _random_rows(min(n_directions + 2, 6), params)
+    each = _seconds_of_call(some, params, directions, n_directions + 2, engine, memory) / share
+    each += (n_directions + 2) / len(directions) * 2 * timed(lambda: (directions @ directions[0]) @ directions)[0]
     if curvature:
         building, operator = timed(lambda: HessianOperator(curvature, params))
         each += building + n_directions * timed(lambda: operator @ directions[0])[0]
@@ -169,9 +205,9 @@ def estimate_projection(
     size = len(steps) * (len(losses) * (n_directions + 3) * like.element_size() + 1000)
     return Estimate(
         len(steps) * (each + 2 * _reading(store, losses, step)),
-        peak_memory() + 4 * directions[0].nbytes,
+        peak_memory() + (n_directions + 4) * directions[0].nbytes,
         size,
-        f"{len(some)} of {len(losses)} tokens tried at step {step}, engine {projector.engine}",
+        f"{len(some)} of {len(losses)} tokens tried at step {step}, engine {engine}",
     )
 
 # %% ../../nbs/runs/15_estimates.ipynb #22a15625
