@@ -132,7 +132,7 @@ _CLUSTERS = {
     "plateau": "a breakthrough after this step is hidden (default: where the mean loss is flat)",
 }
 _MACHINE = {
-    "memory": "bound on what the engines hold, as 2GiB",
+    "memory": "bound on what the engines hold beside model and directions, and half of that for making these, as 2GiB",
     "device": "cpu, cuda, …",
     "shard": "several processes (torchrun) share out the directions, not the checkpoints: for a basis that is too "
     "large for one of them",

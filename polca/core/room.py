@@ -59,22 +59,28 @@ def _check_disk(needed: int, rows: str, folder: Path) -> None:
     free = shutil.disk_usage(there).free
     if needed > 0.95 * free:
         raise ValueError(
-            f"{rows} take {size_text(needed)}: more than half of the memory that is free, and {folder} has "
-            f"{size_text(free)} of disk. Ask for fewer directions, or choose a folder with more room"
+            f"{rows} take {size_text(needed)}: more than there is memory for, and {folder} has {size_text(free)} of "
+            "disk. Ask for fewer directions, or choose a folder with more room (TMPDIR, for what is temporary)"
         )
 
 # %% ../../nbs/core/22_room.ipynb #f6d72c3c
 def rows_to_fill(
-    n: int, d: int, dtype: torch.dtype, device: torch.device | str = "cpu", folder: str | Path | None = None
+    n: int,
+    d: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    folder: str | Path | None = None,
+    room: int | None = None,
 ) -> Tensor:
-    """A tensor (n, d) whose entries are not set yet. On the CPU, where it takes more than half of the free memory, it
-    is a file in `folder` (default: the one for temporary files), mapped.
+    """A tensor (n, d) whose entries are not set yet. On the CPU, where it takes more than `room` bytes, or half of the
+    free memory, it is a file in `folder` (default: the one for temporary files), mapped.
 
     Raises ValueError where the disk has no room for it either.
     """
     needed = n * d * dtype.itemsize
-    free = free_memory()
-    if torch.device(device).type != "cpu" or free is None or needed <= free // 2:
+    if room is None:
+        room = (free_memory() or 2 * needed) // 2
+    if torch.device(device).type != "cpu" or needed <= room:
         return torch.empty(n, d, dtype=dtype, device=device)
     folder = Path(folder or tempfile.gettempdir())
     _check_disk(needed, f"{n} directions of {d} weights", folder)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAPEZOID_ERROR', 'WORK', 'RunInputs', 'hashed_store', 'break_window', 'StageFiles', 'RunResults',
-           'check_cluster_sizes', 'n_outputs', 'chooses_rule', 'path_tolerance', 'train_stage', 'subspace_stage',
-           'project_stage', 'account_values', 'decompose_stage', 'clustered_curves', 'breaking_curves', 'cluster_run',
-           'cluster_tables', 'save_clusters', 'load_clusters', 'axes_stage', 'cluster_stage', 'run_facts',
-           'report_stage']
+           'check_cluster_sizes', 'n_outputs', 'chooses_rule', 'path_tolerance', 'train_stage', 'basis_memory',
+           'subspace_stage', 'project_stage', 'account_values', 'decompose_stage', 'clustered_curves',
+           'breaking_curves', 'cluster_run', 'cluster_tables', 'save_clusters', 'load_clusters', 'axes_stage',
+           'cluster_stage', 'run_facts', 'report_stage']
 
 # %% ../../nbs/runs/40_stages.ipynb #d415ceeb
 import hashlib
@@ -38,6 +38,7 @@ from ..compute.subspace import hessian_subspace
 from ..core.checkpoints import Checkpoints, require_steps
 from ..core.disk import atomic_path, write_json
 from ..core.losses import TokenLosses, fingerprint, n_parameters
+from ..core.memory import memory_bytes
 from ..core.processes import on_first, process_number
 from ..core.verification import losses_at, verify_checkpoints
 from .axis_files import load_axes, save_axes
@@ -359,6 +360,11 @@ def _made_beside(path: Path, mark: str) -> int:
         return 0
     return len(header.rows) if header.settings.get("beside") == mark else 0
 
+# %% ../../nbs/runs/40_stages.ipynb #6c8ca655
+def basis_memory(config) -> int:
+    "The bytes that making the directions may take, for the graphs and again for the Krylov space."
+    return 2 * memory_bytes(setting(config, "memory"))
+
 # %% ../../nbs/runs/40_stages.ipynb #fe90bfca
 def subspace_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:
     "Make the directions."
@@ -373,6 +379,7 @@ def subspace_stage(inputs: RunInputs, results: RunResults, progress: bool) -> di
         which=config.which,
         seed=config.seed,
         matrix=setting(config, "matrix"),
+        memory=basis_memory(config),
         path=inputs.folder / LEAVES["subspace"],
         shard=setting(config, "shard"),
         progress=progress,
