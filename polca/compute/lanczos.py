@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .operators import is_finite
+from ..core.losses import check_autocast
 from ..core.memory import memory_bytes
 from ..core.processes import gathered, sum_over
 
@@ -36,13 +37,14 @@ def norm(v: Tensor) -> float:
 
 # %% ../../nbs/compute/40_lanczos.ipynb #70cf8389
 def dots(basis: Tensor, v: Tensor, exact: bool = False) -> Tensor:
-    """`basis` (K, d) times `v` (d,), shape (K,), as a sum over blocks of columns.
+    """`basis` (K, d) times `v` (d,), shape (K,), as a sum over blocks of columns. Where the basis is on another device,
+    `v` goes there, and the products come back.
 
     exact   sum in float64 within the blocks, too, whatever the dtype
     """
     dtype = torch.float64 if exact else v.dtype
-    total = torch.zeros(len(basis), dtype=torch.float64, device=v.device)
-    for rows, part in _blocks(basis, v):
+    total = torch.zeros(len(basis), dtype=torch.float64, device=basis.device)
+    for rows, part in _blocks(basis, v.to(basis.device)):
         total += rows.to(dtype) @ part.to(dtype)
     return total.to(v)
 
@@ -238,6 +240,10 @@ class _Search:
     which: str = "largest"
     max_iterations: int = 200
 
+    def product(self, v: Tensor) -> Tensor:
+        "Hv, where `v` is and in its dtype."
+        return self.matvec(v).to(v)
+
 # %% ../../nbs/compute/40_lanczos.ipynb #96035c8a
 def _n_rows(bases) -> int:
     return sum(map(len, bases))
@@ -265,7 +271,7 @@ class _Krylov:
     def expand(self) -> None:
         "One more vector and its product; what is left of the product is the next vector."
         self.products = self.products + 1
-        image = self.search.matvec(self.next)
+        image = self.search.product(self.next)
         if not is_finite(image):
             raise ValueError("a product is not finite at these weights")
         size = norm(image)
@@ -389,7 +395,7 @@ def _residual_beside(search: _Search, bases, pair: Eigenpairs, scale: float) -> 
     "The relative residual of a pair in the complement of `bases` alone, by another product."
     b = pair.vectors[0]
     value = float(pair.values[0])
-    rest = norm(orthogonalise(search.matvec(b), *bases, passes=1) - value * b)
+    rest = norm(orthogonalise(search.product(b), *bases, passes=1) - value * b)
     return float(_relative(rest, value, scale, _floor(scale, b.dtype)))
 
 # %% ../../nbs/compute/40_lanczos.ipynb #2fc30a19
@@ -463,7 +469,7 @@ def _largest_component(basis: Tensor | SharedRows, v: Tensor) -> float:
     "Of `v` along the rows of `basis`."
     if isinstance(basis, SharedRows):
         return max(gathered(_largest_component(basis.own, v) if len(basis.own) else 0.0))
-    return float((basis.to(v) @ v).abs().max())
+    return float(dots(basis, v).abs().max())
 
 
 def _given_start(start: Tensor, like: Tensor, bases) -> Tensor:
@@ -477,7 +483,8 @@ def _given_start(start: Tensor, like: Tensor, bases) -> Tensor:
 
 # %% ../../nbs/compute/40_lanczos.ipynb #f85795e7
 def _first_vector(like: Tensor, generator: torch.Generator, bases, start: Tensor | None) -> Tensor:
-    "The vector to start from, in the complement of `bases`, which are looked at on the way."
+    "The vector to start from, in the complement of `bases`, which are looked at on the way, as is autocast."
+    check_autocast(like.device)
     for basis in bases:
         if basis.ndim != 2 or basis.shape[1] != len(like):
             raise ValueError(
