@@ -2394,6 +2394,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                       'polca.runs.estimates._reading': ('runs/estimates.html#_reading', 'polca/runs/estimates.py'),
                                       'polca.runs.estimates._seconds_of_axes': ( 'runs/estimates.html#_seconds_of_axes',
                                                                                  'polca/runs/estimates.py'),
+                                      'polca.runs.estimates._wide_weights': ( 'runs/estimates.html#_wide_weights',
+                                                                              'polca/runs/estimates.py'),
                                       'polca.runs.estimates.estimate_analysis': ( 'runs/estimates.html#estimate_analysis',
                                                                                   'polca/runs/estimates.py'),
                                       'polca.runs.estimates.estimate_mean_gradients': ( 'runs/estimates.html#estimate_mean_gradients',

@@ -41,6 +41,7 @@ from polca.compute.store import open_projection
 from polca.compute.subspace import hessian_subspace
 from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
+from polca.runs.estimates import estimate_mean_gradients, estimate_projection, estimate_subspace
 
 STEPS = [0, 30, 60, 100]
 QUIET = {"progress": False}
@@ -152,6 +153,14 @@ def test_curvature_along_a_basis_anywhere(at):
     H = HessianOperator(losses, losses.params)
     each = [token_curvature(losses, losses.params, B) for B in (there, here)]
     return each, mean_curvature(H, there), mean_curvature(H, here).numpy(), H @ here[0]
+
+
+@both_devices
+def test_estimates(at):
+    losses = losses_of(at, torch.float32)
+    store = trained().store
+    assert estimate_mean_gradients(store, losses, STEPS) > 0
+    return estimate_subspace(store, losses, STEPS).disk, estimate_projection(store, losses, STEPS, 3, losses).disk
 
 
 @both_devices

@@ -27,7 +27,10 @@ from polca.compute.operators import (
     mean_gradient,
 )
 from polca.compute.projection import project
+from polca.compute.subspace import hessian_subspace
+from polca.core.checkpoints import Checkpoints
 from polca.core.losses import TokenLosses
+from polca.runs.estimates import estimate_projection, estimate_subspace
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 ROUNDING = {F64: 1e-9, F32: 2e-6, BF16: 3e-2, F16: 5e-3}  # of gradients in the dtype, relative to their size
@@ -173,6 +176,19 @@ def test_a_run_with_a_model_in_half_precision(trained, dtype):
     moved = [intervene(run[2], run[2].params, weight_vector(run[1], [1, 2, 3]), (0.5,)) for run in runs]
     assert abs(moved[0]["ahead"] - moved[1]["ahead"]).max() < ROUNDING[dtype] * moved[0]["ahead"].max()
     assert len(knob_effects(losses, losses.params, basis, [1, 2, 3], np.arange(60.0), draws=1)) == 3
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_estimates_for_a_model_in_half_precision_are_of_what_is_made_of_it(dtype, tmp_path):
+    "Its directions are in float32, and are found there."
+    losses = losses_of("texts", dtype)
+    store = Checkpoints(tmp_path)
+    for step in (0, 1):
+        store.save(step, {name: (1 + step / 10) * p for name, p in losses.params.items()})
+    for matrix in ("hessian", "gauss-newton"):
+        basis = hessian_subspace(store, losses, [0, 1], matrix=matrix, progress=False)
+        assert estimate_subspace(store, losses, [0, 1], matrix=matrix).disk == basis.directions.nbytes
+    assert estimate_projection(store, losses, [0, 1], 2).disk == 2 * (len(losses) * 5 * 4 + 1000)
 
 
 @pytest.mark.parametrize("kind", MATRICES.values())
