@@ -816,6 +816,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                                                                                  'polca/compute/difference.py'),
                                           'polca.compute.difference.DifferenceEngine.refusal': ( 'compute/difference.html#differenceengine.refusal',
                                                                                                  'polca/compute/difference.py'),
+                                          'polca.compute.difference._moved': ( 'compute/difference.html#_moved',
+                                                                               'polca/compute/difference.py'),
                                           'polca.compute.difference._plain_losses': ( 'compute/difference.html#_plain_losses',
                                                                                       'polca/compute/difference.py'),
                                           'polca.compute.difference._some_directions': ( 'compute/difference.html#_some_directions',

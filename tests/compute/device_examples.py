@@ -37,6 +37,20 @@ def neox():
     return GPTNeoXForCausalLM(GPTNeoXConfig(num_attention_heads=2, tie_word_embeddings=False, **SIZES))
 
 
+class Places(nn.Module):
+    "A token and its place say what comes next: a loss has a gradient at one position, and all sequences share these."
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(13, 6)
+        self.places = nn.Embedding(6, 6)
+        self.head = nn.Linear(6, 13)
+
+    def forward(self, input_ids, attention_mask):
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        return self.head(torch.tanh(self.tokens(input_ids) + self.places(places)))
+
+
 def texts():
     "Two batches of sequences of 6 ids, with padding, and one sequence without a target."
     ids = torch.randint(1, 13, (5, 6), generator=torch.Generator().manual_seed(0))

@@ -1,10 +1,12 @@
 """Engines, matrices and eigenvectors with model, batches and directions on another device than the CPU."""
 
 import numpy as np
+import pytest
 import torch
-from both_devices import both_devices
+from both_devices import Place, both_devices
 from compute_examples import FusedSquare, Square, cross_entropy
-from device_examples import addition, classes, gpt2, language, llama, neox, seeded, unit_rows
+from device_examples import Places, addition, classes, gpt2, language, llama, neox, seeded, unit_rows
+from other_device import OTHER, OtherDevice
 from torch import nn
 
 from polca.compute.along import mean_curvature, token_curvature
@@ -173,7 +175,7 @@ def test_the_parts_of_the_forward_engine(at):
 
 @both_devices
 def test_reverse(at):
-    every = [language(at, gpt2), language(at, neox), classes(at)]
+    every = [language(at, gpt2), language(at, neox), language(at, Places), classes(at)]
     return [projections(losses, at, "reverse") for losses in every]
 
 
@@ -186,6 +188,19 @@ def test_reverse_with_many_directions(at):
 @both_devices
 def test_difference(at):
     return [projections(losses, at, "difference") for losses in (language(at, gpt2), classes(at))]
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a projector takes directions where the model is alone")
+@pytest.mark.parametrize("engine", ["forward", "reverse"])
+def test_directions_on_the_cpu_are_projected_on_or_refused_by_that(engine, tmp_path):
+    with OtherDevice():
+        losses = language(Place(OTHER, tmp_path), gpt2)
+        try:
+            P = project_tokens(losses, losses.params, unit_rows(losses, 3), engine)
+        except ValueError as refused:
+            assert "cpu" in str(refused)
+        else:
+            assert P.shape == (len(losses), 3)
 
 
 @both_devices

@@ -278,6 +278,12 @@ def test_gradients_over_the_end_of_float16_are_refused_by_that():
         HessianOperator(texts, texts.params) @ rows("texts")[0]
 
 
+def test_differences_over_the_end_of_float16_are_refused_by_that():
+    half = steep(F16)
+    with pytest.raises(ValueError, match="where float16 ends"):
+        project_tokens(half, half.params, unit_rows(half, 3, F32), "difference")
+
+
 @pytest.mark.xfail(strict=True, reason="what is not finite is taken for an operation not seen")
 @pytest.mark.parametrize("engine", ["forward", "reverse", "auto"])
 @pytest.mark.filterwarnings("ignore:engine=")
