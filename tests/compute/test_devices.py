@@ -6,7 +6,7 @@ import torch
 from both_devices import Place, both_devices
 from compute_examples import FusedSquare, Square, cross_entropy
 from device_examples import Places, addition, classes, gpt2, language, llama, neox, seeded, unit_rows
-from other_device import OTHER, OtherDevice
+from other_device import CPU, OTHER, OtherDevice
 from torch import nn
 
 from polca.compute.along import mean_curvature, token_curvature
@@ -54,7 +54,7 @@ def test_norm_dots_and_orthogonalise(at):
     own = at(rows)
     exact = dots(own.float(), v.float(), exact=True)
     rest = orthogonalise(v, rows[:2], own[2:], SharedRows(own[:1], 1))  # a basis may be kept on the CPU
-    return norm(v), dots(own, v), exact, rest, orthogonalise(v.float(), rows, exact=True)
+    return norm(v), dots(own, v), dots(rows, v), exact, rest, orthogonalise(v.float(), rows, exact=True)
 
 
 def dense(at, values):
@@ -73,7 +73,9 @@ def test_eigenvectors(at):
     small = lanczos(H, 40, 2, against=against.cpu(), memory=40 * 8 * 2 * 25, **on)  # restarts
     shared = lanczos(H, 40, 1, against=SharedRows(against, 2), start=seeded(40), which="magnitude", **on)
     half = lanczos(H, 40, 2, against=against.float(), device=at.device)
-    return first, small, shared, half.values
+    on_cpu = dense(Place(CPU, at.folder), [3.0, 1.0, *np.linspace(0, 1, 20)])
+    brought = lanczos(lambda v: on_cpu(v.cpu()), 22, 2, **on)  # of products that come on the CPU
+    return first, small, shared, half.values, brought
 
 
 @both_devices

@@ -112,10 +112,11 @@ def test_projections_on_a_basis_anywhere(at):
     store = trained().store
     there, here = bases(at, losses)
     beside = displacement_subspace(store, there, losses, STEPS, None, 2, **QUIET)
-    options = {"tol": 1e-3, "max_nodes": 3, "displacements": beside, **QUIET}
+    beside_here = Subspace(beside.directions.cpu(), beside.table, beside.shapes)
+    options = {"tol": 1e-3, "max_nodes": 3, **QUIET}
     found = [
-        project(store, basis, losses, STEPS[::2], curvature=how, **options)
-        for basis, how in ((there, "token"), (here, losses))
+        project(store, there, losses, STEPS[::2], curvature="token", displacements=beside_here, **options),
+        project(store, here, losses, STEPS[::2], curvature=losses, displacements=beside, **options),
     ]
     path = at.folder / "projection"
     project(store, there, losses, STEPS[::2], engine="difference", path=path, **QUIET)
