@@ -70,7 +70,7 @@ def projected(name, model, directions, engine):
 
 
 WIDE = [(F64, F32), (F32, F64), (F32, F32)]
-HALF_MODEL = [(BF16, F64), (BF16, F32), (BF16, BF16), (F16, F32), (F16, F16)]
+HALF_MODEL = [(BF16, F32), (BF16, BF16), (F16, F32)]
 HALF_DIRECTIONS = [(F32, BF16), (F64, BF16), (F32, F16)]
 
 
@@ -83,7 +83,7 @@ def test_projections(name, model, directions, engine):
 
 
 @pytest.mark.parametrize("name", MAKE)
-@pytest.mark.parametrize("model, directions", WIDE + HALF_MODEL + HALF_DIRECTIONS, ids=str)
+@pytest.mark.parametrize("model, directions", WIDE + HALF_MODEL + HALF_DIRECTIONS[:1], ids=str)
 def test_differences(name, model, directions):
     "They lose half of the digits."
     P = projected(name, model, directions, "difference")
@@ -110,14 +110,14 @@ def products(kind):
 
 
 @pytest.mark.parametrize("kind", [HessianOperator, GaussNewtonOperator, GradientOperator])
-@pytest.mark.parametrize("model, vector", WIDE + HALF_MODEL[:3] + HALF_DIRECTIONS, ids=str)
+@pytest.mark.parametrize("model, vector", WIDE[:2] + HALF_MODEL[:2] + HALF_DIRECTIONS[:1], ids=str)
 def test_products_with_matrices(kind, model, vector):
     losses = losses_of("texts", model)
     product = kind(losses, losses.params) @ rows("texts")[0].to(vector)
     assert product.dtype == model and error(product, products(kind)) < ROUNDING[coarser(model, vector)]
 
 
-@pytest.mark.parametrize("model, vector", WIDE + HALF_MODEL + HALF_DIRECTIONS, ids=str)
+@pytest.mark.parametrize("model, vector", WIDE[:2] + HALF_MODEL + HALF_DIRECTIONS[:1], ids=str)
 def test_products_by_differences(model, vector):
     "Of weights in half precision, they are computed in float32."
     losses = losses_of("texts", model)
@@ -134,7 +134,7 @@ def curvature(model, directions):
     return mean_curvature(HessianOperator(losses, losses.params), B), token_curvature(losses, losses.params, B)
 
 
-@pytest.mark.parametrize("model, directions", WIDE[:2] + HALF_MODEL[:3] + HALF_DIRECTIONS[:1], ids=str)
+@pytest.mark.parametrize("model, directions", WIDE[:2] + HALF_MODEL[:2] + HALF_DIRECTIONS[:1], ids=str)
 def test_curvature_along_directions(model, directions):
     for found, expected in zip(curvature(model, directions), curvature(F64, F64)):
         assert error(found, expected) < ROUNDING[coarser(model, directions)]
@@ -178,16 +178,14 @@ def test_a_run_with_a_model_in_half_precision(trained, dtype):
     assert len(knob_effects(losses, losses.params, basis, [1, 2, 3], np.arange(60.0), draws=1)) == 3
 
 
-@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-def test_estimates_for_a_model_in_half_precision_are_of_what_is_made_of_it(dtype, tmp_path):
-    "Its directions are in float32, and are found there."
-    losses = losses_of("texts", dtype)
+def test_estimates_for_a_model_in_half_precision_are_of_what_is_made_of_it(tmp_path):
+    "Its directions are in float32, and are found there, where float16 would be too short."
+    losses = losses_of("texts", F16)
     store = Checkpoints(tmp_path)
     for step in (0, 1):
         store.save(step, {name: (1 + step / 10) * p for name, p in losses.params.items()})
-    for matrix in ("hessian", "gauss-newton"):
-        basis = hessian_subspace(store, losses, [0, 1], matrix=matrix, progress=False)
-        assert estimate_subspace(store, losses, [0, 1], matrix=matrix).disk == basis.directions.nbytes
+    basis = hessian_subspace(store, losses, [0, 1], progress=False)
+    assert estimate_subspace(store, losses, [0, 1]).disk == basis.directions.nbytes
     assert estimate_projection(store, losses, [0, 1], 2).disk == 2 * (len(losses) * 5 * 4 + 1000)
 
 
