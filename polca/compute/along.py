@@ -18,10 +18,14 @@ from ..core.losses import Params, TokenLosses, flatten, unflatten
 def mean_curvature(hessian: HessianOperator, directions: Tensor) -> Tensor:
     """λ(X, b) = bᵀH(X)b for every row b of `directions` (K, d): shape (K,), in nats per squared length.
 
-    Raises ValueError as `hessian @ b` does.
+    Directions may be on another device than the model. Raises ValueError as `hessian @ b` does.
     """
-    along = [(hessian @ b).double() @ b.double() for b in directions]
-    return torch.stack(along).to(directions)
+
+    def along(b):
+        product = (hessian @ b).double()
+        return product @ b.to(product)
+
+    return torch.stack([along(b) for b in directions]).to(directions)
 
 # %% ../../nbs/compute/45_along.ipynb #c1d8072e
 def _batch_curvature(losses: TokenLosses, params: Params, i: int, direction: Params) -> Tensor:
@@ -43,12 +47,13 @@ def _check_curvature(losses: TokenLosses, params: Params, directions: Tensor, cu
     """
     mean = curvature.double().mean(0)
     hessian = HessianOperator(losses, params)
-    eps = torch.finfo(directions.dtype).eps
+    eps = max(torch.finfo(dtype).eps for dtype in {directions.dtype, *(p.dtype for p in params.values())})
+    tolerance = min(30 * eps**0.5, 0.3)
     for k in mean.abs().argsort(descending=True)[:most].tolist():
-        product = hessian @ directions[k]
-        expected = float(directions[k].double() @ product.double())
+        product = (hessian @ directions[k]).double()
+        expected = float(directions[k].to(product) @ product)
         size = float(curvature[:, k].abs().mean()) + norm(product)
-        if not abs(float(mean[k]) - expected) <= 30 * eps**0.5 * size + 100 * eps:
+        if not abs(float(mean[k]) - expected) <= tolerance * size + 100 * eps:
             raise ValueError(
                 f"the mean of the tokens' curvature along direction {k} is {float(mean[k]):.4g}, a Hessian-vector "
                 f"product gives {expected:.4g}: an operation of this model has a wrong second forward derivative in "
@@ -59,14 +64,15 @@ def _check_curvature(losses: TokenLosses, params: Params, directions: Tensor, cu
 def token_curvature(losses: TokenLosses, params: Params, directions: Tensor) -> Tensor:
     """λ(x, b) = bᵀH(x)b for every token x and row b of `directions` (K, d): shape (tokens, K).
 
-    In nats per squared length. Raises ValueError if the means along the four most curved directions disagree with
-    Hessian-vector products by more than 30√ε of mean |λ| + ‖Hb‖, ε the rounding of the dtype.
+    In nats per squared length, on the device of the model, where directions need not be. Raises ValueError if the means
+    along the four most curved directions disagree with Hessian-vector products by more than 30√ε, or 0.3, of mean |λ| +
+    ‖Hb‖, ε the rounding of weights or directions.
     """
     batches = range(len(losses.batches))
     columns = []
     with WrittenOut():
         for b in directions:
-            direction = unflatten(b, params)
+            direction = {n: part.to(params[n]) for n, part in unflatten(b, params).items()}
             columns.append(torch.cat([_batch_curvature(losses, params, i, direction) for i in batches]))
     curvature = torch.stack(columns, dim=1)
     _check_curvature(losses, params, directions, curvature)

@@ -320,6 +320,11 @@ def _sweep(columns, R, weight, tol) -> float:
     return largest
 
 # %% ../../nbs/compute/55_bases.ipynb #446ada8e
+def _as_array(P: Tensor | np.ndarray) -> np.ndarray:
+    "`P`, wherever it is, in float32 if it is in half precision."
+    return np.asarray(at_least_float32(P).cpu() if isinstance(P, Tensor) else P)
+
+
 def rotation(
     P: Tensor | np.ndarray, criterion: str = "varimax", tol: float = 1e-6, max_sweeps: int = 200
 ) -> np.ndarray:
@@ -331,7 +336,7 @@ def rotation(
     """
     if criterion not in _CRITERIA:
         raise ValueError(f"criterion={criterion!r}: use one of {', '.join(_CRITERIA)}")
-    columns = np.array(P, dtype=np.float64).T.copy()
+    columns = np.array(_as_array(P), dtype=np.float64).T.copy()
     if not np.isfinite(columns).all():
         raise ValueError("the values to rotate are not all finite")
     columns /= np.sqrt(np.square(columns).mean()) or 1.0
@@ -352,7 +357,7 @@ def rotate(basis: Subspace, P: Tensor | np.ndarray, criterion: str = "varimax") 
     cosine. Raises ValueError for P of another number of directions, and as `rotation` does.
     """
     K = len(basis)
-    P = np.asarray(P)
+    P = _as_array(P)
     if P.shape[-1] != K:
         raise ValueError(f"P has {P.shape[-1]} columns for {K} directions: give the projections on this basis")
     R = rotation(P.reshape(-1, K), criterion)
@@ -396,7 +401,7 @@ def overlap(a: Subspace, b: Subspace) -> np.ndarray:
     """
     if a.shapes != b.shapes:
         raise ValueError("these are bases of different models: they cannot be compared")
-    inner = inner_products(a.directions, b.directions.to(a.directions.device))
+    inner = inner_products(a.directions, b.directions)
     return torch.linalg.svdvals(inner).clamp_max(1).numpy()
 
 # %% ../../nbs/compute/55_bases.ipynb #f210ed4a

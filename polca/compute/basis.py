@@ -58,10 +58,10 @@ def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
 
 # %% ../../nbs/compute/47_basis.ipynb #cb8c932b
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
-    "a bᵀ (K, K′) on the CPU, of the rows of a (K, d) and b (K′, d), with products summed in float64."
+    "a bᵀ (K, K′) on the CPU, of rows a (K, d) and b (K′, d) on any device, with products summed in float64."
     width = max(1, 2**24 // max(len(a), len(b), 1))
     blocks = zip(a.split(width, dim=1), b.split(width, dim=1))
-    total = sum((x.double() @ y.double().T).cpu() for x, y in blocks)
+    total = sum((x.double() @ y.to(x.device).double().T).cpu() for x, y in blocks)
     return torch.as_tensor(total)
 
 

@@ -23,11 +23,17 @@ def _plain_losses(losses: TokenLosses, i: int, params: Params) -> Tensor:
         return losses.batch(i, params, fused=True).double()
 
 
+def _moved(p: Tensor, b: Tensor, by: float) -> Tensor:
+    "`p` + `by` · `b` in the dtype of `p`, half precision from a sum in float32."
+    dtype = torch.promote_types(p.dtype, torch.float32)
+    return torch.add(p.to(dtype), b.to(p.device, dtype), alpha=by).to(p.dtype)
+
+
 def difference_projection(losses: TokenLosses, i: int, params: Params, slices: Slices, step: float) -> Tensor:
     "P (tokens of batch `i`, K) by central differences of length `step` on either side."
 
     def moved(block, k, by):
-        return {n: torch.add(p, slices[n][block][k].to(p), alpha=by) for n, p in params.items()}
+        return {n: _moved(p, slices[n][block][k], by) for n, p in params.items()}
 
     def slope(block, k):
         ahead = _plain_losses(losses, i, moved(block, k, step))
@@ -52,7 +58,10 @@ def difference_error(losses: TokenLosses, i: int, params: Params, slices: Slices
 
 
 def difference_step(losses: TokenLosses, params: Params, slices: Slices, probes: int = 6) -> float:
-    "The step with the least error on some of the directions and the first batch with tokens, out of powers of four."
+    """The step with the least error on some of the directions and the first batch with tokens, out of powers of four.
+
+    Raises ValueError if no step has an error that is finite.
+    """
     some = _some_directions(slices, probes)
     size = float(sum(p.double().square().sum() for p in params.values())) ** 0.5
     i = int(np.argmax(np.asarray(losses.sizes) > 0))
@@ -61,7 +70,15 @@ def difference_step(losses: TokenLosses, params: Params, slices: Slices, probes:
         P = difference_projection(losses, i, params, some, step)
         return difference_error(losses, i, params, some, P)
 
-    return min((max(size, 1e-3) * 4.0**-m for m in range(1, 13)), key=error)
+    errors = {step: error(step) for step in (max(size, 1e-3) * 4.0**-m for m in range(1, 13))}
+    best = min(errors, key=errors.__getitem__)
+    if not np.isfinite(errors[best]):
+        raise ValueError(
+            "the losses, or their gradients, are not finite at these weights or at any step from them: training "
+            "diverged, or numbers are over 65504, where float16 ends; use other checkpoints, or convert a model in "
+            "float16 first, with model.float()"
+        )
+    return best
 
 # %% ../../nbs/compute/70_difference.ipynb #29e3f85b
 def _hold_gradient(one: TokenLosses, params: Params) -> set[str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .operators import is_finite
+from ..core.losses import check_autocast
 from ..core.memory import memory_bytes
 from ..core.processes import gathered, sum_over
 from ..core.room import rows_to_fill
@@ -38,13 +39,14 @@ def norm(v: Tensor) -> float:
 
 # %% ../../nbs/compute/40_lanczos.ipynb #70cf8389
 def dots(basis: Tensor, v: Tensor, exact: bool = False) -> Tensor:
-    """`basis` (K, d) times `v` (d,), shape (K,), as a sum over blocks of columns.
+    """`basis` (K, d) times `v` (d,), shape (K,), as a sum over blocks of columns. Where the basis is on another device,
+    `v` goes there, and the products come back.
 
     exact   sum in float64 within the blocks, too, whatever the dtype
     """
     dtype = torch.float64 if exact else v.dtype
-    total = torch.zeros(len(basis), dtype=torch.float64, device=v.device)
-    for rows, part in _blocks(basis, v):
+    total = torch.zeros(len(basis), dtype=torch.float64, device=basis.device)
+    for rows, part in _blocks(basis, v.to(basis.device)):
         total += rows.to(dtype) @ part.to(dtype)
     return total.to(v)
 
@@ -158,17 +160,18 @@ def _top_down(values: np.ndarray, which: str) -> np.ndarray:
     "The order of `values` from the top down."
     return np.argsort(-_height(values, which), kind="stable")
 
+# %% ../../nbs/compute/40_lanczos.ipynb #96ed5b46
+def _empty_rows(n: int, like: Tensor, room: int | None) -> list[Tensor]:
+    "Twice `n` vectors as `like` to fill, which take no memory before; those over `room` bytes are on the disk, mapped."
+    half = None if room is None else room // 2
+    return [rows_to_fill(n, len(like), like.dtype, like.device, room=half) for _ in range(2)]
+
 # %% ../../nbs/compute/40_lanczos.ipynb #86b30a83
 class _Space:
-    """A Krylov space of up to `rows` vectors: (m, d) vectors, their images, and the matrix (m, m) between them. What is
-    more than `room` bytes is on the disk, mapped.
-    """
+    "A Krylov space of up to `rows` vectors: (m, d) vectors, their images, and the matrix (m, m) between them."
 
     def __init__(self, rows: int, like: Tensor, room: int | None = None):
-        # rows that are not reached take no memory
-        half = None if room is None else room // 2
-        size = rows, len(like), like.dtype, like.device
-        self._vectors, self._images = (rows_to_fill(*size, room=half) for _ in range(2))
+        self._vectors, self._images = _empty_rows(rows, like, room)
         self._small = np.zeros((rows, rows))
         self.m = 0
 
@@ -247,6 +250,10 @@ class _Search:
     max_iterations: int = 200
     room: int | None = None
 
+    def product(self, v: Tensor) -> Tensor:
+        "Hv, where `v` is and in its dtype."
+        return self.matvec(v).to(v)
+
 # %% ../../nbs/compute/40_lanczos.ipynb #96035c8a
 def _n_rows(bases) -> int:
     return sum(map(len, bases))
@@ -274,7 +281,7 @@ class _Krylov:
     def expand(self) -> None:
         "One more vector and its product; what is left of the product is the next vector."
         self.products = self.products + 1
-        image = self.search.matvec(self.next)
+        image = self.search.product(self.next)
         if not is_finite(image):
             raise ValueError("a product is not finite at these weights")
         size = norm(image)
@@ -398,7 +405,7 @@ def _residual_beside(search: _Search, bases, pair: Eigenpairs, scale: float) -> 
     "The relative residual of a pair in the complement of `bases` alone, by another product."
     b = pair.vectors[0]
     value = float(pair.values[0])
-    rest = norm(orthogonalise(search.matvec(b), *bases, passes=1) - value * b)
+    rest = norm(orthogonalise(search.product(b), *bases, passes=1) - value * b)
     return float(_relative(rest, value, scale, _floor(scale, b.dtype)))
 
 # %% ../../nbs/compute/40_lanczos.ipynb #2fc30a19
@@ -483,7 +490,7 @@ def _largest_component(basis: Tensor | SharedRows, v: Tensor) -> float:
     "Of `v` along the rows of `basis`."
     if isinstance(basis, SharedRows):
         return max(gathered(_largest_component(basis.own, v) if len(basis.own) else 0.0))
-    return float((basis.to(v) @ v).abs().max())
+    return float(dots(basis, v).abs().max())
 
 
 def _given_start(start: Tensor, like: Tensor, bases) -> Tensor:
@@ -497,7 +504,8 @@ def _given_start(start: Tensor, like: Tensor, bases) -> Tensor:
 
 # %% ../../nbs/compute/40_lanczos.ipynb #f85795e7
 def _first_vector(like: Tensor, generator: torch.Generator, bases, start: Tensor | None) -> Tensor:
-    "The vector to start from, in the complement of `bases`, which are looked at on the way."
+    "The vector to start from, in the complement of `bases`, which are looked at on the way, as is autocast."
+    check_autocast(like.device)
     for basis in bases:
         if basis.ndim != 2 or basis.shape[1] != len(like):
             raise ValueError(
@@ -556,19 +564,10 @@ def lanczos(
     Raises ValueError as `check_lanczos`, for products not finite, `against` not orthonormal, a start in its span.
     """
     bases = () if against is None or not len(against) else (against,)
-    rows = check_lanczos(
-        d,
-        k,
-        _n_rows(bases),
-        tol=tol,
-        which=which,
-        max_iterations=max_iterations,
-        memory=memory,
-        dtype=dtype,
-        device=device,
-    )
+    numbers = {"tol": tol, "which": which, "max_iterations": max_iterations}
+    rows = check_lanczos(d, k, _n_rows(bases), memory=memory, dtype=dtype, device=device, **numbers)
     room = memory_bytes(memory) - bytes_beside(d, k, dtype)
-    search = _Search(matvec, rows, torch.Generator().manual_seed(seed), tol, which, max_iterations, room)
+    search = _Search(matvec, rows, torch.Generator().manual_seed(seed), **numbers, room=room)
     first = _first_vector(torch.empty(d, dtype=dtype, device=device), search.generator, bases, start)
     pairs = _all_pairs(search, bases, k, first, scale, repeated)
     _check_converged(pairs, tol, max_iterations, strict)

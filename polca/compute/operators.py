@@ -9,6 +9,7 @@ __all__ = ['MATRICES', 'MeanLoss', 'loss_at', 'is_finite', 'check_finite_parts',
 
 # %% ../../nbs/compute/30_operators.ipynb #d74c2c0a
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from .derivatives import central_difference, check_products, gradient_at, step_differences
 from .smooth import ForwardHooks, TwiceDifferentiable
-from ..core.losses import Params, TokenLosses, flatten, n_parameters, unflatten
+from ..core.losses import Params, TokenLosses, check_autocast, flatten, n_parameters, unflatten
 from polca.core.memory import (
     MemoryBudgetError,
     SavedMemory,
@@ -81,6 +82,9 @@ def is_finite(v: Tensor) -> bool:
     return bool(torch.isfinite(v.sum())) or bool(torch.isfinite(v).all())
 
 
+_OVERFLOW = ". Or it is over 65504, where float16 ends: convert the model first, with model.float()"
+
+
 def check_finite_parts(parts: Params, what: str, batch: int) -> None:
     "Raise ValueError naming the parameters in which `what`, computed on `batch`, is not finite."
     bad = [n for n, p in parts.items() if not torch.isfinite(p).all()]
@@ -89,6 +93,7 @@ def check_finite_parts(parts: Params, what: str, batch: int) -> None:
         raise ValueError(
             f"{what} is not finite in {names}, on batch {batch}: training diverged at these weights, or the loss "
             "cannot be differentiated there; use other checkpoints, or leave that batch out"
+            + (_OVERFLOW if parts[bad[0]].dtype == torch.float16 else "")
         )
 
 # %% ../../nbs/compute/30_operators.ipynb #9152e1b5
@@ -155,9 +160,9 @@ def _graphs(operator: "TokenMean") -> Iterator[tuple[int, Any]]:
 
 # %% ../../nbs/compute/30_operators.ipynb #d8a9b063
 def _batch_products(operator: "TokenMean", v: Tensor) -> Iterator[Tensor]:
-    "The part of each batch in the product with `v`, (d,)."
+    "The part of each batch in the product with `v`, (d,), which may be on another device."
     params = operator.mean.params
-    tangents = tuple(unflatten(v, params).values())
+    tangents = tuple(t.to(params[n].device) for n, t in unflatten(v, params).items())
     for _, graph in _graphs(operator):
         yield _flat(operator.multiply(graph, tangents), params)
 
@@ -184,6 +189,7 @@ def _product(operator: "TokenMean", v: Tensor) -> Tensor:
     d = n_parameters(operator.mean.params)
     if v.shape != (d,):
         raise ValueError(f"a vector of shape {tuple(v.shape)} cannot be multiplied: the model has {d} weights")
+    check_autocast(next(iter(operator.mean.params.values())).device)
     operator.products += 1
     what = f"a {operator.name}-vector product"
     return _sum(_finite(operator, i, part, what) for i, part in enumerate(_batch_products(operator, v)))
@@ -230,20 +236,47 @@ def _unchecked(operator: "TokenMean", v: Tensor) -> Tensor:
     "The product with `v`, finite or not."
     return _sum(_batch_products(operator, v))
 
+# %% ../../nbs/compute/30_operators.ipynb #14ebb71a
+def _wide(params: Params) -> Params:
+    "`params`, in float32 if they are in half precision."
+    return {n: p.float() if p.element_size() < 4 else p for n, p in params.items()}
+
+
+@contextmanager
+def _running_wide(params: Params) -> Iterator[None]:
+    "In its block `_wide(params)` are used: as ValueError what torch says of a model that does not run with them."
+    try:
+        yield
+    except RuntimeError as e:
+        dtype = next(iter(params.values())).dtype
+        if dtype.itemsize >= 4:
+            raise
+        raise ValueError(
+            f"with its weights in float32, which is needed here, this model in {dtype} does not run ({e}): convert it, "
+            "and the floats in its batches, with .float()"
+        ) from e
+
+# %% ../../nbs/compute/30_operators.ipynb #de9acb58
+def _on_sample(operator: _Kind, params: Params) -> _Kind:
+    "An operator of the same kind for one sequence."
+    sample = whole_batches(_small_sample(operator.batches.losses))
+    return _at_weights(_without_graphs(operator, sample), params)
+
 
 def check_second_derivatives(operator: "TokenMean", params: Params) -> None:
     "Raise ValueError where products are not symmetric, or not those of first derivatives, on one sequence."
     if not operator.twice:
         return
-    sample = whole_batches(_small_sample(operator.batches.losses))
-    small = _at_weights(_without_graphs(operator, sample), params)
+    wide = _wide(params)
+    with _running_wide(params):
+        small = _on_sample(operator, wide)
 
     def in_float64():
-        double = _at_weights(_without_graphs(operator, sample), {n: p.double() for n, p in params.items()})
+        double = _on_sample(operator, {n: p.double() for n, p in params.items()})
         return partial(_unchecked, double), double.by_differences
 
     name = f"{operator.name} matrix"
-    check_products(partial(_unchecked, small), small.by_differences, sample.losses, params, name, in_float64)
+    check_products(partial(_unchecked, small), small.by_differences, small.mean.losses, wide, name, in_float64)
 
 # %% ../../nbs/compute/30_operators.ipynb #74dca200
 class TokenMean:
@@ -363,7 +396,7 @@ class GradientOperator(TokenMean):
         losses, params = self.mean.losses, self.mean.params
         theta = flatten(params).detach()
         slopes, error = central_difference(lambda w: losses(unflatten(w, params)), theta, v, scale)
-        total = _weighed_loss(self.mean, slopes.to(v)) / len(losses)
+        total = _weighed_loss(self.mean, slopes) / len(losses)
         slope = torch.autograd.grad(total, self.mean.leaves, materialize_grads=True)
         product = _flat(slope, params).double()
         return product, error * float(product.norm()) / max(float(slopes.norm()), 1e-30)
@@ -371,8 +404,9 @@ class GradientOperator(TokenMean):
 # %% ../../nbs/compute/30_operators.ipynb #7cb333d0
 def _weighed_loss(mean: MeanLoss, weights: Tensor) -> Tensor:
     "The sum over all tokens of weight times loss."
-    parts = weights.split(mean.losses.sizes)
-    return reduce(torch.add, (mean.losses.batch(i, mean.params) @ part for i, part in enumerate(parts)))
+    parts = enumerate(weights.split(mean.losses.sizes))
+    losses = ((mean.losses.batch(i, mean.params), part) for i, part in parts)
+    return reduce(torch.add, (loss @ part.to(loss) for loss, part in losses))
 
 # %% ../../nbs/compute/30_operators.ipynb #3a107387
 class _Outputs(ForwardHooks):
@@ -514,8 +548,8 @@ def _batch_gradient(mean: MeanLoss, i: int, tangents: Iterable[Tensor], by: floa
 class DifferenceOperator(TokenMean):
     """The Hessian by central differences of the gradient, for models that cannot be differentiated twice.
 
-    Each product costs two gradients of all tokens. Its error is a thousandth or so in float32, and far less in float64.
-    Used as `HessianOperator`.
+    Each product costs two gradients of all tokens. Its error is a thousandth or so in float32, and far less in float64;
+    weights in half precision are taken in float32. Used as `HessianOperator`.
     """
 
     name = "difference"
@@ -524,12 +558,14 @@ class DifferenceOperator(TokenMean):
 
     def fits(self, params: Params, budget: int) -> bool:
         self.set_weights(params)
-        return _fits(budget, gradient_at, self.mean.losses, params, flatten(params).detach())
+        wide = self.mean.params
+        return _fits(budget, gradient_at, self.mean.losses, wide, flatten(wide).detach())
 
     @torch.enable_grad()
     def set_weights(self, params: Params) -> None:
-        super().set_weights(params)
-        self.step = self.step or _best_step(self.mean)
+        super().set_weights(_wide(params))
+        with _running_wide(params):
+            self.step = self.step or _best_step(self.mean)
 
     def plan(self) -> Self:
         other = super().plan()

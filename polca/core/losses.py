@@ -6,8 +6,8 @@
 __all__ = ['Params', 'Batch', 'Batches', 'Loss', 'TokenTable', 'plain_names', 'weight_names', 'settable_names', 'parameters',
            'buffer_names', 'buffers', 'n_parameters', 'flatten', 'unflatten', 'check_params', 'logits_of',
            'next_token_loss', 'token_table', 'complete_table', 'fingerprint', 'unwrapped', 'runs_compiled',
-           'padded_embeddings', 'check_names', 'ModelFunction', 'check_model', 'check_batches', 'check_repeatable',
-           'token_counts', 'TokenLosses']
+           'padded_embeddings', 'check_names', 'check_autocast', 'ModelFunction', 'check_model', 'check_batches',
+           'check_repeatable', 'token_counts', 'TokenLosses']
 
 # %% ../../nbs/core/10_losses.ipynb #bf8daa93
 import hashlib
@@ -363,13 +363,25 @@ def check_names(names: Iterable[str], known: Mapping[str, object], kind: str) ->
             f"{', '.join(unknown[:3])} {are} no {kind} of this model (it has {examples}, …): give those of this model"
         )
 
+# %% ../../nbs/core/10_losses.ipynb #cd89a449
+def check_autocast(device: torch.device) -> None:
+    "Raise ValueError in a block of `torch.autocast` for `device`."
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        raise ValueError(
+            f"torch.autocast is on for {kind}, and would round what is computed here to "
+            f"{torch.get_autocast_dtype(kind)}: call polca outside of its block. A model that is to be looked at in "
+            "half precision can be converted, with model.bfloat16()"
+        )
+
 # %% ../../nbs/core/10_losses.ipynb #bcecd93b
 def _one_a_token(losses: Tensor) -> Tensor:
+    "`losses`, in float32 if they are in half precision. Raises ValueError unless there is one value per token."
     if losses.ndim != 1:
         raise ValueError(
             f"the loss returns shape {tuple(losses.shape)}: it must return one value per token, without reduction"
         )
-    return losses
+    return losses.float() if losses.element_size() < 4 else losses
 
 
 def _tensors_by_path(function: "ModelFunction", params: Params, buffers: Params) -> dict[str, Tensor]:
@@ -410,6 +422,7 @@ class ModelFunction(nn.Module):
     def at(self, batch: Batch, params: Params | None = None, buffers: Params | None = None, fused=False) -> Tensor:
         "The losses of `batch` at given weights and buffers (None: the model's own); see `TokenLosses.batch`."
         tensors = _tensors_by_path(self, params or parameters(self.model), buffers or {})
+        check_autocast(next(iter(tensors.values())).device)
         grad = params is not None and torch.is_grad_enabled()
         kernels = nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
         call: Any = functional_call
@@ -543,7 +556,7 @@ def token_counts(function: ModelFunction, batches: Batches, check: bool = True) 
 
 # %% ../../nbs/core/10_losses.ipynb #680cc608
 def _batch_losses(losses: "TokenLosses", i: int, params: Params | None = None, fused: bool = False) -> Tensor:
-    """The losses of the tokens of batch `i`, at `params` (default: the model's own), differentiable.
+    """The losses of the tokens of batch `i`, at `params` (default: the model's own), differentiable; float32 at least.
 
     fused   let attention use any kernel: faster, but then most cannot be differentiated twice or in forward mode
     """

@@ -25,6 +25,7 @@ from ..analysis.clustering import cluster_directions
 from ..analysis.decomposition import allocate, explained, projected_loss
 from ..analysis.joint import cluster_tokens
 from ..analysis.named_axes import named_axes
+from ..compute.basis import at_least_float32
 from ..compute.engines import Projector, choose_engine
 from ..compute.lanczos import lanczos
 from ..compute.operators import MATRICES, HessianOperator, mean_gradient
@@ -84,10 +85,16 @@ def estimate_reading(store: Checkpoints, losses: TokenLosses, steps: Sequence[in
     return Estimate(len(steps) * _reading(store, losses, step), peak_memory(), 0, f"step {step} read")
 
 # %% ../../nbs/runs/15_estimates.ipynb #a905fe7b
+def _wide_weights(store: Checkpoints, losses: TokenLosses, step: int) -> Params:
+    "The weights of a checkpoint as a basis is made of them: on the model's device, and in its dtype or float32."
+    like = next(iter(losses.params.values()))
+    return store.load(step, like.device, torch.promote_types(like.dtype, torch.float32))
+
+
 def estimate_mean_gradients(store: Checkpoints, losses: TokenLosses, steps: Sequence[int]) -> float:
     "Seconds to read the checkpoints of `steps` and take the gradient of the mean loss at each."
     step = sorted(steps)[len(steps) // 2]
-    params = {n: p.to(losses.params[n]) for n, p in store.load(step).items()}
+    params = _wide_weights(store, losses, step)
     return len(steps) * (_reading(store, losses, step) + timed(lambda: mean_gradient(losses, params), 2)[0])
 
 # %% ../../nbs/runs/15_estimates.ipynb #fabbebac
@@ -110,12 +117,11 @@ def estimate_subspace(
     patience   seconds that the trial may take; if 20 iterations would take longer, they are assumed instead of tried
     held       directions that a process holds; default: all
     """
-    like = losses.params
     d = n_parameters(losses.params)
     step = sorted(steps)[len(steps) // 2]
-    params = {n: p.to(like[n]) for n, p in store.load(step).items()}
+    params = _wide_weights(store, losses, step)
     building, operator = timed(lambda: MATRICES[matrix](losses, params))
-    v = torch.randn(d).to(next(iter(like.values())))
+    v = torch.randn(d).to(next(iter(params.values())))
     product = timed(lambda: operator @ v, 2)[0]
     how = f"{ASSUMED_ITERATIONS} iterations per direction, assumed, at {product:.2g} s"
     solving = ASSUMED_ITERATIONS * k * product
@@ -157,7 +163,7 @@ def _random_rows(n: int, params: Params) -> Tensor:
     "Random directions (n, d) of about unit length."
     d = n_parameters(params)
     rows = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).div_(d**0.5)
-    return rows.to(next(iter(params.values())))
+    return rows.to(at_least_float32(next(iter(params.values()))))
 
 
 def _seconds_of_call(losses, params, directions: Tensor, n: int, engine: str, memory) -> float:
@@ -192,7 +198,7 @@ def estimate_projection(
     step = sorted(steps)[len(steps) // 2]
     some, share = _one_batch(losses)
     params = {n: p.to(losses.params[n]) for n, p in store.load(step).items()}
-    like = next(iter(params.values()))
+    like = at_least_float32(next(iter(params.values())))
     if engine == "auto":
         engine = choose_engine(losses, n_directions + 2)
     directions = _random_rows(min(n_directions + 2, 6), params)

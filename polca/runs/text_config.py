@@ -46,6 +46,5 @@ class TextConfig:
     window: float | None = None
     plateau: float | None = None  # from this step on a breakthrough is hidden; default: where the mean loss is flat
     shard: bool = False  # processes share out the directions, not the checkpoints: for a large basis; no displacements
-    # bound on what the engines hold beside model and directions, and half of the bound for making these
-    memory: str = "2GiB"
+    memory: str = "2GiB"  # bound on what the engines hold beside model and directions; half of that for making these
     device: str = "cpu"  # "cpu", "cuda", …
