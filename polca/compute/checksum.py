@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .lanczos import dots
 from .protocol import Engine, Slices, block_sizes
+from .smooth import ForwardHooks
 from ..core.losses import Params, TokenLosses
 
 # %% ../../nbs/compute/67_checksum.ipynb #e81d9761
@@ -78,18 +79,47 @@ def _worst_error(check: CheckSum, slices: Slices, tolerance: float, rounding: fl
     allowed = check.size + rounding / tolerance * check.length * _lengths(slices).to(check.size) + 1e-30
     return float((check.error / allowed).max())
 
+# %% ../../nbs/compute/67_checksum.ipynb #bb236c48
+class _Outputs(ForwardHooks):
+    "In its `with` block: the `dtypes` of the floats that modules of `model` return."
 
+    def __init__(self, model):
+        self.model = model
+        self.dtypes = set()
+
+    def hooks(self):
+        return [(m, self._hook) for m in self.model.modules()]
+
+    def _hook(self, module, args, out):
+        if isinstance(out, Tensor) and out.is_floating_point():
+            self.dtypes.add(out.dtype)
+
+
+def _refuse_autocast(losses: TokenLosses, i: int, params: Params) -> None:
+    "Raise ValueError if parts of the model return less than the precision of its weights."
+    own = next(iter(params.values())).dtype
+    with _Outputs(losses.model) as seen, torch.no_grad():
+        losses.batch(i, params)
+    narrow = [dtype for dtype in seen.dtypes if dtype.itemsize < own.itemsize]
+    if narrow:
+        raise ValueError(
+            f"this model of {own} weights computes in {narrow[0]} inside, by an autocast of its own, and its gradients "
+            "are as coarse: take that off (of accelerate: unwrap_model(model, keep_fp32_wrapper=False))"
+        )
+
+# %% ../../nbs/compute/67_checksum.ipynb #b0dff55a
 def check_seen(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor, engine: Engine) -> None:
     "Raise UnseenError unless `P` of batch `i` agrees with a back-propagation of a random combination of its losses."
     if not len(P):
         return
     check = check_sum(losses, i, params, slices, P)
-    half = next(iter(params.values())).element_size() < 4
+    half = min(P.element_size(), next(iter(params.values())).element_size()) < 4
     tolerance, rounding = (0.3, 0.03) if half else (1e-3, 4e-6)
     error = _worst_error(check, slices, tolerance, rounding)
     if half:
         error = max(error, relative_error(check.error.norm(), check.size.norm()))
     if not error <= tolerance:
+        _refuse_autocast(losses, i, params)
         raise UnseenError(
             f"engine={engine.name!r} does not see all of this model (a check sum is off by {error:.1e}): "
             + engine.unseen

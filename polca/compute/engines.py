@@ -83,6 +83,12 @@ def _check_directions(directions: Tensor, params: Params) -> None:
             f"directions of shape {tuple(directions.shape)}: they must be (K, {d}), one row per direction, for a "
             f"model of {d} weights"
         )
+    model_at = next(iter(params.values())).device
+    if directions.device != model_at:
+        raise ValueError(
+            f"the directions are on {directions.device}, the model on {model_at}: move them first, with "
+            f"directions.to({str(model_at)!r})"
+        )
     bad = [k for k, direction in enumerate(directions) if not is_finite(direction)]
     if bad:
         more = f", and {len(bad) - 1} more" if bad[1:] else ""
@@ -100,6 +106,16 @@ def _checked_blocks(losses, params, directions, engine) -> list[Tensor]:
     for block in blocks:
         _check_directions(block, params)
     return blocks
+
+# %% ../../nbs/compute/80_engines.ipynb #68673173
+def _check_projections(P: Tensor, params: Params, i: int) -> None:
+    "Raise ValueError unless the projections of batch `i` are finite."
+    if is_finite(P):
+        return
+    why = "training diverged at these weights, or the loss cannot be differentiated there; use other checkpoints"
+    if next(iter(params.values())).dtype == torch.float16:
+        why = "gradients of a model in float16 end at 65504; convert it first, with model.float()"
+    raise ValueError(f"the projected gradients of batch {i} are not finite: {why}")
 
 # %% ../../nbs/compute/80_engines.ipynb #c44f0069
 def _frozen(losses: TokenLosses) -> set[str]:
@@ -190,6 +206,7 @@ class _Planned:
         for i in range(n):
             part = Part(self.losses, i, self.room[i])
             loss, P = self.engine.project(part, params, first=self.calls == i == 0)
+            _check_projections(P, params, i)
             if self.engine.exact and _is_checked(self.calls, i, n):
                 check_seen(self.losses, i, params, self.slices, P, self.engine)
             results.append((loss, P))

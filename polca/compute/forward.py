@@ -182,7 +182,7 @@ def _rows_of_tokens(delta: Tensor, token: Tensor, inputs: Tensor) -> _Rows:
 
 def _through_input(loss: Tensor, rows: _Rows, weight: Tensor) -> Tensor:
     "⟨Wᵀδ, h⟩ of every token, for the layer's `weight` W (out, in): its tangents are the second term."
-    back = (rows.delta @ weight).detach()
+    back = (rows.delta.to(weight) @ weight).detach()
     return loss.new_zeros(len(loss)).index_add(0, rows.token, (rows.input * back).sum(-1).to(loss))
 
 

@@ -530,6 +530,24 @@ def check_repeatable(function: ModelFunction, batch: Batch) -> None:
             "such as dropout that stays on in eval mode. Set the dropout probabilities of its configuration to 0"
         )
 
+# %% ../../nbs/core/10_losses.ipynb #b2e4c816
+_UNKNOWN_ID = (
+    "a token id of the batches is not in the model's vocabulary ({}): use the tokenizer that the model was trained "
+    "with, and -100 where there is no target"
+)
+
+
+def _check_ids(model: nn.Module, batches: Batches) -> None:
+    "Raise ValueError for ids of `batches` that the embedding of a model of transformers does not have."
+    try:
+        embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        return
+    for batch in batches:
+        ids = batch.get("input_ids")
+        if isinstance(embedding, nn.Embedding) and ids is not None and int(ids.max()) >= embedding.num_embeddings:
+            raise ValueError(_UNKNOWN_ID.format(f"{int(ids.max())} of {embedding.num_embeddings}"))
+
 # %% ../../nbs/core/10_losses.ipynb #6596d05c
 def token_counts(function: ModelFunction, batches: Batches, check: bool = True) -> list[int]:
     """The number of tokens of each batch.
@@ -539,13 +557,11 @@ def token_counts(function: ModelFunction, batches: Batches, check: bool = True) 
     """
     if not check and function.loss is next_token_loss:
         return [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
+    _check_ids(function.model, batches)
     try:
         sizes = [len(function.at(batch)) for batch in batches]
     except IndexError as e:
-        raise ValueError(
-            f"a token id of the batches is not in the model's vocabulary ({e}): use the tokenizer that the model was "
-            "trained with, and -100 where there is no target"
-        ) from e
+        raise ValueError(_UNKNOWN_ID.format(e)) from e
     if check and sum(sizes) == 0:
         raise ValueError(
             "there is no target token in these batches: give texts of at least two tokens, with labels other than -100"

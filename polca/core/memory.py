@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Attempt', 'memory_bytes', 'PeakMemory', 'MemoryBudgetError', 'SavedMemory', 'n_examples', 'n_positions',
            'some_examples', 'token_slots', 'tells_sequences', 'one_sequence', 'on_cpu', 'elsewhere', 'sequence_peak',
-           'sequence_needs', 'is_separable', 'split_batches', 'batch_of_part', 'part_of']
+           'fixed_and_each', 'is_separable', 'split_batches', 'batch_of_part', 'part_of']
 
 # %% ../../nbs/core/20_memory.ipynb #0463162e
 import re
@@ -193,13 +193,8 @@ def sequence_peak(losses: TokenLosses, i: int, params: Params, attempt: Attempt,
     return peak.bytes
 
 
-def sequence_needs(losses: TokenLosses, i: int, params: Params, attempt: Attempt) -> tuple[int, int]:
-    "The bytes to allow for any number of sequences of batch `i`, and for each of them, as `sequence_peak` tells."
-    one, two = (sequence_peak(losses, i, params, attempt, copies) for copies in (1, 2))
-    return _fixed_and_each(one, two)
-
-
-def _fixed_and_each(one: int, two: int) -> tuple[int, int]:
+def fixed_and_each(one: int, two: int) -> tuple[int, int]:
+    "The bytes for any number of sequences, and for each of them, told from what `one` and `two` take at their peak."
     each = min(one, max(0, two - one))
     return one - each, each
 
@@ -251,7 +246,7 @@ class _Needs:
         within `budget`, all of it is counted for each, and two are not tried.
         """
         one = self.peak(i)
-        return (0, one) if n * one <= budget else _fixed_and_each(one, self.peak(i, copies=2))
+        return (0, one) if n * one <= budget else fixed_and_each(one, self.peak(i, copies=2))
 
 # %% ../../nbs/core/20_memory.ipynb #dd31a220
 def _cut(n: int, fixed: int, each: int, budget: int) -> list[slice]:

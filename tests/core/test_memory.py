@@ -12,10 +12,11 @@ from polca.core.losses import TokenLosses
 from polca.core.memory import (
     SavedMemory,
     batch_of_part,
+    fixed_and_each,
     n_positions,
     one_sequence,
     part_of,
-    sequence_needs,
+    sequence_peak,
     split_batches,
 )
 
@@ -71,7 +72,7 @@ def backward(losses, params):
 @pytest.fixture(scope="module")
 def needs(ten):
     "The bytes for any number of sequences, and for each."
-    return sequence_needs(ten, 0, ten.params, backward)
+    return fixed_and_each(*(sequence_peak(ten, 0, ten.params, backward, copies) for copies in (1, 2)))
 
 
 def test_a_counted_graph_goes_with_its_result():
