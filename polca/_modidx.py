@@ -1757,6 +1757,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                    'polca.core.losses._table_part': ('core/losses.html#_table_part', 'polca/core/losses.py'),
                                    'polca.core.losses._targets_of': ('core/losses.html#_targets_of', 'polca/core/losses.py'),
                                    'polca.core.losses._tensors_by_path': ('core/losses.html#_tensors_by_path', 'polca/core/losses.py'),
+                                   'polca.core.losses._too_long': ('core/losses.html#_too_long', 'polca/core/losses.py'),
                                    'polca.core.losses._unmasked': ('core/losses.html#_unmasked', 'polca/core/losses.py'),
                                    'polca.core.losses._with_batches': ('core/losses.html#_with_batches', 'polca/core/losses.py'),
                                    'polca.core.losses._with_buffers': ('core/losses.html#_with_buffers', 'polca/core/losses.py'),

@@ -548,6 +548,18 @@ def _check_ids(model: nn.Module, batches: Batches) -> None:
         if isinstance(embedding, nn.Embedding) and ids is not None and int(ids.max()) >= embedding.num_embeddings:
             raise ValueError(_UNKNOWN_ID.format(f"{int(ids.max())} of {embedding.num_embeddings}"))
 
+# %% ../../nbs/core/10_losses.ipynb #cf6c7203
+def _too_long(model: nn.Module, batches: Batches) -> str:
+    "What is said of texts that are longer than the positions of a model of transformers; nothing where they are not."
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    for i, batch in enumerate(batches):
+        ids = batch.get("input_ids")
+        if most is not None and ids is not None and ids.ndim == 2 and ids.shape[1] > most:
+            return (
+                f"the texts of batch {i} have {ids.shape[1]} tokens, the model {most} positions: cut them (--context)"
+            )
+    return ""
+
 # %% ../../nbs/core/10_losses.ipynb #6596d05c
 def token_counts(function: ModelFunction, batches: Batches, check: bool = True) -> list[int]:
     """The number of tokens of each batch.
@@ -561,7 +573,7 @@ def token_counts(function: ModelFunction, batches: Batches, check: bool = True) 
     try:
         sizes = [len(function.at(batch)) for batch in batches]
     except IndexError as e:
-        raise ValueError(_UNKNOWN_ID.format(e)) from e
+        raise ValueError(_too_long(function.model, batches) or _UNKNOWN_ID.format(e)) from e
     if check and sum(sizes) == 0:
         raise ValueError(
             "there is no target token in these batches: give texts of at least two tokens, with labels other than -100"

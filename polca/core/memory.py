@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .losses import Batch, Params, TokenLosses
+from .units import size_text
 
 Attempt = Callable[[TokenLosses, Params], object]  # a computation whose memory is asked for
 
@@ -261,8 +262,8 @@ def _check_budget(i: int, one: int, budget: int, memory) -> None:
     "Raise ValueError if `one` sequence of batch `i` takes more than `budget` bytes; `memory` is what was asked for."
     if one > budget:
         raise ValueError(
-            f"memory={memory!r} is too small: batch {i} takes {one / 2**20:.2g} MiB for a single sequence, and "
-            f"{max(budget, 0) / 2**20:.2g} MiB are left. Give more memory, or shorter sequences"
+            f"memory={memory!r} is too small: batch {i} takes {size_text(one)} for a single sequence, and "
+            f"{size_text(max(budget, 0))} are left. Give more memory (--memory), or shorter sequences (--context)"
         )
 
 # %% ../../nbs/core/20_memory.ipynb #44e8b5e4
