@@ -79,7 +79,8 @@ def rows_to_fill(
     """
     needed = n * d * dtype.itemsize
     if room is None:
-        room = (free_memory() or 2 * needed) // 2
+        free = free_memory()
+        room = needed if free is None else free // 2
     if torch.device(device).type != "cpu" or needed <= room:
         return torch.empty(n, d, dtype=dtype, device=device)
     folder = Path(folder or tempfile.gettempdir())
