@@ -31,6 +31,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                      'polca.analysis.axes._agreements': ('analysis/axes.html#_agreements', 'polca/analysis/axes.py'),
                                      'polca.analysis.axes._axis_table': ('analysis/axes.html#_axis_table', 'polca/analysis/axes.py'),
                                      'polca.analysis.axes._centred': ('analysis/axes.html#_centred', 'polca/analysis/axes.py'),
+                                     'polca.analysis.axes._chance_of_some': ( 'analysis/axes.html#_chance_of_some',
+                                                                              'polca/analysis/axes.py'),
                                      'polca.analysis.axes._check_sizes': ('analysis/axes.html#_check_sizes', 'polca/analysis/axes.py'),
                                      'polca.analysis.axes._check_window': ('analysis/axes.html#_check_window', 'polca/analysis/axes.py'),
                                      'polca.analysis.axes._end_rows': ('analysis/axes.html#_end_rows', 'polca/analysis/axes.py'),

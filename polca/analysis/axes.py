@@ -125,6 +125,12 @@ def chance_share(values: np.ndarray, sizes: np.ndarray, draws: int = 20, random_
         shares.append(principal_components(rows - rows.mean(0), 1)[1][0])
     return float(np.quantile(shares, 0.95))
 
+
+def _chance_of_some(values: np.ndarray, sizes: np.ndarray, draws: int, random_state: int) -> float:
+    "`chance_share` of all tokens, or of as many as are drawn of many: the fewer, the larger it is."
+    some = drawn_tokens(values.shape[1], random_state=random_state)
+    return chance_share(values[:, some], sizes, draws, random_state)
+
 # %% ../../nbs/analysis/80_axes.ipynb #28605b15
 _UNCLEAR = 0.05  # a correlation of scores with gains under which it says nothing of the ends
 
@@ -249,8 +255,7 @@ def skill_axes(
     scores = rows @ vectors.T
     steps = values["step"].values
     signs = _signs(scores, _gains(projection, (steps[0], steps[-1]) if window is None else window))
-    some = drawn_tokens(values.sizes["token"], random_state=random_state)
-    chance = chance_share(values.values[:, some], sizes, draws, random_state)
+    chance = _chance_of_some(values.values, sizes, draws, random_state)
     shape = (len(steps), values.sizes["direction"])
     axis = {"axis": np.arange(n_axes)}
     where = {"step": steps, "direction": values["direction"].values}
