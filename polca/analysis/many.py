@@ -31,12 +31,14 @@ def drawn_tokens(n_tokens: int, most: int | None = None, random_state: int = 0) 
 
 # %% ../../nbs/analysis/05_many.ipynb #7a254cb0
 def chance_words(n_tokens: int) -> str:
-    "Of how many tokens axes are held against chance and against halves; empty where these are all."
+    "What of a run of many tokens is told from some of them, beside clusters along single directions; else empty."
     if not are_many(n_tokens):
         return ""
     return (
         f"What permuted tokens give, and how far axes and clusters are found again in halves, is told from {MANY:,} of "
-        f"the {n_tokens:,} tokens, drawn at random; the axes themselves, and where the tokens stand on them, from all"
+        f"the {n_tokens:,} tokens, drawn at random; the axes themselves, and where the tokens stand on them, from all. "
+        f"Random sets of tokens are put together from random blocks, and the medoid of a cluster is that of {COMPARED:,} "
+        "of its tokens"
     )
 
 
