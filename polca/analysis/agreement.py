@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from .joint import JointClusters, core_labels, cosines, scale_curves
+from .many import drawn_tokens
 
 # %% ../../nbs/analysis/35_agreement.ipynb #7519af99
 ENOUGH = 4  # texts, and directions, of which halves can be made
@@ -103,10 +104,11 @@ def cluster_agreements(
 
     One row for each of their table: again, the Jaccard index of the two clusters that are most like it in two such
     halves, the mean of `draws` pairs; again_chance, that of random sets of as many tokens. Not a number where there are
-    fewer than four texts or directions.
+    fewer than four texts or directions. Of more than `polca.analysis.many.MANY` tokens so many are halved.
     """
-    texts = texts_of(projection)
-    gradient = projection["gradient"].transpose("step", "token", "direction")
+    some = drawn_tokens(projection.sizes["token"], random_state=random_state)
+    texts = texts_of(projection)[some]
+    gradient = projection["gradient"].isel(token=some).transpose("step", "token", "direction")
     n_directions = gradient.sizes["direction"]
     rows = clusters.table[["n_clusters", "cluster"]]
     if not can_be_halved(texts, n_directions) or rows.empty:
@@ -118,6 +120,6 @@ def cluster_agreements(
         least = min(found.sum() for found, _ in halves)
         fitting = [number for number in clusters.numbers if number <= least]
         labels = _labels_of_halves(gradient, halves, fitting, random_state + draw)
-        pairs = [_pair(clusters.members(*row), labels.get(row[0])) for row in rows.itertuples(index=False)]
+        pairs = [_pair(clusters.members(*row)[some], labels.get(row[0])) for row in rows.itertuples(index=False)]
         each.append(pairs)
     return pd.DataFrame(np.mean(each, axis=0), rows.index, ["again", "again_chance"])

@@ -21,6 +21,7 @@ from scipy.stats import skew
 from .agreement import ENOUGH, can_be_halved, sample_halves, texts_of
 from .clustering import OUTLIER, Clusters
 from .decomposition import RULES, allocate
+from .many import chance_words, drawn_tokens
 
 # %% ../../nbs/analysis/80_axes.ipynb #0b3a045c
 class NoAxesError(ValueError):
@@ -124,6 +125,12 @@ def chance_share(values: np.ndarray, sizes: np.ndarray, draws: int = 20, random_
         shares.append(principal_components(rows - rows.mean(0), 1)[1][0])
     return float(np.quantile(shares, 0.95))
 
+
+def _chance_of_some(values: np.ndarray, sizes: np.ndarray, draws: int, random_state: int) -> float:
+    "`chance_share` of all tokens, or of as many as are drawn of many: the fewer, the larger it is."
+    some = drawn_tokens(values.shape[1], random_state=random_state)
+    return chance_share(values[:, some], sizes, draws, random_state)
+
 # %% ../../nbs/analysis/80_axes.ipynb #28605b15
 _UNCLEAR = 0.05  # a correlation of scores with gains under which it says nothing of the ends
 
@@ -190,11 +197,13 @@ def _check_sizes(values: xr.DataArray, n_axes: int) -> None:
 
 # %% ../../nbs/analysis/80_axes.ipynb #59808419
 def _notes(values: np.ndarray) -> list[str]:
+    of_some = chance_words(values.shape[1])
+    notes = [of_some] if of_some else []
     still = int((values == 0).all((0, 2)).sum())
     if not still:
-        return []
+        return notes
     tokens = "1 token has" if still == 1 else f"{still} tokens have"
-    return [f"{tokens} no gradient along any direction at any step of the window, and belongs to no end"]
+    return [*notes, f"{tokens} no gradient along any direction at any step of the window, and belongs to no end"]
 
 
 def _centred(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +242,7 @@ def skill_axes(
 
     window, kind         as in `axis_values`
     n_axes               how many components are looked at; `SkillAxes.n_beyond` says how many of them are beyond chance
-    draws, random_state  of `chance_share`
+    draws, random_state  of `chance_share`, which of more than `polca.analysis.many.MANY` tokens sees so many
 
     Raises NoAxesError, a ValueError, for one direction and for tokens whose gradients are all the same, ValueError for
     fewer tokens than axes, and what `axis_values` refuses.
@@ -246,6 +255,7 @@ def skill_axes(
     scores = rows @ vectors.T
     steps = values["step"].values
     signs = _signs(scores, _gains(projection, (steps[0], steps[-1]) if window is None else window))
+    chance = _chance_of_some(values.values, sizes, draws, random_state)
     shape = (len(steps), values.sizes["direction"])
     axis = {"axis": np.arange(n_axes)}
     where = {"step": steps, "direction": values["direction"].values}
@@ -253,7 +263,7 @@ def skill_axes(
     return SkillAxes(
         scores=xr.DataArray(scores * signs, {"token": values["token"].values} | axis, ("token", "axis"), "score"),
         loadings=xr.DataArray(loadings, where | axis, ("step", "direction", "axis"), "loading"),
-        table=_axis_table(shares, chance_share(values.values, sizes, draws, random_state)),
+        table=_axis_table(shares, chance),
         center=xr.DataArray(center.reshape(shape), where, ("step", "direction")),
         sizes=xr.DataArray(sizes, {"step": steps}, ("step",)),
         kind=kind,
@@ -388,18 +398,20 @@ def axis_reliability(axes: SkillAxes, projection: xr.Dataset, draws: int = 5, ra
     One row per axis: axis; direction, step, token, text (the tokens of half of the texts, or without texts half of the
     tokens) and sample (half of the texts and of the directions at once), the mean |r| over `draws` pairs of halves of
     each; and direction_chance and so on, the same where the tokens are permuted, each step and direction by itself. Not
-    a number where there are fewer than four to be halved.
+    a number where there are fewer than four to be halved. Of more than `polca.analysis.many.MANY` tokens so many are
+    halved.
     """
     window = axes.window if axes.kind == "gradient" else None
-    values = axis_values(projection, window, axes.kind).sel(step=axes.sizes["step"]).values
+    some = drawn_tokens(projection.sizes["token"], random_state=random_state)
+    values = axis_values(projection, window, axes.kind).sel(step=axes.sizes["step"]).values[:, some]
     names = ["axis", *HALVES, *(f"{by}_chance" for by in HALVES)]
     n = axes.n_beyond
     if not n:
         return pd.DataFrame(columns=names)
-    texts = texts_of(projection)
+    texts = texts_of(projection)[some]
     rng = np.random.default_rng(random_state)
     permuted = rng.permuted(values, axis=1)
-    real = _agreements(values, axes.scores.values[:, :n], texts, draws, rng)
+    real = _agreements(values, axes.scores.values[some, :n], texts, draws, rng)
     chance = _agreements(permuted, axis_scores(permuted, permuted, n), texts, draws, rng)
     columns = {"axis": np.arange(n)} | real | {f"{by}_chance": own for by, own in chance.items()}
     return pd.DataFrame(columns)[names]

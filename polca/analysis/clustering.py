@@ -17,8 +17,10 @@ import pandas as pd
 import xarray as xr
 from sklearn.base import ClusterMixin, clone
 from sklearn.cluster import HDBSCAN
-from sklearn.metrics import pairwise_distances_chunked
+from sklearn.metrics import pairwise_distances_argmin, pairwise_distances_chunked
 from tqdm.auto import tqdm
+
+from .many import CLUSTERED, COMPARED, are_many, drawn_tokens
 
 # %% ../../nbs/analysis/20_clustering.ipynb #fef6cb3e
 def filter_directions(curves: xr.DataArray) -> xr.DataArray:
@@ -72,12 +74,14 @@ class Clusters:
     table   one row per cluster: direction, cluster, size, medoid (a token)
     notes   {direction: why it was not clustered}
     key     what tells the clusterings apart: the dimension of `labels` and column of `table`
+    found_on   on how many tokens, drawn at random, the clusters were found; None: on all
     """
 
     labels: xr.DataArray
     table: pd.DataFrame
     notes: dict[int, str]
     key: str = "direction"
+    found_on: int | None = None
 
     def members(self, which: int, cluster: int) -> np.ndarray:
         "The tokens of a cluster of the clustering `which` (a direction), as a mask (token)."
@@ -156,10 +160,11 @@ def alike(labels: np.ndarray, X: np.ndarray) -> np.ndarray:
     """
     labels = np.array(labels)
     first = first_equal(X)
-    repeated = np.bincount(first, minlength=len(first)) > 1
-    for i in np.flatnonzero(repeated):
-        equal = first == i
-        labels[equal] = _commonest(labels[equal])
+    repeated = np.flatnonzero(np.bincount(first, minlength=len(first))[first] > 1)
+    in_groups = repeated[np.argsort(first[repeated], kind="stable")]
+    for equal in np.split(in_groups, np.flatnonzero(np.diff(first[in_groups])) + 1):
+        if len(equal):  # else none is repeated
+            labels[equal] = _commonest(labels[equal])
     left = np.unique(labels[labels >= 0])
     return np.where(labels >= 0, np.searchsorted(left, labels), labels)
 
@@ -178,13 +183,19 @@ def _fastest_hdbscan(curves: xr.DataArray, min_cluster_size: int, min_samples: i
     return hdbscan(min_cluster_size, min_samples, "brute" if long else "auto")
 
 
-def _cluster_rows(direction: int, labels: np.ndarray, values: np.ndarray, tokens: np.ndarray) -> list[dict]:
-    "A row of the table for each cluster among `labels`, of `tokens` with the curves `values` (tokens, steps)."
+def _cluster_rows(
+    direction: int, labels: np.ndarray, values: np.ndarray, tokens: np.ndarray, most: int | None = None
+) -> list[dict]:
+    """A row of the table for each cluster among `labels`, of `tokens` with the curves `values` (tokens, steps); the
+    medoid is that of all members, or of `most` of them, drawn at random.
+    """
     rows = []
     for cluster in range(labels.max() + 1):
-        own = labels == cluster
-        members = tokens[own]
-        center = int(members[medoid(values[own])])
+        members = np.flatnonzero(labels == cluster)
+        compared = members
+        if most is not None and most < len(members):
+            compared = np.sort(np.random.default_rng(cluster).choice(members, most, replace=False))
+        center = int(tokens[compared[medoid(values[compared])]])
         rows.append({"direction": direction, "cluster": cluster, "size": len(members), "medoid": center})
     return rows
 
@@ -196,14 +207,37 @@ def _kept_tokens(curves: xr.DataArray, keep_tokens: xr.DataArray | None, directi
     return np.flatnonzero(keep_tokens.sel(direction=direction))
 
 
-def _too_few(kept: int, min_cluster_size: int, min_samples: int) -> str:
-    "Why a direction with `kept` tokens is not clustered; empty if it can be."
+def _too_few(kept: int, min_cluster_size: int, min_samples: int, of: str = "") -> str:
+    "Why a direction with `kept` tokens is not clustered; empty if it can be. `of` says of which they are."
     if kept >= max(min_cluster_size, min_samples):
         return ""
     return (
-        f"{kept} tokens left after filter 2, fewer than min_cluster_size={min_cluster_size} "
+        f"{kept} tokens{of} left after filter 2, fewer than min_cluster_size={min_cluster_size} "
         f"or min_samples={min_samples}"
     )
+
+# %% ../../nbs/analysis/20_clustering.ipynb #8b7b5ea7
+def _drawn_for_hdbscan(n_tokens: int) -> np.ndarray:
+    "The mask (token) of the tokens on which clusters are found."
+    drawn = np.zeros(n_tokens, bool)
+    drawn[drawn_tokens(n_tokens, CLUSTERED)] = True
+    return drawn
+
+
+def _in_proportion(min_cluster_size: int, min_samples: int, drawn: np.ndarray) -> tuple[int, int]:
+    "The sizes of HDBSCAN for the tokens of the mask `drawn`, that are given for all."
+    share = drawn.mean()
+    return max(2, round(min_cluster_size * share)), max(1, round(min_samples * share))
+
+
+def _labels_by(clusterer: ClusterMixin, values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    "Labels of all rows of `values`: a clusterer's own of the mask `drawn`; each other row has that of the nearest."
+    own = clone(clusterer).fit_predict(values[drawn])
+    labels = np.full(len(values), OUTLIER)
+    labels[drawn] = own
+    if own.max(initial=OUTLIER) >= 0 and not drawn.all():
+        labels[~drawn] = own[pairwise_distances_argmin(values[~drawn], values[drawn])]
+    return labels
 
 # %% ../../nbs/analysis/20_clustering.ipynb #a44cd4d6
 def _cluster_each(
@@ -212,9 +246,12 @@ def _cluster_each(
     keep_directions: xr.DataArray | None,
     keep_tokens: xr.DataArray | None,
     too_few: Callable[[int], str],
+    drawn: np.ndarray,
     progress: bool,
 ) -> Clusters:
-    "The clusters of `curves` (direction, token, step), of each direction by a clusterer of its own."
+    """The clusters of `curves` (direction, token, step), of each direction by a clusterer of its own, found on the
+    tokens of the mask `drawn`.
+    """
     labels = np.full(curves.shape[:2], DROPPED)
     rows = []
     notes = {}
@@ -225,16 +262,18 @@ def _cluster_each(
             continue
         kept = _kept_tokens(curves, keep_tokens, direction)
         labels[i, kept] = OUTLIER
-        why = too_few(len(kept))
+        why = too_few(int(drawn[kept].sum()))
         if why:
             notes[int(direction)] = why
             continue
         values = curves.values[i, kept].astype(np.float64)
-        labels[i, kept] = alike(clone(clusterer).fit_predict(values), values)
-        rows += _cluster_rows(int(direction), labels[i, kept], values, kept)
+        labels[i, kept] = alike(_labels_by(clusterer, values, drawn[kept]), values)
+        most = COMPARED if are_many(curves.sizes["token"]) else None
+        rows += _cluster_rows(int(direction), labels[i, kept], values, kept, most)
     coords = {"direction": curves["direction"], "token": curves["token"]}
     table = pd.DataFrame(rows, columns=["direction", "cluster", "size", "medoid"])
-    return Clusters(xr.DataArray(labels, coords, ("direction", "token"), "cluster"), table, notes)
+    labelled = xr.DataArray(labels, coords, ("direction", "token"), "cluster")
+    return Clusters(labelled, table, notes, found_on=None if drawn.all() else int(drawn.sum()))
 
 # %% ../../nbs/analysis/20_clustering.ipynb #5f697b30
 def cluster_directions(
@@ -251,7 +290,9 @@ def cluster_directions(
     paper does.
 
     min_cluster_size, min_samples   of HDBSCAN; min_samples defaults to tokens // 15. From 65 steps on, and for up to
-                                    10,000 tokens, by a matrix of distances
+                                    10,000 tokens, by a matrix of distances. Of more than
+                                    `polca.analysis.many.MANY` tokens clusters are found on `CLUSTERED`, with sizes in
+                                    proportion, and each of the others is put where the nearest of these is
     keep_directions, keep_tokens    masks (direction) and (token, direction): pass the filters' results for the paper's
                                     recipe; default: everything is clustered
     clusterer                       a scikit-learn clusterer instead of HDBSCAN; −1 among its labels means outlier
@@ -262,10 +303,14 @@ def cluster_directions(
     _check_curves(curves, min_cluster_size)
     if min_samples is None:
         min_samples = max(1, curves.sizes["token"] // 15)
+    drawn = np.ones(curves.sizes["token"], bool)
     if clusterer is None:
+        drawn = _drawn_for_hdbscan(curves.sizes["token"])
+        min_cluster_size, min_samples = _in_proportion(min_cluster_size, min_samples, drawn)
         clusterer = _fastest_hdbscan(curves, min_cluster_size, min_samples)
-    too_few = partial(_too_few, min_cluster_size=min_cluster_size, min_samples=min_samples)
-    return _cluster_each(curves, clusterer, keep_directions, keep_tokens, too_few, progress)
+    of = "" if drawn.all() else f", of the {drawn.sum():,} drawn,"
+    too_few = partial(_too_few, min_cluster_size=min_cluster_size, min_samples=min_samples, of=of)
+    return _cluster_each(curves, clusterer, keep_directions, keep_tokens, too_few, drawn, progress)
 
 # %% ../../nbs/analysis/20_clustering.ipynb #09133001
 def _mirrored(means: np.ndarray, correlation: float, ratio: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

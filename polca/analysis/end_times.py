@@ -17,6 +17,7 @@ from scipy.optimize import isotonic_regression
 from .breakthroughs import find_plateau
 from .clustering import Clusters
 from .ends import END_NAMES
+from .many import in_blocks
 
 # %% ../../nbs/analysis/91_end_times.ipynb #9bf48960
 def largest_falls(curves: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,17 +52,18 @@ def skill_curves(loss: xr.DataArray, sets: Sequence[np.ndarray]) -> tuple[np.nda
     """
     values = loss.transpose("step", "token").values.astype(float)
     guess = loss["frequency_loss"].values if "frequency_loss" in loss.coords else np.full(values.shape[1], np.inf)
-    means = [(values[:, tokens].mean(1), guess[tokens].mean()) for tokens in sets]
-    curves = [_falling(np.minimum(curve, known)) for curve, known in means]
-    return np.stack(curves), _falling(np.minimum(values.mean(1), guess.mean()))
+    means = np.stack([np.minimum(values[:, tokens].mean(1), guess[tokens].mean()) for tokens in sets])
+    mean = np.minimum(values.mean(1), guess.mean())
+    return _falling(means), _falling(mean[None])[0]
 
 
-def _falling(curve: np.ndarray) -> np.ndarray:
-    "The nearest curve that never rises, of which what comes after its lowest place is left out."
-    smooth = median_filter(curve, 3, mode="nearest")  # a jump at one checkpoint is no lowest place
-    lowest = int(smooth.argmin())
-    learned = np.append(curve[: lowest + 1], np.full(len(curve) - lowest - 1, smooth[lowest]))
-    return isotonic_regression(learned, increasing=False).x
+def _falling(curves: np.ndarray) -> np.ndarray:
+    "Of each of `curves` (n, step) the nearest that never rises, without what comes after its lowest place: (n, step)."
+    smooth = median_filter(curves, (1, 3), mode="nearest")  # a jump at one checkpoint is no lowest place
+    lowest = smooth.argmin(1)[:, None]
+    after = np.arange(curves.shape[1]) > lowest
+    learned = np.where(after, np.take_along_axis(smooth, lowest, 1), curves)
+    return np.stack([isotonic_regression(curve, increasing=False).x for curve in learned])
 
 # %% ../../nbs/analysis/91_end_times.ipynb #d8542e74
 _TIMES = ["first", "last", "break", "fall", "fall_of_all", "part", "part_of_all", "excess", "chance", "beyond"]
@@ -159,6 +161,7 @@ def _after(falls: pd.DataFrame, plateau: float) -> pd.Series:
 
 def _control(loss, size, n_sets, plateau, width, draws, random_state) -> tuple[float, float]:
     "Of random sets of `size` tokens the excess that is beyond chance for `n_sets` of them, and how many are hidden."
+    loss, size = in_blocks(loss, size, random_state)
     random = _falls(loss, _random_sets(loss.sizes["token"], size, draws * n_sets, random_state), width)
     return float(random["excess"].quantile(1 - 0.05 / n_sets)), float(_after(random, plateau).mean())
 

@@ -27,6 +27,7 @@ from polca.analysis.clustering import (
     first_equal,
 )
 from .decomposition import NO_DIRECTION, RULES, trajectories
+from .many import drawn_tokens
 
 # %% ../../nbs/analysis/30_joint.ipynb #f0d55da0
 SCALES = ("raw", "unit", "step", "log", "rank")
@@ -114,11 +115,17 @@ class CoreKMeans(ClusterMixin, BaseEstimator):
         self.n_init = n_init
         self.random_state = random_state
 
+    def _model(self, X: np.ndarray) -> KMeans:
+        "k-means of all rows; of many it begins where the best of `n_init` tries on some of them has ended."
+        some = X[drawn_tokens(len(X), random_state=self.random_state)]
+        model = KMeans(self.n_clusters, n_init=self.n_init, random_state=self.random_state).fit(some)
+        return model if len(some) == len(X) else KMeans(self.n_clusters, init=model.cluster_centers_, n_init=1).fit(X)
+
     def fit(self, X, y=None):
         if not 0 < self.core <= 1:
             raise ValueError(f"core={self.core}: give the share of a cluster to keep, above 0 and at most 1")
         X = np.asarray(X)
-        model = KMeans(self.n_clusters, n_init=self.n_init, random_state=self.random_state).fit(X)
+        model = self._model(X)
         first = first_equal(X)  # equal rows are told apart by rounding alone
         self.all_labels_ = model.labels_[first]
         self.cluster_centers_ = model.cluster_centers_

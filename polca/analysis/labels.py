@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from scipy.special import gammaln
 from scipy.stats import false_discovery_control
 
 from .clustering import OUTLIER, Clusters, curves_along
+from .many import are_many
 from .tags import TAGS
 
 # %% ../../nbs/analysis/70_labels.ipynb #87cfb49e
@@ -257,7 +259,8 @@ class _Expected:
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         "The numbers in `n` random sets, (n, values)."
         rest = self.total - self.marked.sum()
-        drawn = rng.multivariate_hypergeometric([*self.marked, rest], self.size, size=n, method="count")
+        how: Literal["marginals", "count"] = "marginals" if are_many(self.total) else "count"  # many by one number each
+        drawn = rng.multivariate_hypergeometric([*self.marked, rest], self.size, size=n, method=how)
         return drawn[:, :-1]
 
     def bound(self, excess: float) -> float:
@@ -266,6 +269,9 @@ class _Expected:
         return hypergeometric_tails(least, self.total, self.marked, self.size).sum()
 
 # %% ../../nbs/analysis/70_labels.ipynb #08285ee7
+_NEVER = 1e-9  # the chance that any draw comes to as much, under which none is made
+
+
 def most_exceeding(
     own: np.ndarray, pool: np.ndarray, eligible: np.ndarray, least: float, n: int, rng: np.random.Generator
 ) -> tuple[int, float, float] | None:
@@ -286,11 +292,14 @@ def most_exceeding(
     excess = expected.excess(own[common])
     best = int(np.argmax(excess))
     most = excess[best]
+    bound = expected.bound(most)
+    if n * bound < _NEVER:  # no draw would come to as much
+        return int(common[best]), float(most), float(bound)
     random = expected.excess(expected.draw(n, rng)).max(1)
     above = int((random >= most - 1e-9).sum())
     p = (1 + above) / (1 + n)
     if not above:
-        p = min(p, expected.bound(most))
+        p = min(p, bound)
     return int(common[best]), float(most), float(p)
 
 # %% ../../nbs/analysis/70_labels.ipynb #7130c238

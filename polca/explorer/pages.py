@@ -27,6 +27,7 @@ from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import rules
 from ..analysis.findings import SHOWN, Finding, Side, find_findings, learns
 from ..analysis.labels import visible
+from ..analysis.many import found_words
 from ..analysis.tags import has_tags, tagger_names
 
 # %% ../../nbs/explorer/20_pages.ipynb #e86b91a1
@@ -731,6 +732,8 @@ def clusters_words(view: View, shown: Shown, clusters: Clusters) -> str:
     count = count_text(len(clusters.table), "cluster")
     left = f"{counts['dropped']:,.0f} tokens dropped by the filters, {counts['outliers']:,.0f} outliers"
     words = f"<p class=dim>Direction {shown.direction}, {count}, {_how_clustered(view, shown)}. {left}.</p>"
+    some = found_words(clusters.found_on, len(view.tokens))
+    words += f"<p class=dim>Of so many tokens {html_text(some)}.</p>" if some else ""
     if len(clusters.table):
         return words
     return words + note(
@@ -1092,7 +1095,7 @@ def view_findings(view: View) -> list[Finding]:
 # %% ../../nbs/explorer/20_pages.ipynb #666350e5
 def _side_examples(view: View, most: int, side: Side) -> str:
     "The first `most` examples of a side of a finding, coloured by what became of the losses; a link lists all."
-    change = view.loss[-1] - view.loss[0]
+    change = (view.loss[-1] - view.loss[0]).values
     scale = float(np.quantile(abs(change), 0.98)) or float(abs(change).max())
     lines = "".join(
         example_html(

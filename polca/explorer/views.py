@@ -415,7 +415,8 @@ def _only(clusters: Clusters, direction: int) -> Clusters:
     notes = {d: note for d, note in clusters.notes.items() if d == direction}
     if not (labels >= OUTLIER).any():
         notes[int(direction)] = "left out by filter 1: its mean projected loss rises"
-    return Clusters(labels, clusters.table[clusters.table["direction"] == direction].reset_index(drop=True), notes)
+    table = clusters.table[clusters.table["direction"] == direction].reset_index(drop=True)
+    return Clusters(labels, table, notes, found_on=clusters.found_on)
 
 # %% ../../nbs/explorer/10_views.ipynb #f33cbec9
 def _unclustered(curves, why) -> Clusters:

@@ -26,6 +26,7 @@ from polca.analysis.findings import (
     learns,
 )
 from ..analysis.labels import projection_tokens
+from ..analysis.many import are_many, chance_words, found_words
 from ..analysis.named_axes import NamedAxes
 from .manifest import read_manifest
 from .stages import RunResults
@@ -56,6 +57,15 @@ def run_findings(results: RunResults) -> list[Finding]:
     return find_findings(projection, axes_or_none(results), clusters, plateau, results.window(projection), few)
 
 # %% ../../nbs/runs/57_answers.ipynb #8c8427d9
+def _some_words(results: RunResults, n_tokens: int) -> str:
+    "What of a run of many tokens is told from some of them; nothing for other runs."
+    if not are_many(n_tokens):
+        return ""
+    found = [found_words(clusters.found_on, n_tokens) for clusters in results.read_clusters().values()]
+    said = [chance_words(n_tokens), *(f"Along single directions {words}" for words in found if words)]
+    return " ".join(f"{words}." for words in said if words)
+
+
 def findings_text(results: RunResults, findings: Sequence[Finding], most: int = 6) -> str:
     "The `findings` of a run for people: what was learned before the first checkpoint, and the first `most` of them."
     projection = results.read_projection()
@@ -68,6 +78,8 @@ def findings_text(results: RunResults, findings: Sequence[Finding], most: int = 
         totals = results.read_decomposition()[most_exact_rule(projection)]["totals"]
         sizes = projection.sizes
         parts.append(textwrap.fill(held_words(totals, sizes["direction"], sizes.get("displacement", 0)), 110))
+    if some := _some_words(results, projection.sizes["token"]):
+        parts.append(textwrap.fill(some, 110))
     return "\n\n".join(part for part in parts if part)
 
 # %% ../../nbs/runs/57_answers.ipynb #2de0a4ff

@@ -515,6 +515,7 @@ def save_clusters(
         recipes[name] = {
             "clusters": clusters.table.to_dict("records"),
             "notes": {str(d): note for d, note in clusters.notes.items()},
+            "found_on": clusters.found_on,
             **(tables or {}).get(name, {}),
         }
     write_json(part / "tables.json", {"window": window, "plateau": plateau, "recipes": recipes})
@@ -539,7 +540,8 @@ def _load_recipe(path: Path, name: str, kept: dict) -> Clusters:
         return JointClusters(labels, pd.DataFrame(kept["clusters"]))
     columns = None if kept["clusters"] else ["direction", "cluster", "size", "medoid"]
     notes = {int(direction): note for direction, note in kept["notes"].items()}
-    return Clusters(labels, pd.DataFrame(kept["clusters"], columns=columns), notes)
+    table = pd.DataFrame(kept["clusters"], columns=columns)
+    return Clusters(labels, table, notes, found_on=kept.get("found_on"))  # earlier runs found all on all tokens
 
 # %% ../../nbs/runs/40_stages.ipynb #044d6671
 def axes_stage(inputs: RunInputs, results: RunResults, progress: bool) -> dict:

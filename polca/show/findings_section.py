@@ -29,6 +29,7 @@ from polca.analysis.findings import (
     steps_words,
     trust_words,
 )
+from ..analysis.many import chance_words
 from .html import count_text, html_figure, html_table, html_text, number_text, tokens_html
 
 if TYPE_CHECKING:
@@ -219,6 +220,8 @@ def findings_section(
         f"<p><b>{count_text(len(findings), 'finding')}</b>, {count_words(findings)}, while the mean loss goes from "
         f"{mean[0]:.2f} to {mean[-1]:.2f} nats over {loss.sizes['token']:,} tokens.{more}</p>"
     )
+    some = chance_words(loss.sizes["token"])
+    words += f"<p>{html_text(some)}.</p>" if some else ""
     figure = html_figure(plot_findings(loss, findings, most), "The exact loss of the sides of each finding.")
     parts = "".join(finding_part(finding, show) for finding in findings[:most])
     rest = "".join(_folded(finding, show) for finding in findings[most:])

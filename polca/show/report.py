@@ -22,6 +22,7 @@ from ..analysis.decomposition import NO_DIRECTION, allocate, explained, most_exa
 from ..analysis.findings import before_words, find_findings, held_words, learns, ranked_clusters
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, projection_tokens, random_control
+from ..analysis.many import found_words
 from ..analysis.named_axes import NamedAxes
 from ..analysis.tags import has_tags, tagger_names
 from .axis_section import axis_section, threads_figure
@@ -259,7 +260,13 @@ def _no_clusters(recipe: _Recipe) -> str:
     "That there are none, and why, as far as it is known."
     reasons = pd.Series(list(recipe.clusters.notes.values()), dtype=object).value_counts()
     why = f" ({html_text(reasons.index[0])})" if len(reasons) else ""
-    return f"<i>{html_text(recipe.name)}</i>: <b>no clusters were found</b>{why}."
+    return f"<i>{html_text(recipe.name)}</i>: <b>no clusters were found</b>{why}{_found_words(recipe)}."
+
+
+def _found_words(recipe: _Recipe) -> str:
+    "On how many tokens they were found, in words that go on a sentence; empty where these are all."
+    words = found_words(recipe.clusters.found_on, recipe.clusters.labels.sizes["token"])
+    return f"; {words}" if words else ""
 
 
 def _count_words(recipe: _Recipe, n: int) -> str:
@@ -269,7 +276,7 @@ def _count_words(recipe: _Recipe, n: int) -> str:
         return f"{name}: {count_text(n, 'distinct cluster')} of all directions jointly{left}"
     along = recipe.table["direction"].nunique()
     of = count_text(recipe.clusters.labels.sizes["direction"], "direction")
-    return f"{name}: {count_text(n, 'cluster')} along {along} of {of}"
+    return f"{name}: {count_text(n, 'cluster')} along {along} of {of}{_found_words(recipe)}"
 
 # %% ../../nbs/show/30_report.ipynb #c4f9a790
 def _hidden_words(recipe: _Recipe, n: int) -> str:
