@@ -37,8 +37,8 @@ def chance_words(n_tokens: int) -> str:
     return (
         f"What permuted tokens give, and how far axes and clusters are found again in halves, is told from {MANY:,} of "
         f"the {n_tokens:,} tokens, drawn at random; the axes themselves, and where the tokens stand on them, from all. "
-        f"Random sets of tokens are put together from random blocks, and the medoid of a cluster is that of {COMPARED:,} "
-        "of its tokens"
+        f"Random sets of tokens are put together from random blocks, and the medoid of a cluster is that of "
+        f"{COMPARED:,} of its tokens"
     )
 
 
