@@ -74,7 +74,7 @@ def in_blocks(values: xr.DataArray, size: int, random_state: int = 0) -> tuple[x
         if one.dims == ("token",) and name != "token" and one.dtype.kind == "f"
     }
     along = {dim: values[dim] for dim in values.dims if dim != "token" and dim in values.coords}
-    return xr.DataArray(data, along | coords, values.dims), round(size / length)
+    return xr.DataArray(data, along | coords, values.dims), min(round(size / length), len(blocks))
 
 
 def _block_means(values: np.ndarray, blocks: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ __all__ = ['directions_file', 'directions_files', 'BasisHeader', 'save_direction
 # %% ../../nbs/compute/48_basis_files.ipynb #4d5ac639
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,8 @@ def _load_rows(headers: dict[Path, BasisHeader]) -> Tensor:
     if not others:
         return first  # mapped, not copied
     n = sum(len(header.rows) for header in headers.values())
-    rows = rows_to_fill(n, first.shape[1], first.dtype, folder=file.parent)
+    folder = file.parent if os.access(file.parent, os.W_OK) else None
+    rows = rows_to_fill(n, first.shape[1], first.dtype, folder=folder)
     rows[: len(first)] = first
     start = len(first)
     for file, header in others:

@@ -155,8 +155,10 @@ def token_of_rows(loss: Tensor, output: Tensor, delta: Tensor, guess: Tensor | N
     """The token whose loss depends on each row of `output` (..., out), (rows,), −1 for none; None if a row belongs to
     several. `delta` is Σ_x ∂loss[x]/∂output, (rows, out); a `guess` is tried first.
     """
+    if not len(loss) or not len(delta):
+        return None
     pulls = _Pulls(loss, output, delta)
-    if not len(loss) or not torch.isfinite(pulls.size).all():
+    if not torch.isfinite(pulls.size).all():
         return None
     token = guess
     if token is None or not _is_right(token, pulls):
@@ -200,7 +202,8 @@ def _inside_layer(rows: _Rows, last: LastMatrix, slices: Slices) -> Iterator[Ten
 class OutputLayer:
     """The output layer of a model, None where there is none, and what was found out about it.
 
-    tokens   {number of a batch: the token that each row of the layer belongs to, or None where it cannot be apart}
+    tokens   {number of a batch: the token that each row of the layer belonged to last, or None where it could not be
+             apart}
     """
 
     def __init__(self, last: LastMatrix | None):
@@ -228,22 +231,15 @@ class _CutRows(NamedTuple):
     token: Tensor
 
 
-def _known_rows(loss: Tensor, cut: _Cut, token: Tensor) -> _CutRows | None:
-    "Those whose `token` is known; None where a row that had none before comes back: its token had nothing to learn."
-    (delta,) = torch.autograd.grad(loss.sum(), cut.output, retain_graph=True)
-    delta = delta.flatten(0, -2)
-    return None if delta[token < 0].any() else _CutRows(delta, token)
-
-
-def _found_rows(losses: TokenLosses, i: int, loss: Tensor, cut: _Cut, leaves: Params) -> _CutRows | None:
-    "Those of batch `i`; None where rows and tokens do not belong together one by one."
-    if cut.input is None or not loss.requires_grad:
+def _found_rows(loss: Tensor, cut: _Cut, leaves: Params, guess: Tensor | None) -> _CutRows | None:
+    "Those of a batch, by a `guess` if it is right; None where rows and tokens do not belong together one by one."
+    if not loss.requires_grad:
         return None
     reached = torch.autograd.grad(loss.sum(), [cut.output, *leaves.values()], retain_graph=True, allow_unused=True)
     if reached[0] is None or any(g is not None for g in reached[1:]):
         return None
     delta = reached[0].flatten(0, -2)
-    token = token_of_rows(loss, cut.output, delta, _guess(losses, i, cut.output))
+    token = token_of_rows(loss, cut.output, delta, guess if guess is not None and len(guess) == len(delta) else None)
     return None if token is None else _CutRows(delta, token)
 
 # %% ../../nbs/compute/60_forward.ipynb #3b672f4a
@@ -263,10 +259,11 @@ def _graph_apart(losses, i, params, leaves, output) -> _Graph | None:
     last = output.last
     with Tangent(losses.model), _Cut(last.layer, last.call) as cut:
         loss = losses.batch(i, {**params, **leaves})
-    found = _known_rows(loss, cut, output.tokens[i]) if i in output.tokens else None
-    if found is None:
-        found = _found_rows(losses, i, loss, cut, leaves)
-        output.tokens[i] = None if found is None else found.token
+    if cut.input is None:
+        return None
+    guess = output.tokens.get(i)
+    found = _found_rows(loss, cut, leaves, _guess(losses, i, cut.output) if guess is None else guess)
+    output.tokens[i] = None if found is None else found.token
     if found is None:
         return None
     rows = _rows_of_tokens(*found, cut.input)
@@ -326,12 +323,18 @@ def _version(p: Tensor) -> float:
     return math.nan if p.is_inference() else p._version
 
 
+def _versions(losses: TokenLosses, params: Params) -> dict[int, float]:
+    "Of each tensor that the losses depend on, by its identity, how often something was written into it."
+    buffers = losses.model.buffers() if losses.buffers is None else losses.buffers.values()
+    return {id(t): _version(t) for t in (*params.values(), *buffers)}
+
+# %% ../../nbs/compute/60_forward.ipynb #98b6a87e
 class _Held:
     "The graph of the only batch of `one` at `params`, and the tokens of its rows."
 
     def __init__(self, one: TokenLosses, params: Params, graph: _Graph, tokens: Tensor | None):
         self.one = one
-        self.params = {n: (p, _version(p)) for n, p in params.items()}
+        self.state = _versions(one, params)
         self.graph = graph
         self.tokens = tokens
 
@@ -339,9 +342,13 @@ class _Held:
         "Whether it is the graph of `part` at `params`, tensors that nothing was written into since."
         batch = part.losses.batches[part.index]
         same_batch = all(torch.equal(value, batch[name]) for name, value in self.one.batches[0].items())
-        same_buffers = part.losses.buffers is self.one.buffers
-        same_weights = all(params[n] is p and _version(p) == version >= 0 for n, (p, version) in self.params.items())
-        return same_buffers and same_weights and same_batch
+        same_state = _versions(part.losses, params) == self.state and math.nan not in self.state.values()
+        if not same_state or not same_batch:
+            return False
+        with torch.no_grad():  # what tensors do not tell, such as what was written into their data
+            now = part.losses.batch(part.index, params)
+        rounding = max(2 * torch.finfo(next(iter(params.values())).dtype).eps, 1e-5)
+        return now.shape == self.graph.loss.shape and torch.allclose(now, self.graph.loss, rounding, rounding)
 
 
 def _hold_graph(one: TokenLosses, params: Params, slices: Slices, last: LastMatrix | None) -> _Held:

@@ -38,7 +38,8 @@ def free_memory() -> int | None:
     limit = _number_in("/sys/fs/cgroup/memory.max")
     used = _number_in("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:
-        found.append(max(0, limit - used))
+        kept = _number_in("/sys/fs/cgroup/memory.stat", "inactive_file ") or 0  # of files, given back when needed
+        found.append(max(0, limit - used + kept))
     return min(found, default=None)
 
 # %% ../../nbs/core/22_room.ipynb #07c6df90

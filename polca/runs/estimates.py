@@ -26,7 +26,8 @@ from ..analysis.decomposition import allocate, explained, projected_loss
 from ..analysis.joint import cluster_tokens
 from ..analysis.named_axes import named_axes
 from ..compute.basis import at_least_float32
-from ..compute.engines import Projector, choose_engine
+from ..compute.checksum import UnseenError
+from ..compute.engines import Projector, engines_by_cost
 from ..compute.lanczos import lanczos
 from ..compute.operators import MATRICES, HessianOperator, mean_gradient
 from ..core.checkpoints import Checkpoints, weights_hash
@@ -153,9 +154,9 @@ def _one_batch(losses: TokenLosses, most: float = _TRIAL) -> tuple[TokenLosses, 
         table = pd.DataFrame({"example": token_slots(losses, i)[0]}) if tells_sequences(losses) else None
         return losses.part([batch], table), losses.sizes[i] / len(losses)
     sequence, _ = token_slots(losses, i)
-    chosen = np.argsort(-np.bincount(sequence), kind="stable")[: max(1, fitting)]  # those with most targets
-    some = losses.part([some_examples(batch, sorted(chosen.tolist()))])
-    some.tokens = pd.DataFrame({"example": pd.factorize(sequence[np.isin(sequence, chosen)])[0]})
+    rows = np.sort(np.argsort(-np.bincount(sequence), kind="stable")[: max(1, fitting)])  # those with most targets
+    some = losses.part([some_examples(batch, rows.tolist())])
+    some.tokens = pd.DataFrame({"example": np.searchsorted(rows, sequence[np.isin(sequence, rows)])})
     return some, len(some) / len(losses)
 
 # %% ../../nbs/runs/15_estimates.ipynb #1fc907a9
@@ -180,6 +181,17 @@ def _seconds_of_call(losses, params, directions: Tensor, n: int, engine: str, me
     each = max(0.0, some - seconds(directions[:2])) / (len(directions) - 2)
     return some + (n - len(directions)) * each
 
+
+def _seconds_of_first(engines, losses, params, directions: Tensor, n: int, memory) -> tuple[float, str]:
+    "The same of the first of `engines` that sees all of the model, and its name."
+    engine, *others = engines
+    try:
+        return _seconds_of_call(losses, params, directions, n, engine, memory), engine
+    except UnseenError:
+        if not others:
+            raise
+    return _seconds_of_first(others, losses, params, directions, n, memory)
+
 # %% ../../nbs/runs/15_estimates.ipynb #49a2441e
 def estimate_projection(
     store: Checkpoints,
@@ -199,10 +211,10 @@ def estimate_projection(
     some, share = _one_batch(losses)
     params = {n: p.to(losses.params[n]) for n, p in store.load(step).items()}
     like = at_least_float32(next(iter(params.values())))
-    if engine == "auto":
-        engine = choose_engine(losses, n_directions + 2)
+    engines = engines_by_cost(losses, n_directions + 2) if engine == "auto" else [engine]
     directions = _random_rows(min(n_directions + 2, 6), params)
-    each = _seconds_of_call(some, params, directions, n_directions + 2, engine, memory) / share
+    seconds, engine = _seconds_of_first(engines, some, params, directions, n_directions + 2, memory)
+    each = seconds / share
     each += (n_directions + 2) / len(directions) * 2 * timed(lambda: (directions @ directions[0]) @ directions)[0]
     if curvature:
         building, operator = timed(lambda: HessianOperator(curvature, params))

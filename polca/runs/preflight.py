@@ -127,7 +127,8 @@ def preflight(inputs: RunInputs, stage: str, say: Callable[[str], None], process
     known = inputs.manifest.get("estimates", {})
     if stage in known or stage not in ("train", "subspace", "project"):
         return
-    check_memory(inputs)
+    if "subspace" not in inputs.manifest["stages"]:
+        check_memory(inputs)
     by_stage = estimate_stages(inputs, stage, processes)
     of_each = f" for {processes} processes" if processes > 1 else ""
     say(f"estimates{of_each}:\n{estimates_table(by_stage).to_string()}{_assumed_words(inputs, by_stage)}")
