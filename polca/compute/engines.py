@@ -184,7 +184,7 @@ def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int
     def hold(one, params):
         found.update(engine.hold(one, params))
 
-    parts, needs = split_batches(losses, params, hold, budget, memory)
+    parts, needs = split_batches(losses, params, hold, budget, memory, rough=True)
     _check_reached(losses, params, found)
     return parts, [max(1, budget // max(1, need)) for need in needs]
 

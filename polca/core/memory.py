@@ -242,12 +242,13 @@ class _Needs:
             self._known[kind] = sequence_peak(self.losses, i, self.params, self.attempt, copies)
         return self._known[kind]
 
-    def for_some(self, i: int, n: int, budget: int) -> tuple[int, int]:
-        """Of batch `i` the bytes for any number of sequences, and for each of them; where `n` times what one takes is
-        within `budget`, all of it is counted for each, and two are not tried.
+    def for_some(self, i: int, enough: int) -> tuple[int, int]:
+        """Of batch `i` the bytes for any number of sequences, and for each of them; where all sequences are within
+        `enough` bytes if each takes what one takes alone, that is counted, and two are not tried.
         """
         one = self.peak(i)
-        return (0, one) if n * one <= budget else fixed_and_each(one, self.peak(i, copies=2))
+        n = n_examples(self.losses.batches[i])
+        return (0, one) if n * one <= enough else fixed_and_each(one, self.peak(i, copies=2))
 
 # %% ../../nbs/core/20_memory.ipynb #dd31a220
 def _cut(n: int, fixed: int, each: int, budget: int) -> list[slice]:
@@ -268,9 +269,11 @@ def _check_budget(i: int, one: int, budget: int, memory) -> None:
 
 # %% ../../nbs/core/20_memory.ipynb #44e8b5e4
 def split_batches(
-    losses: TokenLosses, params: Params, attempt: Attempt, budget: int, memory
+    losses: TokenLosses, params: Params, attempt: Attempt, budget: int, memory, rough: bool = False
 ) -> tuple[TokenLosses, list[int]]:
     """`losses` with batches cut so that each keeps `attempt` within `budget` bytes, and the bytes that each then takes.
+
+    rough   where all sequences fit if each takes what one takes alone, say so, without measuring more
 
     Raises ValueError for a budget too small for one sequence (`memory` is what the user asked for), and where batches
     must be cut and cannot be, since a token's loss depends on other sequences.
@@ -280,7 +283,7 @@ def split_batches(
     needs = _Needs(losses, params, attempt)
     for i, batch in enumerate(losses.batches):
         _check_budget(i, needs.peak(i), budget, memory)
-        fixed, each = needs.for_some(i, n_examples(batch), budget)
+        fixed, each = needs.for_some(i, enough=budget if rough else 0)
         parts = _cut(n_examples(batch), fixed, each, budget)
         if len(parts) > 1 and not is_separable(losses, i, params, max(2, parts[0].stop)):
             raise ValueError(
