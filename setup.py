@@ -19,6 +19,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["polca", "polca.*"]),
+    package_data={"polca": ["py.typed"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={
@@ -28,6 +29,7 @@ setup(
         "dev": cfg["dev_requirements"].split(),
         "wikipedia": cfg["wikipedia_requirements"].split(),
         "bench": cfg["bench_requirements"].split(),
+        "site": cfg["site_requirements"].split(),
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     classifiers=[

@@ -57,8 +57,8 @@ for cell in notebook.cells:
         if "data" in output:
             output["data"] = {k: v for k, v in output["data"].items() if k == "text/plain"}
 body, _ = MarkdownExporter().from_notebook_node(notebook)
-body = re.sub(r"\]\((images|results)/", r"](nbs/\1/", body)  # paths are relative to nbs/ there, to the root here
-body = body.replace('Path("experiments/', 'Path("nbs/experiments/')
+# paths are relative to nbs/ there, to the root here
+body = re.sub(r"\]\((?!https?:|#|\.\./)", "](nbs/", body).replace("](../", "](")
 body = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", body, flags=re.M)).strip() + "\n"
 readme = root / "README.md"
 if "--check" in sys.argv:

@@ -73,7 +73,6 @@ if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handl
 # %% ../nbs/20_main.ipynb #90ef9b37
 import argparse
 import difflib
-import importlib.metadata
 import io
 import json
 import math
@@ -84,6 +83,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, fields, replace
 from typing import Any, NamedTuple
 
+from . import __version__
 from .runs.text_config import TextConfig
 
 # %% ../nbs/20_main.ipynb #a7ea0fdb
@@ -609,8 +609,7 @@ def command_parser() -> argparse.ArgumentParser:
         epilog="Start with: polca analyze --help, polca run arithmetic, or polca run language. A run that was "
         "interrupted goes on with the same command.",
     )
-    version = importlib.metadata.version("polca")
-    parser.add_argument("--version", action="version", version=f"polca {version}")
+    parser.add_argument("--version", action="version", version=f"polca {__version__}")
     parser.add_argument("--json", action="store_true", help=_JSON_WORDS)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in _COMMANDS.items():

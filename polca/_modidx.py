@@ -2479,6 +2479,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/polca', 'doc_host': '', 'g
                                                                                  'polca/runs/estimates.py'),
                                       'polca.runs.estimates._seconds_of_first': ( 'runs/estimates.html#_seconds_of_first',
                                                                                   'polca/runs/estimates.py'),
+                                      'polca.runs.estimates._verifying': ('runs/estimates.html#_verifying', 'polca/runs/estimates.py'),
                                       'polca.runs.estimates._wide_weights': ( 'runs/estimates.html#_wide_weights',
                                                                               'polca/runs/estimates.py'),
                                       'polca.runs.estimates.estimate_analysis': ( 'runs/estimates.html#estimate_analysis',

@@ -60,6 +60,8 @@ def polca_imports(module):
     "The modules of polca that a module imports, wherever in it the import stands."
     package = ["polca", *module.split(".")[:-1]]
     for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and [a.name for a in node.names] == ["__version__"]:
+            continue
         if isinstance(node, ast.ImportFrom) and node.level:
             above = package[: len(package) + 1 - node.level]
             yield ".".join([*above, *(node.module or "").split(".")][1:])
@@ -137,7 +139,7 @@ for module in {modules}:
 
 def test_the_explorer_alone_needs_widgets_and_says_so():
     done = python(f"{BLOCKED}\nimport polca.explorer.widgets")
-    assert done.returncode == 1 and "pip install 'polca[notebook]'" in done.stderr
+    assert done.returncode == 1 and "pip install 'polca-lm[notebook]'" in done.stderr
     assert "polca report RUN" in done.stderr
 
 
@@ -192,8 +194,60 @@ def test_export_cells_are_short():
     assert not long, "\n".join(long)
 
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short_before_its_table():
+    assert len(README[: README.index("| notebook |")].encode()) <= 8_000
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert len(links) > 10 and not missing, missing
+
+
+def test_whatever_says_what_to_install_says_polca_lm():
+    """`polca` on the package index is another project's."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert settings()["lib_name"] == "polca-lm" and "README.md" in tracked
+    wrong = {}
+    for name in tracked:
+        if name.endswith((".ipynb", ".py", ".md", ".yml", ".yaml", ".cff", ".ini", ".toml")):
+            text = (ROOT / name).read_text(encoding="utf-8")
+            found = re.findall(r"polca\[\w|pip install ['\"]?polca\b(?!-lm)", text)
+            wrong |= {name: found} if found else {}
+    assert not wrong, wrong
+
+
+def test_another_distribution_by_the_name_of_polca_is_not_taken_for_this_one(tmp_path):
+    """Its wheel holds `pypolca`, and may stand in the same environment."""
+    other = tmp_path / "polca-0.4.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: polca\nVersion: 0.4.0\n")
+    code = f"""
+import sys, importlib.metadata
+sys.path.insert(0, {str(tmp_path)!r})
+assert importlib.metadata.version("polca") == "0.4.0"
+from polca.runs.origins import environment
+print(environment()["polca"])
+"""
+    done = python(code)
+    assert done.stdout.strip() == polca.__version__ == settings()["version"], done.stderr
+
+
+def test_every_paper_names_the_version():
+    version = settings()["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version} (" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_types_are_for_others_too():
+    assert (ROOT / "polca" / "py.typed").exists() and "py.typed" in (ROOT / "setup.py").read_text()
+
+
 def test_readme_has_the_two_lines():
-    text = (ROOT / "README.md").read_text()
+    text = README
     lines = [line for line in text.splitlines() if line.startswith("python3 -m venv")]
     assert len(lines) == 2 and all("-c constraints.txt" in line for line in lines)
     assert lines[0].endswith("&& polca run arithmetic")

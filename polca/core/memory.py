@@ -262,8 +262,9 @@ def _cut(n: int, fixed: int, each: int, budget: int) -> list[slice]:
 def _check_budget(i: int, one: int, budget: int, memory) -> None:
     "Raise ValueError if `one` sequence of batch `i` takes more than `budget` bytes; `memory` is what was asked for."
     if one > budget:
+        allowed = size_text(memory) if isinstance(memory, int) else repr(memory)
         raise ValueError(
-            f"memory={memory!r} is too small: batch {i} takes {size_text(one)} for a single sequence, and "
+            f"memory={allowed} is too small: batch {i} takes {size_text(one)} for a single sequence, and "
             f"{size_text(max(budget, 0))} are left. Give more memory (--memory), or shorter sequences (--context)"
         )
 

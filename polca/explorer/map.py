@@ -39,7 +39,7 @@ def map_table(view: View) -> pd.DataFrame:
     return pd.concat([text.rename("token"), pd.DataFrame(map_places(view)), pd.DataFrame(kinds)], axis=1)
 
 # %% ../../nbs/explorer/25_map.ipynb #dc12ab8f
-_LACKING = "The map needs jupyter-scatter: <code>pip install 'polca[notebook]'</code>, and open the run again."
+_LACKING = "The map needs jupyter-scatter: <code>pip install 'polca-lm[notebook]'</code>, and open the run again."
 _HEIGHT = 420  # pixels
 
 

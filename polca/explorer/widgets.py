@@ -36,7 +36,7 @@ try:
     from IPython.display import HTML
 except ImportError as e:
     raise ImportError(
-        f"the explorer needs widgets ({e}): pip install 'polca[notebook]'. Without: polca report RUN"
+        f"the explorer needs widgets ({e}): pip install 'polca-lm[notebook]'. Without: polca report RUN"
     ) from e
 
 # %% ../../nbs/explorer/30_widgets.ipynb #76f66254

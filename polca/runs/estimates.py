@@ -10,6 +10,7 @@ __all__ = ['ASSUMED_ITERATIONS', 'peak_memory', 'timed', 'Estimate', 'estimate_r
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +32,10 @@ from ..compute.engines import Projector, engines_by_cost
 from ..compute.lanczos import lanczos
 from ..compute.operators import MATRICES, HessianOperator, mean_gradient
 from ..core.checkpoints import Checkpoints, weights_hash
-from ..core.losses import Params, TokenLosses, check_params, n_parameters
+from ..core.losses import Params, TokenLosses, n_parameters
 from ..core.memory import n_examples, n_positions, some_examples, tells_sequences, token_slots
 from ..core.units import seconds_text, size_text
+from ..core.verification import verify_checkpoints
 
 # %% ../../nbs/runs/15_estimates.ipynb #4dc045c7
 def peak_memory() -> int:
@@ -74,16 +76,24 @@ def _reading(store: Checkpoints, losses: TokenLosses, step: int) -> float:
     return timed(read, 2)[0]
 
 
+def _verifying(store: Checkpoints, losses: TokenLosses, step: int) -> float:
+    "Seconds to verify a checkpoint, with all of its losses held against those of its own model."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the stage itself will say so
+        return timed(lambda: verify_checkpoints(store, [step], losses=losses))[0]
+
+
 def estimate_reading(store: Checkpoints, losses: TokenLosses, steps: Sequence[int]) -> Estimate:
-    "What it takes to read, hash and evaluate the checkpoints of `steps` once."
-    step = sorted(steps)[len(steps) // 2]
-    # else the losses would fail in their own words
-    check_params(
-        {n: p.shape for n, p in store.load(step).items()},
-        losses.params,
-        f"the checkpoint of step {step} in {store.path}",
-    )
-    return Estimate(len(steps) * _reading(store, losses, step), peak_memory(), 0, f"step {step} read")
+    """What it takes to verify the checkpoints of `steps`: the losses of the first and last are held against those of
+    their own models, and where each has one of its own those of the others, too; and the last is read again.
+    """
+    n = len(steps)
+    step = sorted(steps)[n // 2]
+    verifying = _verifying(store, losses, step)
+    reading = _reading(store, losses, step)
+    other = reading if store.read(step).model is None else verifying
+    seconds = min(n, 2) * verifying + max(0, n - 2) * other + reading
+    return Estimate(seconds, peak_memory(), 0, f"step {step} verified")
 
 # %% ../../nbs/runs/15_estimates.ipynb #a905fe7b
 def _wide_weights(store: Checkpoints, losses: TokenLosses, step: int) -> Params:
@@ -112,16 +122,18 @@ def estimate_subspace(
     matrix: str = "hessian",
     patience: float = 30.0,
     held: int | None = None,
+    memory: str | int = "4GiB",
 ) -> Estimate:
     """What `polca.compute.subspace.hessian_subspace` with these arguments takes.
 
     patience   seconds that the trial may take; if 20 iterations would take longer, they are assumed instead of tried
     held       directions that a process holds; default: all
+    memory     as of `hessian_subspace`
     """
     d = n_parameters(losses.params)
     step = sorted(steps)[len(steps) // 2]
     params = _wide_weights(store, losses, step)
-    building, operator = timed(lambda: MATRICES[matrix](losses, params))
+    building, operator = timed(lambda: MATRICES[matrix](losses, params, memory))
     v = torch.randn(d).to(next(iter(params.values())))
     product = timed(lambda: operator @ v, 2)[0]
     how = f"{ASSUMED_ITERATIONS} iterations per direction, assumed, at {product:.2g} s"
@@ -217,7 +229,7 @@ def estimate_projection(
     each = seconds / share
     each += (n_directions + 2) / len(directions) * 2 * timed(lambda: (directions @ directions[0]) @ directions)[0]
     if curvature:
-        building, operator = timed(lambda: HessianOperator(curvature, params))
+        building, operator = timed(lambda: HessianOperator(curvature, params, memory))
         each += building + n_directions * timed(lambda: operator @ directions[0])[0]
     # gradients, losses and slopes outside the basis; small files
     size = len(steps) * (len(losses) * (n_directions + 3) * like.element_size() + 1000)

@@ -150,8 +150,8 @@ def axis_lines(facts: dict, most: int = 8) -> str:
 
 # %% ../../nbs/runs/55_inspection.ipynb #e6a63eaf
 def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[str]) -> dict:
-    """What is in a run, in lists and numbers: task, config, stages, and of those that are `complete` tokens, steps,
-    basis, displacements, decomposition, axes and threads (or no_axes, why), clusters.
+    """What is in a run, in lists and numbers: task, config, stages, and of those that are `complete` tokens, steps, the
+    versions and machine of the last, basis, displacements, decomposition, axes and threads (or no_axes, why), clusters.
 
     Every file of these stages is read and held against its hash: ValueError names one that has changed.
     """
@@ -161,6 +161,8 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
         "task": manifest["task"],
         "config": manifest["config"],
         "complete": list(complete),
+        "format": manifest["format"],
+        "environment": manifest["stages"][complete[-1]]["environment"] if complete else {},
     }
     for stage in complete:
         if stage != "train":

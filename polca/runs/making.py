@@ -8,13 +8,13 @@ __all__ = ['EARLIER', 'claim_folder', 'is_bare', 'discard_run', 'check_settings'
 
 # %% ../../nbs/runs/58_making.ipynb #585f8089
 import errno
-import importlib.metadata
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from .. import __version__
 from ..compute.basis_files import directions_files
 from ..core.disk import read_checked, size_on_disk, write_json
 from ..core.files import locked
@@ -50,7 +50,7 @@ def claim_folder(inputs: RunInputs, wanted: dict) -> None:
         raise ValueError(f"{inputs.folder} is not empty and holds no run of polca: give another directory with --out")
     manifest = {
         "format": FORMAT,
-        "polca": importlib.metadata.version("polca"),
+        "polca": __version__,
         "task": inputs.task.name,
         "config": wanted,
         "stages": {},

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from .. import __version__
 from ..compute.basis_files import fingerprint_subspace
 from ..core.checkpoints import Checkpoint, Checkpoints
 from ..core.disk import hash_path
@@ -22,7 +23,7 @@ from .manifest import DISPLACEMENTS
 # %% ../../nbs/runs/32_origins.ipynb #2be707e6
 def environment(device: str = "cpu") -> dict:
     "What numbers are made with here: versions, hardware, and the commit of polca where it is run from its repository."
-    packages = ("polca", "torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
+    packages = ("torch", "transformers", "numpy", "scikit-learn", "xarray", "zarr", "safetensors")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -31,6 +32,7 @@ def environment(device: str = "cpu") -> dict:
         "threads": torch.get_num_threads(),
         "device": device,
         "commit": _commit(),
+        "polca": __version__,
         **{p: importlib.metadata.version(p) for p in packages},
     }
 

@@ -77,9 +77,16 @@ def estimate_stages(inputs: RunInputs, stage: str, processes: int = 1) -> dict[s
     K = config.k * len(source)
     n_rules = 2 + bool(samples.curvature) + (path_tolerance(inputs) is not None)
     held = -(-K // processes) if setting(config, "shard") else K
-    matrix = setting(config, "matrix")
     basis = estimate_subspace(
-        inputs.store, samples.hessian, source, config.k, config.tol, config.which, matrix, held=held
+        inputs.store,
+        samples.hessian,
+        source,
+        config.k,
+        config.tol,
+        config.which,
+        setting(config, "matrix"),
+        held=held,
+        memory=basis_memory(config),
     )
     seconds = basis.seconds / processes
     if displacements_assumed(inputs):  # which the first process makes

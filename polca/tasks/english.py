@@ -185,7 +185,7 @@ def _datasets_package():
         import datasets
     except ImportError as e:
         raise ValueError(
-            f'reading Wikipedia needs the package datasets: pip install "polca[wikipedia]", {_OTHERWISE}'
+            f'reading Wikipedia needs the package datasets: pip install "polca-lm[wikipedia]", {_OTHERWISE}'
         ) from e
     return datasets
 

@@ -62,7 +62,7 @@ def test_a_dump_that_is_not_there_is_named_with_the_first_line_of_the_error(stan
 
 def test_without_the_package_datasets_it_is_said_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r'pip install "polca\[wikipedia\]"'):
+    with pytest.raises(ValueError, match=r'pip install "polca-lm\[wikipedia\]"'):
         wikipedia_texts(250)
 
 
