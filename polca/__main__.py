@@ -78,13 +78,13 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, fields, replace
 from typing import Any, NamedTuple
 
 from . import __version__
-from .runs.text_config import TextConfig
+from .runs.text_config import TextConfig, option_name
 
 # %% ../nbs/20_main.ipynb #a7ea0fdb
 _ANALYSED = {
@@ -95,7 +95,7 @@ _ANALYSED = {
     "revisions": "revisions of the checkpoints on the hub, such as step0 step1000",
     "series": "part of the names of the checkpoints that are meant, such as seed1, where there are several series",
     "skip_steps": "checkpoints to leave out, by their steps",
-    "every": "use every so many checkpoints",
+    "every": "use every N-th checkpoint, and the last",
     "tokenizer": "folder or name on the hub (default: the model's)",
 }
 _TOKENS = {
@@ -120,19 +120,21 @@ _DIRECTIONS = {
     "engine": "how tokens are projected: auto; forward and reverse are exact; difference, for models that cannot be "
     "differentiated twice",
     "path_tol": "nats to which each interval is integrated along the path between checkpoints (default: the trapezoid "
-    "where it is right to 5%%, else a fifth of the loss change over the number of intervals)",
+    "where it is right to 5%%, else a fifth of the loss change over the number of intervals, a fiftieth of it at most "
+    "and 0.001 at least)",
     "path_nodes": "interior points of a path at most; 0: the trapezoid, whatever its error",
-    "displacements": "principal directions of the weights' displacements beside these, for the account (default: as "
-    "many as hold some 90%% of the loss change, 20 at most); 0: none",
+    "displacements": "principal directions of the weights' displacements beside the directions, to account for the "
+    "loss change (default: as many as hold some 90%% of it, 20 at most); 0: none",
 }
 _CLUSTERS = {
-    "min_cluster_size": "of HDBSCAN (default: 3%% of the tokens)",
-    "min_samples": "of HDBSCAN (default: a 15th of the tokens)",
-    "window": "of break, in steps (default: a 20th of the training, two intervals at least)",
+    "min_cluster_size": "smallest cluster of HDBSCAN, the paper's recipe only (default: 3%% of the tokens)",
+    "min_samples": "of HDBSCAN, the paper's recipe only (default: a 15th of the tokens)",
+    "window": "steps on either side of a break (default: a 20th of the training, two intervals at least)",
     "plateau": "a breakthrough after this step is hidden (default: where the mean loss is flat)",
 }
 _MACHINE = {
-    "memory": "bound on what the engines hold beside model and directions, and half of that for making these, as 2GiB",
+    "memory": "what projecting may hold beside model and directions, such as 2GiB; making the directions may hold "
+    "twice as much",
     "device": "cpu, cuda, …",
     "shard": "several processes (torchrun) share out the directions, not the checkpoints: for a basis that is too "
     "large for one of them",
@@ -196,10 +198,10 @@ STAGE_WORDS = {
     "report": "write one self-contained HTML page",
 }
 _PRESETS = ("small", "tiny", "paper-part", "paper")
-_ENDS = (
-    "Exit status: 0 done, 1 stopped by the system, 2 wrong input, 3 another process is at work here, 130 interrupted. "
-    "The same command goes on from there."
+_STATUS_WORDS = (
+    "Exit status: 0 done, 1 stopped by the system, 2 wrong input, 3 another process is at work here, 130 interrupted."
 )
+_GOES_ON = f"{_STATUS_WORDS} The same command goes on from there."
 _RUN_DIRECTORY = {"run": {"metavar": "RUN", "help": "run directory"}}
 _JSON_WORDS = "print one JSON document; messages go to the standard error"
 
@@ -219,7 +221,7 @@ _EXPERIMENT = {
     "--texts": {
         "nargs": "+",
         "action": "extend",
-        "metavar": "…",
+        "metavar": "PATH",
         "help": "of language: text files, or folders of *.txt and *.md (default: the documentation that comes with "
         "Python; paper: Wikipedia)",
     },
@@ -230,8 +232,8 @@ _EXPERIMENT = {
         "help": "of language: so many letters of English Wikipedia from the hub, instead of texts",
     },
     "--out": {
-        "help": "run directory of an experiment (default: runs/EXPERIMENT-PRESET-seedSEED, with --data-seed D "
-        "-dataD after it); an interrupted run goes on there",
+        "help": "run directory of an experiment (default: runs/EXPERIMENT-PRESET-seedSEED; -dataD is added with "
+        "--data-seed D); an interrupted run goes on there",
     },
     "--seed": {"type": int, "help": "of an experiment: seed of data, initialisation and Lanczos (default: 0)"},
     "--data-seed": {
@@ -239,7 +241,7 @@ _EXPERIMENT = {
         "metavar": "SEED",
         "help": "of an experiment: seed of the data alone; runs that share it are asked about the same tokens",
     },
-    "--until": {"choices": STAGE_WORDS, "help": "the last stage to make (default: all)"},
+    "--until": {"choices": STAGE_WORDS, "help": "the last stage to make (default: report, and the paper's tables)"},
 }
 
 # %% ../nbs/20_main.ipynb #26dc1946
@@ -261,6 +263,9 @@ def stage_rows(folder, rows: Sequence[Mapping[str, Any]]) -> dict:
     return {"run": str(folder), "complete": all(row["complete"] for row in rows), "stages": stages}
 
 # %% ../nbs/20_main.ipynb #ca8a3e43
+_MOST_SHOWN = 6  # findings
+
+
 def finish(run, say: Say) -> dict:
     "What a run has come to, and what there is to look at."
     from polca.runs.answers import findings_text
@@ -272,26 +277,27 @@ def finish(run, say: Say) -> dict:
     complete = {row["stage"]: row["complete"] for row in rows}
     say(format_status(rows))
     if complete["project"] and complete["axes"] and complete["cluster"]:
-        say(f"\n{findings_text(run.results, run.findings())}")
-        say(f"(all of them: polca findings {run.folder}; the tables of axes and threads: polca inspect {run.folder})")
+        found = run.findings()
+        say(f"\n{findings_text(run.results, found, _MOST_SHOWN)}")
+        every = f"all {len(found)}: polca findings {run.folder}; " if len(found) > _MOST_SHOWN else ""
+        say(f"({every}the tables of axes and threads: polca inspect {run.folder})")
     elif complete["axes"]:
         say(axis_lines(axis_facts(run.results, projected=complete["project"])))
     try:
         for place, settings in earlier_settings(run.folder).items():
-            words = ", ".join(f"{name}={'default' if value is None else value}" for name, value in settings.items())
+            words = ", ".join(
+                f"{option_name(name)} {'default' if value is None else value}" for name, value in settings.items()
+            )
             say(f"kept beside: {place}, with {words}")
     except ValueError as e:
-        say(f"what is kept beside cannot be read ({e}): delete its folder")
+        say(f"kept beside: {e}")
     if complete["cluster"] and not complete["report"]:
         say(f"the report is not made yet, or was made with other settings: polca report {run.folder}")
     if complete["report"]:
         say(f"to read: {run.folder / 'report.html'}")
         gone = [stage for stage, made in complete.items() if not made]
         if gone:
-            say(
-                f"complete up to the report, though what {', '.join(gone)} left is gone: "
-                f"polca {gone[-1]} {run.folder} would make it again"
-            )
+            say(f"complete up to the report, though what {', '.join(gone)} left is not there as it was")
     return stage_rows(run.folder, rows)
 
 # %% ../nbs/20_main.ipynb #a13a7f92
@@ -303,7 +309,7 @@ def with_late_settings(run, given: dict[str, Any]):
     known = {field.name: field for field in fields(run.task.config)}
     values = {}
     for name, value in given.items():
-        option = "--" + name.replace("_", "-")
+        option = option_name(name)
         if name not in known:
             raise ValueError(
                 f"{option}: a run of {run.task.name} has no such setting; polca inspect {run.folder} shows those it has"
@@ -330,11 +336,13 @@ def answer_stage(options, say: Say) -> dict:
 
 def answer_status(options, say: Say) -> dict:
     "`polca status RUN`: of its manifest and its files, so that nobody waits for torch to see how far a run is."
-    from polca.runs.status import RunRecord, format_status, stage_status
+    from polca.runs.status import RunRecord, format_status, missing_stages, stage_status
 
     record = RunRecord(options.run)
     rows = stage_status(record)
     say(format_status(rows))
+    if missing_stages(record, "report"):
+        say(f"to go on: polca run {options.run}")
     return stage_rows(record.folder, rows)
 
 
@@ -456,13 +464,23 @@ _EXPERIMENTS = {"arithmetic": answer_arithmetic, "language": answer_language}
 _OF_EXPERIMENTS = ("preset", "texts", "wikipedia", "tagger", "out", "seed", "data_seed")
 
 
+def _meant(word: str, known: Iterable[str]) -> str:
+    "Which of some `known` words was meant, as far as that can be guessed."
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
 def check_run_directory(options) -> None:
     "Raises ValueError where `polca run RUN` has no run directory, or options that are not for one."
+    from polca.runs.manifest import read_manifest
+
     if not os.path.exists(options.what):
         raise ValueError(
-            f"{options.what!r} is neither an experiment ({', '.join(_EXPERIMENTS)}) nor a run directory: check the name"
+            f"{options.what} is neither an experiment ({', '.join(_EXPERIMENTS)}) nor a run directory: "
+            f"{_meant(options.what, _EXPERIMENTS) or 'check the name'}"
         )
-    given = [f"--{name.replace('_', '-')}" for name in _OF_EXPERIMENTS if getattr(options, name) is not None]
+    read_manifest(options.what)
+    given = [option_name(name) for name in _OF_EXPERIMENTS if getattr(options, name) is not None]
     if given:
         raise ValueError(
             f"{', '.join(given)}: for `polca run arithmetic` or `polca run language`. {options.what} is a run "
@@ -493,7 +511,7 @@ class Command(NamedTuple):
     words: str
     arguments: dict[str, dict]
     answer: Callable[[argparse.Namespace, Say], dict]
-    ends: str = _ENDS
+    ends: str = _STATUS_WORDS
 
 
 def late_option(name: str) -> dict[str, Any]:
@@ -504,7 +522,7 @@ def late_option(name: str) -> dict[str, Any]:
         return None if text == "default" else kind(text)
 
     read.__name__ = kind.__name__  # argparse names it where a text is none
-    words = re.sub(r" \(default.*\)$", "", _CLUSTERS[name])
+    words = re.sub(r" \(default.*\)$", "; a number, or default", _CLUSTERS[name])
     return {"type": read, "default": argparse.SUPPRESS, "metavar": _METAVARS_OF_TYPES[kind], "help": words}
 
 
@@ -512,13 +530,14 @@ def stage_command(stage: str, words: str) -> Command:
     "The command that makes the stages up to one."
     before = "" if stage == "train" else "; before it the stages that are missing"
     arguments = {"run": {"metavar": "RUN", "help": "run directory, as polca analyze or polca run made it"}}
-    ends = f"The settings are those that the run was started with (polca inspect RUN shows them). {_ENDS}"
+    started = f"settings are those that the run was started with (polca inspect RUN shows them). {_GOES_ON}"
+    ends = f"The {started}"
     if stage in ("cluster", "report"):
-        arguments |= {"--" + name.replace("_", "-"): late_option(name) for name in _CLUSTERS}
+        arguments |= {option_name(name): late_option(name) for name in _CLUSTERS}
         ends = (
             "A setting that is given here, a number or `default`, stays with the run; clusters and report that were "
             "made with others are kept beside, in RUN/earlier, and come back with their settings. Sizes are those of "
-            f"the paper's recipe: the recommended clusters, which the findings show, have none. {ends}"
+            f"the paper's recipe: the recommended clusters, which the findings show, have none. All other {started}"
         )
     return Command(words + before, arguments, answer_stage, ends)
 
@@ -529,10 +548,13 @@ _COMMANDS = {
         {},  # the fields of TextConfig, in groups
         answer_analyze,
         "Example: polca analyze --model my/model --checkpoints my/trainer-output --texts held-out.txt --out "
-        f"runs/mine. {_ENDS}",
+        f"runs/mine. {_GOES_ON}",
     ),
     "run": Command(
-        "run one of the paper's experiments, or go on with a run directory to its report", _EXPERIMENT, answer_run
+        "run one of the paper's experiments, or go on with a run directory to its report",
+        _EXPERIMENT,
+        answer_run,
+        _GOES_ON,
     ),
     **{stage: stage_command(stage, words) for stage, words in STAGE_WORDS.items()},
     "status": Command(
@@ -561,20 +583,18 @@ class _Parser(argparse.ArgumentParser):
         if verb is not None and args[0].startswith("-") and args[0] != "--json":
             self.error(f"{args[0]} stands before the command: give it first, and its options after it")
         if verb is not None and verb not in _COMMANDS:
-            close = difflib.get_close_matches(verb, _COMMANDS, 1)
-            meant = f"did you mean {close[0]}?" if close else f"use one of {', '.join(_COMMANDS)}"
-            self.error(f"there is no command {verb}: {meant}")
+            others = f"use one of {', '.join(_COMMANDS)}; polca --help says what they do"
+            self.error(f"there is no command {verb}: {_meant(verb, _COMMANDS) or others}")
         return super().parse_args(args, namespace)
 
     def parse_known_args(self, args=None, namespace=None):
         known, extra = super().parse_known_args(args, namespace)
-        if extra and self.prog != "polca":
-            self.error(f"there is no option {extra[0]}{self._meant(extra[0])}")  # with the usage of the command
+        if extra and not extra[0].startswith("-"):
+            self.error(f"{extra[0]} is one argument too many")  # with the usage of the command
+        if extra:
+            meant = _meant(extra[0], self._option_string_actions)
+            self.error(f"there is no option {extra[0]}{meant and ': ' + meant}")
         return known, extra
-
-    def _meant(self, option):
-        close = difflib.get_close_matches(option, self._option_string_actions, 1)
-        return f": did you mean {close[0]}?" if close else ""
 
     def error(self, message):
         if _Parser.json:
@@ -588,7 +608,7 @@ def _add_analyze(parser) -> None:
     for title, names in _GROUPS.items():
         group = parser.add_argument_group(title)
         for name, words in names.items():
-            group.add_argument("--" + name.replace("_", "-"), **field_option(known[name], words))
+            group.add_argument(option_name(name), **field_option(known[name], words))
     group = parser.add_argument_group("the run")
     group.add_argument(
         "--out", default="runs/analysis", help="run directory (default: runs/analysis); a run that is there goes on"
@@ -675,12 +695,19 @@ def _joined(several: bool) -> AbstractContextManager:
     return joined()
 
 # %% ../nbs/20_main.ipynb #cda826ac
-def _out_of_memory(e: Exception) -> str:
+def _out_of_memory(e: Exception, command: str) -> str:
     first_line = str(e).partition("\n")[0]
-    return (
-        f"out of memory ({first_line}): give a smaller --memory, fewer --sequences, or a shorter --context; the same "
-        "command goes on from here"
-    )
+    if command == "analyze":
+        remedy = (
+            "the same command with a smaller --memory goes on from here; fewer --sequences or a shorter --context need "
+            "another --out"
+        )
+    else:
+        remedy = (
+            "a run of polca analyze goes on from here with that command and a smaller --memory; an experiment takes "
+            "less with a smaller --preset and another --out"
+        )
+    return f"out of memory ({first_line}): {remedy}"
 
 
 def answer(options: argparse.Namespace) -> int:
@@ -700,7 +727,7 @@ def answer(options: argparse.Namespace) -> int:
     except (MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and "memory" not in str(e):
             raise
-        return speaker.fail(1, _out_of_memory(e))
+        return speaker.fail(1, _out_of_memory(e, options.command))
     except KeyboardInterrupt:
         return speaker.fail(130, "interrupted; the same command goes on from here")
     speaker.document(document)

@@ -457,7 +457,7 @@ def test_a_small_text_is_analysed(model, tmp_path):
         (b" \n", "no text"),
         (b"1", "two tokens"),
         (b"caf\xe9 and more", "not UTF-8 at byte 3"),
-        (b"1 and 1.", "smaller samples"),
+        (b"1 and 1.", "give more --texts"),
     ],
 )
 def test_texts_that_cannot_be_analysed(model, tmp_path, content, words):
@@ -474,7 +474,7 @@ def test_few_tokens_are_refused_before_anything_long(model, tmp_path):
 
 def test_a_vocabulary_of_another_model(model, tmp_path):
     train_tokenizer("0 and 0. 1 and 1. " * 50 + " ".join(map(str, range(999))), 600, tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match="use the tokenizer that the model was trained with"):
+    with pytest.raises(ValueError, match="the one that the model was trained with, with --tokenizer"):
         analyse(model, tmp_path / "run", tokenizer=str(tmp_path / "tokenizer"))
 
 

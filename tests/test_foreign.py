@@ -1211,7 +1211,7 @@ def test_the_hessian_within_little_memory():
     assert (IDS == losses.model.config.pad_token_id).any()
     v = torch.randn(n_parameters(losses.params), generator=torch.Generator().manual_seed(0))
     whole = HessianOperator(losses, losses.params)
-    needs = split_batches(losses, losses.params, partial(rehearse, whole), 2**30, "")[1]
+    needs = split_batches(losses, losses.params, partial(rehearse, whole), 2**30)[1]
     tight = HessianOperator(losses, losses.params, memory=int(0.3 * sum(needs)))
     assert not all(tight.batches.keep) and len(tight.batches.losses.batches) > 1
     torch.testing.assert_close(tight @ v, whole @ v, rtol=1e-4, atol=1e-5)

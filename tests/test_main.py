@@ -9,7 +9,7 @@ import pytest
 import zarr
 from partial_runs import made_up
 
-from polca.__main__ import _CHOICES, STAGE_WORDS, command_parser, main
+from polca.__main__ import _CHOICES, STAGE_WORDS, _out_of_memory, command_parser, main
 from polca.compute.engines import ENGINES
 from polca.compute.operators import MATRICES
 from polca.runs.manifest import LEAVES, STAGES
@@ -65,6 +65,36 @@ def test_a_misspelt_option_is_guessed_below_the_usage_of_its_command(capsys):
     errors = capsys.readouterr().err
     assert "did you mean --context?" in errors
     assert "usage: polca analyze" in errors
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["status", "x", "y"], "y is one argument too many"),
+        (["--verbose"], "there is no option --verbose"),
+        (["status", "x", "--jsn"], "there is no option --jsn: did you mean --json?"),
+        (["help"], "polca --help"),
+    ],
+)
+def test_what_is_too_much_is_called_what_it_is(capsys, args, words):
+    with pytest.raises(SystemExit, match="2"):
+        main(args)
+    assert words in capsys.readouterr().err
+
+
+def test_what_is_no_run_directory_is_not_called_one(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for place, options in ((tmp_path / "file", ["--seed", "3"]), (tmp_path, ["--preset", "tiny"])):
+        assert main(["run", str(place), *options]) == 2
+        said = capsys.readouterr().err
+        assert f"{place} is no run of polca" in said and "has its settings" not in said
+    assert main(["run", "arithmatic"]) == 2 and "did you mean arithmetic?" in capsys.readouterr().err
+
+
+def test_want_of_memory_is_mended_with_what_the_command_has():
+    said = _out_of_memory(MemoryError("no room"), "analyze")
+    assert "smaller --memory goes on from here" in said and "another --out" in said
+    assert "--preset" in _out_of_memory(MemoryError("no room"), "project")
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def _check_sizes(values: xr.DataArray, n_axes: int) -> None:
     if values.sizes["direction"] < 2:
         raise NoAxesError(
             "one direction: along it tokens differ in size and time alone, which a row of length 1 does not tell; "
-            "project on two directions or more"
+            "project on two directions or more (--basis-steps 2 or --k 2, in another --out)"
         )
     width = values.sizes["step"] * values.sizes["direction"]
     if width < n_axes:

@@ -172,7 +172,7 @@ def alike(labels: np.ndarray, X: np.ndarray) -> np.ndarray:
 def _check_curves(curves: xr.DataArray, min_cluster_size: int):
     n = curves.sizes["token"]
     if not 2 <= min_cluster_size <= n:
-        raise ValueError(f"min_cluster_size={min_cluster_size} with {n} tokens: use 2 to {n}")
+        raise ValueError(f"min_cluster_size={min_cluster_size} (--min-cluster-size) with {n} tokens: give 2 to {n}")
     if not np.isfinite(curves).all():
         raise ValueError("some curves are not finite: project the checkpoints again")
 

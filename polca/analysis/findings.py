@@ -105,7 +105,7 @@ def _again_doubt(finding: "Finding") -> str:
     if "sample" not in finding.reliability:
         return "not looked for in halves, by an earlier polca"
     halved = np.isfinite(finding.reliability["sample"][0])
-    return "not found again" if halved else "too few examples or directions to look for it again"
+    return "not found again" if halved else "too few sequences or directions to look for it again"
 
 
 def _doubts(finding: "Finding") -> list[str]:
@@ -434,22 +434,27 @@ def _percent(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "–"
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 def held_words(totals: Mapping[str, float], n_directions: int, n_displacements: int = 0) -> str:
     """How much of the change of the mean loss lies along the directions that findings are looked for on, and along the
     displacements beside them; `totals` of `polca.analysis.decomposition.explained`.
     """
     true = totals["true"]
     words = (
-        f"Findings are looked for along the {n_directions} directions of the basis. On these "
+        f"Findings are looked for along the {_count(n_directions, 'direction')} of the basis. There "
         f"{_percent(totals['net'], true)} of the change of the mean loss is booked: they tell what sets tokens apart "
         "there, and not all that was learned."
     )
     if "displaced" not in totals:
         return words
     both = _percent(totals["net"] + totals["displaced"], true)
+    beside = _count(n_displacements, "principal direction")
     return (
-        f"{words} {_percent(totals['displaced'], true)} is booked on {n_displacements} principal directions of the "
-        f"weights' displacements, {both} on both; no axis or cluster is looked for along the latter."
+        f"{words} {_percent(totals['displaced'], true)} is booked on {beside} of the weights' displacements, "
+        f"{both} on both; no axis or cluster is looked for along the latter."
     )
 
 # %% ../../nbs/analysis/96_findings.ipynb #5e634ffb
@@ -532,7 +537,7 @@ def side_label(side: Side) -> str:
 
 def steps_words(side: Side) -> str:
     "The steps in which a side that has a time of its own is learned."
-    fastest = f"fastest from {side.break_step:g}"
+    fastest = f"fastest from step {side.break_step:g}"
     if side.start_unseen:
         return f"by step {side.end:g}, begun at the first checkpoint or before, {fastest}"
     return f"in steps {side.begin:g} to {side.end:g}, {fastest}"
@@ -561,27 +566,30 @@ def side_words(side: Side, sign: str = "") -> str:
     by_frequency = f" (by frequency {side.frequency_loss:.2f})" if np.isfinite(side.frequency_loss) else ""
     loss = f"loss {side.loss_first:.2f} → {side.loss_last:.2f}{by_frequency}"
     loss += ", un-learned" if side.unlearned else ""
-    return f"{sign} {side_label(side)}{shares}: {len(side.tokens)} tokens, {loss}; {when_words(side)}".strip()
+    return f"{sign} {side_label(side)}{shares}: {_count(len(side.tokens), 'token')}, {loss}; {when_words(side)}".strip()
 
 
 _HALVED = {
-    "text": "in other examples",
-    "sample": "in other examples along other directions",
+    "text": "in other sequences",
+    "sample": "in other sequences along other directions",
     "step": "at other steps",
     "numbers of clusters": "for other numbers of clusters",
 }
 
 
 def trust_words(finding: Finding) -> str:
-    "How far it is found again."
+    "Whether it is found again, and how far."
     known = {by: pair for by, pair in finding.reliability.items() if np.isfinite(pair[0])}
     if not known:
         return "nothing could be halved: how far it is found again is not known"
     told = []
     for by, (value, chance) in known.items():
-        told.append(f"{_HALVED[by]} {value:.3f} (asked {_asked(finding.kind, by, chance):.3f})")
+        least = _asked(finding.kind, by, chance)
+        short = "" if value >= least else ", too little"
+        told.append(f"{_HALVED[by]} {value:.3f} ({least:.3f}{short})")
     how = "|r|" if finding.kind == "axis" else "overlap"
-    return f"found again, {how}: {', '.join(told)}"
+    again = "found again" if is_found_again(finding) else "looked for again"
+    return f"{again}, {how} (least asked): {', '.join(told)}"
 
 # %% ../../nbs/analysis/96_findings.ipynb #391ded3d
 def loss_words(loss: xr.DataArray, token: int) -> str:
@@ -605,12 +613,17 @@ def token_words(row: pd.Series, before: int = 24) -> str:
     return ", ".join(named[:6])
 
 # %% ../../nbs/analysis/96_findings.ipynb #1ca9bdfc
-def nothing_words(loss: xr.DataArray) -> str:
-    "Why there are no findings."
+def nothing_words(loss: xr.DataArray, directions: int | None = None) -> str:
+    "Why there are no findings along so many `directions`; None: not known."
     if loss.sizes["step"] < 2:
         return "There is one checkpoint: what is learned from one to the next needs two or more."
     if not learns(loss):
         return "The mean loss does not fall: there is no learning on these tokens to account for."
+    if directions == 1:
+        return (
+            "There is no stable cluster with a name and a time of its own. Axes cannot be looked for along one "
+            "direction: start with --basis-steps 2 or --k 2, and another --out."
+        )
     return "There is no axis beyond chance here, and no stable cluster with a name and a time of its own."
 
 
@@ -618,22 +631,32 @@ def count_words(findings: Sequence[Finding]) -> str:
     "How many of the findings can be relied on."
     trusted = sum(finding.trusted for finding in findings)
     return (
-        f"of which {trusted} to be relied on: with a label that half of a side has, found again in halves of the "
-        f"examples, and learned at a time of {'its' if trusted == 1 else 'their'} own"
+        f"of which {trusted or 'none'} to be relied on: with a label that half of a side has, found again in halves of "
+        f"the sequences, and learned at a time of {'their' if trusted > 1 else 'its'} own"
     )
 
 # %% ../../nbs/analysis/96_findings.ipynb #b0680e7b
-def findings_lines(findings: Sequence[Finding], tokens: pd.DataFrame, loss: xr.DataArray, most: int = 6) -> str:
-    "The first `most` findings for people, and how many there are; or why there is none, of `loss` (step, token)."
+def findings_lines(
+    findings: Sequence[Finding],
+    tokens: pd.DataFrame,
+    loss: xr.DataArray,
+    most: int = 6,
+    directions: int | None = None,
+) -> str:
+    """The first `most` findings for people, and how many there are; or why there is none, of `loss` (step, token) along
+    so many `directions`.
+    """
     if not findings:
-        return f"Findings: none. {nothing_words(loss)}"
+        return f"Findings: none. {nothing_words(loss, directions)}"
     lines = [f"Findings: {len(findings)}, {count_words(findings)}."]
     for finding in findings[:most]:
         doubt = "" if finding.trusted else f" (not to be relied on: {', '.join(finding.doubts)})"
         like = f"; {like_words(finding)}" if like_words(finding) else ""
         lines.append(f"\n{finding.id}: {finding.heading}{doubt}{like}")
         for sign, side in zip(SIGNS[finding.kind], finding.sides):
-            shown = " | ".join(f"{token_words(tokens.iloc[i])} {loss_words(loss, i)}" for i in side.examples[:SHOWN])
+            shown = " | ".join(
+                f"{token_words(tokens.iloc[i])}: loss {loss_words(loss, i)}" for i in side.examples[:SHOWN]
+            )
             lines += [f"    {side_words(side, sign)}", f"        {shown}"]
         lines.append(f"    {trust_words(finding)}")
     return "\n".join(lines)

@@ -276,12 +276,18 @@ def open_tagger(name: str = "auto") -> Tagger:
         return _pattern_tagger(True)
     if kind == "spacy":
         return _spacy_tagger(model, True)
+    failed = []
+    tagger = None
     for installed in _spacy_models():
         try:
-            return _spacy_tagger(installed, False)
+            tagger = _spacy_tagger(installed, False)
+            break
         except ValueError as e:
-            warnings.warn(f"{e}. Another tagger is used", stacklevel=2)
-    return _pattern_tagger(False)
+            failed.append(e)
+    tagger = tagger or _pattern_tagger(False)
+    for error in failed:
+        warnings.warn(f"{error}. {tagger.name} is used instead", stacklevel=2)
+    return tagger
 
 # %% ../../nbs/analysis/60_tags.ipynb #10058a49
 _FUNCTION_WORDS = frozenset(
@@ -517,7 +523,11 @@ def _refuse_foreign(texts: dict[str, str], tagger: Tagger) -> set[str]:
             f"{what}. {tagger.name} is for English: use a model of spaCy for their language (spacy:MODEL), or "
             "tagger none"
         )
-    warnings.warn(f"{what}. They get no part-of-speech tags", stacklevel=4)
+    warnings.warn(
+        f"{what}. They get no part-of-speech tags; a tagger of their language gives some (--tagger spacy:MODEL), and "
+        "--tagger none is silent",
+        stacklevel=4,
+    )
     return set(foreign)
 
 # %% ../../nbs/analysis/60_tags.ipynb #45a1e571

@@ -248,8 +248,7 @@ def gradient_subspace(
 # %% ../../nbs/compute/55_bases.ipynb #009d084c
 def _stacked(losses, store, steps, like, memory) -> MeanOperator:
     "The second moment of the tokens' gradients at all of `steps`, each with its share of the memory."
-    share = memory_bytes(memory) // len(steps)
-    first = GradientOperator(*_at(losses, store, steps[0], like), share)
+    first = GradientOperator(*_at(losses, store, steps[0], like), memory, len(steps))
     others = (_at(losses, store, step, like) for step in steps[1:])
     return MeanOperator([first, *(first.at(params, at.buffers) for at, params in others)])
 

@@ -98,7 +98,7 @@ def load_directions(file: str | Path) -> tuple[Tensor, BasisHeader]:
     _check_written(texts, file)
     check_sum = _check_sum(directions, texts)
     if texts.get("sha256", check_sum) != check_sum:
-        raise ValueError(f"{file} is damaged (its check sum is another): delete it, and it is computed again")
+        raise ValueError(f"{file} is damaged (its checksum is another): delete it, and it is computed again")
     check_finite({"directions": directions}, str(file))
     return directions, _parsed(texts, file)
 

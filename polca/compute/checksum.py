@@ -121,6 +121,6 @@ def check_seen(losses: TokenLosses, i: int, params: Params, slices: Slices, P: T
     if not error <= tolerance:
         _refuse_autocast(losses, i, params)
         raise UnseenError(
-            f"engine={engine.name!r} does not see all of this model (a check sum is off by {error:.1e}): "
+            f"engine={engine.name!r} does not see all of this model (a checksum is off by {error:.1e}): "
             + engine.unseen
         )

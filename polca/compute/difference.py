@@ -75,8 +75,8 @@ def difference_step(losses: TokenLosses, params: Params, slices: Slices, probes:
     if not np.isfinite(errors[best]):
         raise ValueError(
             "the losses, or their gradients, are not finite at these weights or at any step from them: training "
-            "diverged, or numbers are over 65504, where float16 ends; use other checkpoints, or convert a model in "
-            "float16 first, with model.float()"
+            "diverged, or numbers are over 65504, where float16 ends; leave the step out (--skip-steps), or convert "
+            "a model in float16 first, with model.float()"
         )
     return best
 

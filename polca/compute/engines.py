@@ -117,7 +117,10 @@ def _check_projections(P: Tensor, params: Params, i: int) -> None:
     "Raise ValueError unless the projections of batch `i` are finite."
     if is_finite(P):
         return
-    why = "training diverged at these weights, or the loss cannot be differentiated there; use other checkpoints"
+    why = (
+        "training diverged at these weights, or the loss cannot be differentiated there; leave the step out "
+        "(--skip-steps)"
+    )
     if next(iter(params.values())).dtype == torch.float16:
         why = "gradients of a model in float16 end at 65504; convert it first, with model.float()"
     raise ValueError(f"the projected gradients of batch {i} are not finite: {why}")
@@ -178,14 +181,15 @@ def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int
     Raises ValueError as `split_batches` does, and for parameters that the losses do not depend on.
     """
     losses, params, _, memory = request
-    budget = memory_bytes(memory) - engine.aside(params)
+    aside = engine.aside(params)
     found = set()
 
     def hold(one, params):
         found.update(engine.hold(one, params))
 
-    parts, needs = split_batches(losses, params, hold, budget, memory, rough=True)
+    parts, needs = split_batches(losses, params, hold, memory, aside, rough=True)
     _check_reached(losses, params, found)
+    budget = memory_bytes(memory) - aside
     return parts, [max(1, budget // max(1, need)) for need in needs]
 
 # %% ../../nbs/compute/80_engines.ipynb #eaaf300a
@@ -275,7 +279,11 @@ def _by_another_engine(projector: Projector, error: UnseenError, params: Params,
     if not others:
         raise error
     for other in others:
-        warnings.warn(f"{error}: engine='auto' takes {other} from here on", stacklevel=3)
+        warnings.warn(
+            f"engine={projector.engine!r} does not see all of this model: engine='auto' takes {other} from here on, "
+            "which is as exact; nothing needs to be done",
+            stacklevel=3,
+        )
         _use(projector, _Planned(request, other))
         try:
             return projector._planned(params, buffers)

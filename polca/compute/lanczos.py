@@ -525,8 +525,8 @@ def _check_converged(pairs: Eigenpairs, tol: float, max_iterations: int, strict:
     if not max(pairs.residuals) > tol:
         return
     message = (
-        f"Lanczos did not reach a relative residual of {tol:g} within {max_iterations} iterations. Raise "
-        f"max_iterations or tol.\n{pairs.table().to_string()}"
+        f"Lanczos did not reach a relative residual of {tol:g} within {max_iterations} iterations. Give "
+        f"a larger tol (--tol), or more max_iterations.\n{pairs.table().to_string()}"
     )
     if strict:
         raise ValueError(message)

@@ -92,7 +92,7 @@ def check_finite_parts(parts: Params, what: str, batch: int) -> None:
         names = ", ".join(bad[:3]) + (" and others" if bad[3:] else "")
         raise ValueError(
             f"{what} is not finite in {names}, on batch {batch}: training diverged at these weights, or the loss "
-            "cannot be differentiated there; use other checkpoints, or leave that batch out"
+            "cannot be differentiated there; leave the step out (--skip-steps), or that batch"
             + (_OVERFLOW if parts[bad[0]].dtype == torch.float16 else "")
         )
 
@@ -126,13 +126,16 @@ def whole_batches(losses: TokenLosses, keep: bool = True) -> CutBatches:
     return CutBatches(losses, losses, [keep] * len(losses.batches))
 
 # %% ../../nbs/compute/30_operators.ipynb #64835821
-def cut_batches(losses: TokenLosses, params: Params, attempt: Callable, memory: str | int) -> CutBatches:
-    """`losses`, cut by what `attempt(losses, params)` takes for a few sequences (see `split_batches`).
+def cut_batches(
+    losses: TokenLosses, params: Params, attempt: Callable, memory: str | int, shares: int = 1
+) -> CutBatches:
+    """`losses`, cut by what `attempt(losses, params)` takes for a few sequences (see `split_batches`), in one of so
+    many `shares` of the `memory`.
 
     Raises ValueError for a `memory` too small for a single sequence, and where batches cannot be cut.
     """
-    budget = memory_bytes(memory)
-    parts, needs = split_batches(losses, params, attempt, budget // 2, memory)
+    budget = memory_bytes(memory) // shares
+    parts, needs = split_batches(losses, params, attempt, memory, shares=2 * shares)
     room = budget if sum(needs) <= budget else budget - max(needs)
     keep = np.cumsum(needs) <= room
     return CutBatches(losses, parts, keep.tolist())
@@ -293,10 +296,10 @@ class TokenMean:
     by_differences: Callable[..., tuple[Tensor, float]]
     twice = True
 
-    def __init__(self, losses: TokenLosses, params: Params, memory: str | int = "4GiB"):
+    def __init__(self, losses: TokenLosses, params: Params, memory: str | int = "4GiB", shares: int = 1):
         self.batches = whole_batches(losses)
-        if not self.fits(params, memory_bytes(memory)):
-            self.batches = cut_batches(losses, params, partial(rehearse, self), memory)
+        if not self.fits(params, memory_bytes(memory) // shares):
+            self.batches = cut_batches(losses, params, partial(rehearse, self), memory, shares)
             self.set_weights(params)
         check_second_derivatives(self, params)
 
@@ -329,6 +332,7 @@ class HessianOperator(TokenMean):
         hessian.at(others)     # at other weights of the same model
 
     memory   what gradient graphs may take: those that fit are kept for all products
+    shares   of how many such operators at a time the memory is
 
     `products` counts the vectors multiplied so far. Raises ValueError if the gradient or a product is not finite, and
     for a `memory` too small for a single sequence.
@@ -605,14 +609,14 @@ class MeanOperator:
 class SharedOperator:
     """One of `MATRICES`, `kind`, at `params`, with its tokens shared out over processes, and used by all at once.
 
-    The processes are those of `polca.core.processes.joined`; `memory` is for each of them. Raises ValueError as `kind`
-    does, and where the processes do not multiply the same vector.
+    The processes are those of `polca.core.processes.joined`; `budget`, memory and shares as `kind` takes them, is for
+    each of them. Raises ValueError as `kind` does, and where the processes do not multiply the same vector.
     """
 
-    def __init__(self, kind: type[TokenMean], losses: TokenLosses, params: Params, memory: str | int = "4GiB"):
+    def __init__(self, kind: type[TokenMean], losses: TokenLosses, params: Params, *budget):
         own, self._first_batch = part_of(losses, params, process_number(), n_processes())
         self._weight = len(own) / len(losses) if own else 0.0
-        self.operator = self._call(kind, own, params, memory) if own else None
+        self.operator = self._call(kind, own, params, *budget) if own else None
 
     def _call(self, function: Callable, *args):
         "Call what knows only this process's batches, and say in an error which those are."

@@ -310,9 +310,11 @@ def _fill(request: ProjectionRequest, walk: Walk, group, progress: bool) -> None
 def _warn_of_late(errors: np.ndarray, tol: float, max_nodes: int) -> None:
     late = (errors > tol).sum()
     if late:
+        points = "1 interior point" if max_nodes == 1 else f"{max_nodes} interior points"
         warnings.warn(
-            f"{late} of {len(errors)} intervals are not within tol={tol:g} nats with {max_nodes} interior points; "
-            "`path_error` says how far off. Raise max_nodes (--path-nodes), or tol (--path-tol)",
+            f"{late} of {len(errors)} intervals are not within tol={tol:g} nats with {points}: the worst is off by "
+            f"{errors.max():.2g} (`path_error` has all). Raise max_nodes (--path-nodes), or tol (--path-tol), in "
+            "another path (--out)",
             stacklevel=4,
         )
 

@@ -217,7 +217,7 @@ def _left_to_forward(left: set[str]) -> str:
     others = " and others" if len(left) > 3 else ""
     return (
         f"engine='reverse' does not know the layers of {', '.join(sorted(left)[:3])}{others}: "
-        "these parameters go the forward way"
+        "these parameters are projected by the forward engine, as exact but slower; nothing needs to be done"
     )
 
 # %% ../../nbs/compute/65_reverse.ipynb #b76b6580

@@ -215,7 +215,7 @@ def open_group(path: Path, mode="r") -> zarr.Group:
         raise ValueError(f"{path} is damaged ({e}): delete it, and project again") from e
     if not intact:
         raise ValueError(
-            f"{path} is damaged (what describes its arrays has another check sum): delete it, and project again"
+            f"{path} is damaged (what describes its arrays has another checksum): delete it, and project again"
         )
     return group
 
@@ -235,7 +235,7 @@ def _check_finite(entries: list[Entry], step: int, source) -> None:
         if not finite.all():
             raise ValueError(
                 f"{name} is not finite for {(~finite).sum()} of {finite.size} entries at step {step} of {source}: "
-                "the model diverges on these tokens there. Use steps before it, or tokens without them"
+                "the model diverges on these tokens there. Leave the step out (--skip-steps), or these tokens"
             )
 
 

@@ -33,7 +33,6 @@ from .lanczos import SharedRows, check_lanczos, lanczos
 from .operators import MATRICES, MeanOperator, SharedOperator
 from ..core.checkpoints import Checkpoint, Checkpoints
 from ..core.losses import Params, TokenLosses, fingerprint, n_parameters
-from ..core.memory import memory_bytes
 from ..core.processes import barrier, from_first, gathered, n_processes, on_first, process_number, same_everywhere
 from ..core.room import rows_to_fill
 from ..core.verification import verify_checkpoints
@@ -134,8 +133,7 @@ class SourceMatrices:
         losses, params = losses_with_weights(self.losses, checkpoint, self.device, self.dtype)
         if self.plan is not None:
             return self.plan.at(params, checkpoint.buffers)
-        share = memory_bytes(self.settings.memory) // self.settings.window  # for each checkpoint of the window
-        operator = self.kind(losses, params, share)
+        operator = self.kind(losses, params, self.settings.memory, self.settings.window)
         self.plan = operator.plan()
         return operator
 
@@ -338,9 +336,9 @@ def _report_unconverged(table, tol):
     if not len(late):
         return
     message = (
-        f"{len(late)} of {len(table)} directions did not reach a relative residual of {tol:g}; raise max_iterations "
-        "or tol, or, where the eigenvalue is "
-        f"too small for its dtype, compute in float64:\n{late.to_string()}"
+        f"{len(late)} of {len(table)} directions did not reach a relative residual of {tol:g}: give a larger tol "
+        "(--tol, with another --out), more max_iterations, or, where the eigenvalue is too small for its dtype, a "
+        f"model in float64:\n{late.to_string()}"
     )
     warnings.warn(message, RuntimeWarning, stacklevel=4)  # at the call of hessian_subspace
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .disk import atomic_path, write_json
-from .files import check_finite, listed_names, open_weights
+from .files import MAKE_AGAIN, check_finite, listed_names, open_weights
 from .folders import read_config
 from .losses import Params, buffers, parameters, plain_names, unwrapped
 from .places import own_steps
@@ -144,10 +144,7 @@ def _read_file(file: Path) -> Checkpoint:
         kept = None if saved is None else {n: f.get_tensor(n) for n in saved}
         written = (f.metadata() or {}).get("hash")
     if written not in (None, Checkpoint(params, kept).hash()):
-        raise ValueError(
-            f"{file} is damaged: its weights are not those that were saved. Delete it and record it again, or leave "
-            "it out"
-        )
+        raise ValueError(f"{file} is damaged: its weights are not those that were saved. Delete it: {MAKE_AGAIN}")
     plain = plain_names([*params, *(kept or {})])  # files of earlier versions may have the names of a wrapper
     return Checkpoint(_renamed(params, plain), None if kept is None else _renamed(kept, plain))
 
@@ -207,7 +204,8 @@ def require_steps(store: "Checkpoints", steps: Iterable[int]) -> None:
     nearest = sorted(present, key=lambda s: abs(s - missing[0]))[:3]
     raise ValueError(
         f"{store.path} has no checkpoint of step {missing[0]}{more}: "
-        f"the nearest are {', '.join(map(str, sorted(nearest)))}"
+        f"the nearest are {', '.join(map(str, sorted(nearest)))}. Restore it, or go without it (a run that was begun "
+        "with it: in another --out)"
     )
 
 # %% ../../nbs/core/70_checkpoints.ipynb #6cc7cfbe

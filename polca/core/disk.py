@@ -66,7 +66,7 @@ def read_checked(path: str | Path) -> dict:
     value = dict(json.loads(Path(path).read_text(encoding="utf-8")))
     check_sum = value.pop("check_sum", None)
     if check_sum is None:
-        raise ValueError("it has no check sum")
+        raise ValueError("it has no checksum")
     if check_sum != _json_sum(value):
         raise ValueError("it has changed since it was written")
     return value

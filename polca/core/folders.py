@@ -105,7 +105,8 @@ def choose_steps(names: Iterable[str], what: str, series: str | None = None) -> 
     left_out = [name for key, others in groups.items() if key != chosen for name in others]
     if left_out and series is None:
         warnings.warn(
-            f"{first_names(left_out, 5)} of {what} are not named as {groups[chosen][0]}: left out", stacklevel=3
+            f"{first_names(left_out, 5)} of {what} are not named as {groups[chosen][0]}: left out (--series chooses)",
+            stacklevel=3,
         )
     return _by_step(groups[chosen], what)
 
@@ -114,7 +115,9 @@ def _by_series(names: Iterable[str], what: str) -> dict[str, list[str]]:
     groups = {}
     for name in names:
         if step_of(name) is None:
-            raise ValueError(f"{name!r} of {what} tells no step: leave it out, or give {{step: name}}")
+            raise ValueError(
+                f"{name!r} of {what} tells no step: leave it out (of --revisions), or in Python give {{step: name}}"
+            )
         groups.setdefault(series_of(name), []).append(name)
     return groups
 
@@ -125,7 +128,10 @@ def _by_step(names: Iterable[str], what: str) -> dict[int, str]:
         step = step_of(name)
         twin = steps.setdefault(step, name)
         if twin != name:
-            raise ValueError(f"{twin} and {name} of {what} are both step {step}: leave one out, or give {{step: name}}")
+            raise ValueError(
+                f"{twin} and {name} of {what} are both step {step}: leave one out (of --revisions), or in Python give "
+                "{step: name}"
+            )
     return steps
 
 

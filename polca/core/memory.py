@@ -8,6 +8,7 @@ __all__ = ['Attempt', 'memory_bytes', 'PeakMemory', 'MemoryBudgetError', 'SavedM
            'fixed_and_each', 'is_separable', 'split_batches', 'batch_of_part', 'part_of']
 
 # %% ../../nbs/core/20_memory.ipynb #0463162e
+import math
 import re
 import warnings
 import weakref
@@ -31,9 +32,9 @@ _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, 
 
 def memory_bytes(memory: str | int) -> int:
     '`memory`, as "512MiB" or "2GiB" or a number of bytes, in bytes. Raises ValueError for anything else.'
-    match = re.fullmatch(r"([0-9.]+) *([A-Za-z]*)", str(memory).strip())
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+) *([A-Za-z]*)", str(memory).strip())
     if not match or match[2] not in _UNITS:
-        raise ValueError(f"memory={memory!r}: give a number of bytes, or a size like '512MiB' or '2GiB'")
+        raise ValueError(f"memory={memory!r} (--memory): give a number of bytes, or a size like '512MiB' or '2GiB'")
     return int(float(match[1]) * _UNITS[match[2]])
 
 # %% ../../nbs/core/20_memory.ipynb #ddea8a2e
@@ -259,38 +260,53 @@ def _cut(n: int, fixed: int, each: int, budget: int) -> list[slice]:
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
 # %% ../../nbs/core/20_memory.ipynb #f703fecf
-def _check_budget(i: int, one: int, budget: int, memory) -> None:
-    "Raise ValueError if `one` sequence of batch `i` takes more than `budget` bytes; `memory` is what was asked for."
+def _check_budget(needs: _Needs, budget: int, memory: str | int, enough: Callable[[int], int]) -> None:
+    """Raise ValueError if a sequence takes more than `budget` bytes; `memory` is what was asked for, and `enough` of
+    what the largest takes is the memory that it would have room in.
+    """
+    batches = needs.losses.batches
+    i = max(range(len(batches)), key=needs.peak)
+    one = needs.peak(i)
     if one > budget:
         allowed = size_text(memory) if isinstance(memory, int) else repr(memory)
         raise ValueError(
-            f"memory={allowed} is too small: batch {i} takes {size_text(one)} for a single sequence, and "
-            f"{size_text(max(budget, 0))} are left. Give more memory (--memory), or shorter sequences (--context)"
+            f"memory={allowed} is too small: a sequence of {n_positions(batches[i])} tokens of batch {i} takes "
+            f"{size_text(one)}, and {size_text(max(budget, 0))} are left for it. Give "
+            f"{math.ceil(enough(one) / 2**20)}MiB or more (--memory), or shorter sequences (--context, in another "
+            "--out)"
         )
 
 # %% ../../nbs/core/20_memory.ipynb #44e8b5e4
 def split_batches(
-    losses: TokenLosses, params: Params, attempt: Attempt, budget: int, memory, rough: bool = False
+    losses: TokenLosses,
+    params: Params,
+    attempt: Attempt,
+    memory: str | int,
+    aside: int = 0,
+    shares: int = 1,
+    rough: bool = False,
 ) -> tuple[TokenLosses, list[int]]:
-    """`losses` with batches cut so that each keeps `attempt` within `budget` bytes, and the bytes that each then takes.
+    """`losses` with batches cut so that each keeps `attempt` within one of so many `shares` of the `memory`, of which
+    `aside` bytes are taken, and the bytes that each then takes.
 
     rough   where all sequences fit if each takes what one takes alone, say so, without measuring more
 
-    Raises ValueError for a budget too small for one sequence (`memory` is what the user asked for), and where batches
-    must be cut and cannot be, since a token's loss depends on other sequences.
+    Raises ValueError for a memory too small for one sequence, and where batches must be cut and cannot be, since a
+    token's loss depends on other sequences.
     """
     batches = []
     bytes_of = []
     needs = _Needs(losses, params, attempt)
+    budget = memory_bytes(memory) // shares - aside
+    _check_budget(needs, budget, memory, lambda one: shares * (one + aside))
     for i, batch in enumerate(losses.batches):
-        _check_budget(i, needs.peak(i), budget, memory)
         fixed, each = needs.for_some(i, enough=budget if rough else 0)
         parts = _cut(n_examples(batch), fixed, each, budget)
         if len(parts) > 1 and not is_separable(losses, i, params, max(2, parts[0].stop)):
             raise ValueError(
                 "the loss of a token depends on the other sequences of its batch, or the losses do not come sequence "
-                "by sequence, so that a batch cannot be cut to fit the memory budget: raise `memory`, or give smaller "
-                "batches"
+                "by sequence, so that a batch cannot be cut to fit the memory budget: raise memory (--memory), or give "
+                "smaller batches"
             )
         batches += [some_examples(batch, rows) for rows in parts]
         bytes_of += [fixed + each * (rows.stop - rows.start) for rows in parts]
@@ -350,7 +366,8 @@ def part_of(losses: TokenLosses, params: Params, part: int, parts: int) -> tuple
         if part == 0:
             warnings.warn(
                 f"the losses of a batch cannot be told apart by sequence: {len(counts)} batches leave "
-                f"{parts - len(counts)} of {parts} processes without work. Give more, smaller batches",
+                f"{parts - len(counts)} of {parts} processes without work. Start fewer processes, or give "
+                "more, smaller batches",
                 RuntimeWarning,
                 stacklevel=2,
             )

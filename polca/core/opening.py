@@ -160,9 +160,12 @@ def ask_hub(name: str, revision: str = "main", what: str = "", timeout: float = 
     except Exception as e:  # of any kind: no network, a proxy, another answer
         answered = type(e).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError")
         purpose = f" for {what}" if what else ""
+        remedy = (
+            ". Check the name; without a network, folders and what is in the hub's cache can be opened" if what else ""
+        )
         raise ValueError(
             f"there is no folder {name} here{purpose} ({neighbours(name)}), and the hub "
-            f"{'says' if answered else 'cannot be asked'}: {reason_of(e)}"
+            f"{'says' if answered else 'cannot be asked'}: {reason_of(e)}{remedy}"
         ) from e
 
 # %% ../../nbs/core/78_opening.ipynb #127f1606

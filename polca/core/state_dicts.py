@@ -79,13 +79,14 @@ _CONSTANTS = {
 
 # %% ../../nbs/core/73_state_dicts.ipynb #3db7d80c
 def check_tied(weights: Params, first: dict[str, str], what: str) -> None:
-    "Raise ValueError if two names of one parameter, {any name: the first}, have different weights."
+    "Raise ValueError if two names of one parameter, {any name: the first}, have different weights, or not finite ones."
     seen = {}
     for n, name in first.items():
         if n not in weights:
             continue
         other = seen.setdefault(name, n)
-        if not equal_params({name: weights[other]}, {name: weights[n]}):
+        if n != other and not equal_params({name: weights[other]}, {name: weights[n]}):
+            check_finite({other: weights[other], n: weights[n]}, what)  # NaN differs from itself
             raise ValueError(
                 f"{what} has two different copies, {other} and {n}, of what the model has tied: it belongs to "
                 "another model, or is damaged"

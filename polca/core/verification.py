@@ -26,7 +26,7 @@ def check_losses(losses: TokenLosses, params: Params, what: str) -> None:
     if bad:
         raise ValueError(
             f"{what} gives a loss that is not finite to {bad} of {len(values)} tokens: the model diverges on "
-            "them there. Leave the step out, or these tokens"
+            "them there. Leave the step out (--skip-steps), or these tokens"
         )
 
 
@@ -99,7 +99,8 @@ def _check_norms(norms: Mapping[int, float], what) -> None:
         before, after = steps[i], steps[i + 1]
         warnings.warn(
             f"the norm of the weights jumps from {norms[before]:.4g} at step {before} to "
-            f"{norms[after]:.4g} at step {after} in {what}: is this one training, and are these its steps?",
+            f"{norms[after]:.4g} at step {after} in {what}: is this one training, and are these its steps? If "
+            "not, choose with --series, or leave steps out with --skip-steps",
             stacklevel=3,
         )
 
@@ -123,18 +124,20 @@ class _SeenBuffers:
         if change and self.without:
             raise ValueError(
                 f"the buffers of the model change in training ({names}), and {path} does not keep those of step "
-                f"{self.without[0]}: record that step again with store.save(step, model), or leave it out"
+                f"{self.without[0]}: record that step again with store.save(step, model), or leave it "
+                "out (--skip-steps)"
             )
         if change:
             warnings.warn(
                 f"buffers of the model change between the checkpoints of {path} ({names}): each is used at its own "
-                "step. What they do to the loss is on no direction, it is in what is left over (the error of the rule)",
+                "step, and nothing needs to be done. What they do to the loss is on no direction, it is in what is "
+                "left over (the error of the rule)",
                 stacklevel=4,
             )
         elif self.without and names:
             warnings.warn(
                 f"{path} keeps no buffers, those of the model are used at every step ({names}): if they change in "
-                "training, record it again with store.save(step, model), which keeps them",
+                "training, record it again with store.save(step, model) in the training loop, which keeps them",
                 stacklevel=4,
             )
 

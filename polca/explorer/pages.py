@@ -23,6 +23,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..analysis.breakthroughs import flat_words
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import rules
 from ..analysis.findings import SHOWN, Finding, Side, find_findings, learns
@@ -1002,8 +1003,8 @@ def head_piece(view: View) -> str:
         f"<b>{html_text(view.title)}</b>: {count_text(len(view.tokens), 'token')}, "
         f"{count_text(len(view.steps), 'checkpoint')} from step {view.steps[0]:,} to step {view.steps[-1]:,}, "
         f"{count_text(len(view.directions), 'direction')}; mean loss {loss[0]:.2f} to {loss[-1]:.2f} nats per token, "
-        f"flat from step {view.plateau:,.0f}. A break, where a curve bends most, is told from {view.window:,.0f} steps "
-        "on either side"
+        f"{flat_words(view.steps, view.plateau)}. A break, where a curve bends most, is told from "
+        f"{view.window:,.0f} steps on either side"
         + (
             "."
             if view.plateau + view.window < view.steps[-1]

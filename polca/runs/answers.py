@@ -69,7 +69,9 @@ def _some_words(results: RunResults, n_tokens: int) -> str:
 def findings_text(results: RunResults, findings: Sequence[Finding], most: int = 6) -> str:
     "The `findings` of a run for people: what was learned before the first checkpoint, and the first `most` of them."
     projection = results.read_projection()
-    lines = findings_lines(findings, projection_tokens(projection), projection["loss"], most)
+    lines = findings_lines(
+        findings, projection_tokens(projection), projection["loss"], most, projection.sizes["direction"]
+    )
     stages = read_manifest(results.folder)["stages"]
     before = before_words(projection["loss"], stages["train"].get("outputs"))
     doubt = sample_doubt_of(results) if learns(projection["loss"]) else ""

@@ -106,13 +106,13 @@ def load_axes(path: str | Path) -> NamedAxes:
     """
     path = Path(path)
     if not (path / "tables.json").exists():
-        raise ValueError(f"{path} holds no axes: make them with polca axes RUN")
+        raise ValueError(f"{path} holds no axes: make them with polca axes {path.parent}")
     try:
         named = _load(path)
     except NoAxesError:
         raise
     except Exception as e:  # safetensors has errors of its own
-        raise ValueError(f"{path} is damaged ({e}): delete it, and polca axes RUN makes it again") from e
+        raise ValueError(f"{path} is damaged ({e}): delete it, and polca axes {path.parent} makes it again") from e
     if "sample" not in named.reliability or "of_all" not in named.labels:
         raise ValueError(f"{path} is of an earlier polca: rm -r {path} && polca axes {path.parent} makes it anew")
     return named

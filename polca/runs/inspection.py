@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from ..analysis.axes import HALVES, NoAxesError, axis_ends
-from ..analysis.breakthroughs import breakthroughs, window_fits
+from ..analysis.breakthroughs import breakthroughs, flat_words, window_fits
 from ..analysis.clustering import Clusters
 from ..analysis.end_times import end_times, learned_words
 from ..analysis.joint import JointClusters, distinct_clusters
@@ -52,17 +52,24 @@ def _plain_records(table: pd.DataFrame) -> list[dict]:
 
 def _breaks(projection: xr.Dataset, recipe: str, clusters: Clusters, window: float, plateau: float) -> list[dict]:
     """The clusters of a recipe with their breakthroughs, where there are checkpoints enough to tell; of those found for
-    several numbers of clusters the distinct ones.
+    several numbers of clusters the distinct ones, with the id that they have among the findings.
     """
     joint = isinstance(clusters, JointClusters)
     if joint:
         clusters = distinct_clusters(clusters)
-    if not window_fits(projection["step"], window):
-        return _plain_records(clusters.table)
-    table = breakthroughs(breaking_curves(projection, recipe), clusters, window, plateau)
+    table = clusters.table
+    if window_fits(projection["step"], window):
+        table = breakthroughs(breaking_curves(projection, recipe), clusters, window, plateau)
     if joint:
-        table = table.sort_values("stability", ascending=False, kind="stable")  # in the order of the report
+        table = _with_ids(clusters.table, table)
     return _plain_records(table)
+
+
+def _with_ids(distinct: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    "`table`, of the `distinct` clusters, in the order of the report, with the id that each has among the findings."
+    key = ["n_clusters", "cluster"]
+    ids = distinct[key].assign(finding=[f"cluster-{rank}" for rank in range(len(distinct))])
+    return ids[["finding", *key]].merge(table, on=key)
 
 
 def _of_clusters(results: RunResults, window: float, plateau: float) -> dict[str, list[dict]]:
@@ -121,6 +128,12 @@ def _halves(axes: pd.DataFrame) -> pd.DataFrame:
     return axes.assign(**cells)
 
 # %% ../../nbs/runs/55_inspection.ipynb #89f9e03b
+_AXIS_COLUMNS = """learned: the steps in which an end falls most beyond what all tokens do, scaled to fall as far
+share, chance: of the variance, and of that where the tokens are permuted
+direction, step, token, text, sample: |r| of an axis found in either half of the directions, checkpoints, tokens, texts
+(of under four texts: sequences), and of texts and directions at once; in brackets where the tokens are permuted"""
+
+
 def axis_lines(facts: dict, most: int = 8) -> str:
     "`axis_facts` for people: the axes and the `most` strongest threads as tables."
     if "no_axes" in facts:
@@ -131,19 +144,15 @@ def axis_lines(facts: dict, most: int = 8) -> str:
     learned = ["learned"] if "learned" in axes else []
     shown = axes[["axis", "name", *learned, "share", "chance", *HALVES]]
     formats = {"share": _percent, "chance": _percent}
-    head = (
-        f"skill axes beyond chance: {len(facts['axes'])} (learned: steps in which an end falls most beyond all tokens, "
-        "scaled to fall as far; share of the variance; |r| of random halves, sample of texts and directions at once, "
-        "in brackets of permuted tokens)"
-    )
-    parts = [f"{head}\n{shown.to_string(index=False, formatters=formats)}"]
+    head = f"skill axes beyond chance: {len(facts['axes'])}"
+    parts = [f"{head}\n{shown.to_string(index=False, formatters=formats)}\n{_AXIS_COLUMNS}"]
     if facts["threads"]:
         threads = pd.DataFrame(facts["threads"]).sort_values("share", ascending=False).head(most).sort_values("begin")
         when = threads[["thread", "name", *learned, "begin", "peak", "end", "share", "chance"]]
         formats |= dict.fromkeys(("begin", "peak", "end"), "{:.0f}".format)
         strongest = (
-            f"threads: {len(facts['threads'])}, the strongest, in the order in which they begin (steps: the middles "
-            "of the windows in which their tokens are opposed)"
+            f"threads: {len(facts['threads'])}, the strongest, in the order in which they begin (begin, peak, end: the "
+            "middles, in steps, of the windows in which their tokens are opposed)"
         )
         parts.append(f"{strongest}\n{when.to_string(index=False, formatters=formats)}")
     return "\n\n".join(parts)
@@ -185,16 +194,12 @@ def inspect_results(inputs: RunInputs, results: RunResults, complete: Sequence[s
     return facts
 
 # %% ../../nbs/runs/55_inspection.ipynb #6f253663
-def _flat_words(steps: Sequence[float], plateau: float) -> str:
-    return f"flat from step {plateau:g}" if plateau < steps[-1] else "not flat before the last step"
-
-
 def _loss_line(facts: dict) -> str:
     steps = facts["steps"]
     mean = facts["mean_loss"]
     return (
-        f"{facts['tokens']} tokens at {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}; mean loss "
-        f"{mean[0]:.3f} to {mean[-1]:.3f} nats, {_flat_words(steps, facts['plateau'])}"
+        f"{facts['tokens']:,} tokens at {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}; mean loss "
+        f"{mean[0]:.3f} to {mean[-1]:.3f} nats, {flat_words(steps, facts['plateau'])}"
     )
 
 
@@ -212,21 +217,35 @@ def _cluster_lines(recipe: str, rows: list[dict], window: float, most: int = 12)
         head += ", the most stable first"
     if len(rows) > most:
         head += f", the first {most}"
-    return f"{head}\n{table.head(most).round(2).to_string(index=False)}"
+    shown = table.head(most).round(2).replace({None: np.nan}).infer_objects()
+    return f"{head}\n{shown.to_string(index=False, na_rep='–')}"
 
 # %% ../../nbs/runs/55_inspection.ipynb #c31eb4ad
-def _setting_words(value) -> str:
+_UNSET = {"series": "none", "tokenizer": "the model's"}  # what None says
+
+
+def _setting_words(name: str, value) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
-    return "default" if value is None else str(value)
+    return _UNSET.get(name, "default") if value is None else str(value)
 
 
 def _settings_lines(config: Mapping) -> str:
     "The settings of a run, in lines of a hundred letters."
-    words = [f"{name}={_setting_words(value)}" for name, value in config.items()]
+    words = [f"{name}={_setting_words(name, value)}" for name, value in config.items()]
     return textwrap.fill(f"settings: {', '.join(words)}", 100, break_long_words=False, break_on_hyphens=False)
 
 # %% ../../nbs/runs/55_inspection.ipynb #fdced400
+def _account_columns(facts: dict) -> str:
+    "What the columns of the table of the rules say."
+    displaced = any("displaced" in totals for totals in facts["decomposition"].values())
+    inside = ", displaced (of it, along the displacements)" if displaced else ""
+    return (
+        f"true = net + outside + error: net along the directions, outside of them{inside}, error of the rule; gross: "
+        "net without regard to sign"
+    )
+
+
 def format_inspection(facts: dict) -> str:
     "`inspect_results` for people."
     complete = ", ".join(facts["complete"])
@@ -244,7 +263,7 @@ def format_inspection(facts: dict) -> str:
         parts.append(f"displacements beside the basis: {count}, with {energy:.1%} of the squared displacements")
     if "decomposition" in facts:
         table = pd.DataFrame(facts["decomposition"]).T.to_string(float_format="{:+.3f}".format)
-        parts.append(f"change of the mean loss, nats per token, by rule\n{table}")
+        parts.append(f"change of the mean loss, nats per token, by rule\n{table}\n{_account_columns(facts)}")
     if {"axes", "no_axes"} & set(facts):
         parts.append(axis_lines(facts))
     for recipe, rows in facts.get("clusters", {}).items():

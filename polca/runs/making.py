@@ -40,6 +40,7 @@ from .preflight import preflight
 from .stages import WORK, RunInputs, RunResults, break_window, check_cluster_sizes
 from .status import missing_stages
 from .task import Task
+from .text_config import option_name
 
 # %% ../../nbs/runs/58_making.ipynb #5b95ca2e
 def claim_folder(inputs: RunInputs, wanted: dict) -> None:
@@ -79,7 +80,7 @@ def check_settings(inputs: RunInputs) -> None:
     known = filled_config(inputs.manifest["config"], inputs.config)
     if plain_values(asdict(inputs.config)) != known:
         raise ValueError(
-            f"{inputs.folder} is a run of another configuration than this task: use Run.open(folder), or "
+            f"{inputs.folder} was begun with other settings than this task has: use Run.open(folder), or "
             "Run.create(folder, task), which says what differs"
         )
 
@@ -107,6 +108,14 @@ def _is_as_recorded(inputs: RunInputs, stage: str, record: Mapping) -> bool:
     leaves = inputs.folder / LEAVES[stage]
     return leaves.exists() and hash_stage(stage, leaves) == record["output"]
 
+
+def _read_kept(aside: Path) -> dict:
+    "What `_set_aside` wrote of what it kept. Raises ValueError, which names the folder, if it is damaged."
+    try:
+        return read_checked(aside / "kept.json")
+    except (ValueError, OSError) as e:
+        raise ValueError(f"{aside} is damaged ({e}): delete it") from e
+
 # %% ../../nbs/runs/58_making.ipynb #c6e3fede
 def _set_aside(inputs: RunInputs) -> None:
     "Keep a copy of what the last stages have left, and of what the manifest says of it."
@@ -131,7 +140,7 @@ def _brought_back(inputs: RunInputs, aside: Path) -> dict[str, dict]:
     "A copy of what is kept in `aside`, in its place: {stage: what the manifest said of it}; nothing where nothing is."
     if not (aside / "kept.json").exists():
         return {}
-    kept = read_checked(aside / "kept.json")["stages"]
+    kept = _read_kept(aside)["stages"]
     for stage in kept:
         _copy(aside / LEAVES[stage], inputs.folder / LEAVES[stage])
     return kept
@@ -140,7 +149,7 @@ def _brought_back(inputs: RunInputs, aside: Path) -> dict[str, dict]:
 def earlier_settings(folder: str | Path) -> dict[str, dict]:
     "{folder of clusters and report that are kept beside those of now: the settings that they were made with}."
     files = sorted(Path(folder).glob(f"{EARLIER}/[!.]*/kept.json"))
-    return {str(file.parent): read_checked(file)["settings"] for file in files}
+    return {str(file.parent): _read_kept(file.parent)["settings"] for file in files}
 
 # %% ../../nbs/runs/58_making.ipynb #3bccae19
 def _write_settings(inputs: RunInputs, changed: dict) -> None:
@@ -164,6 +173,9 @@ def _write_settings(inputs: RunInputs, changed: dict) -> None:
         shutil.rmtree(aside)
 
 
+_SIZES = {"min_cluster_size", "min_samples", "min_samples_divisor"}
+
+
 def _change_settings(inputs: RunInputs, changed: dict) -> None:
     """Give a run settings of its last stages, or that matter to no number: what was made with others is then to be made
     again. All other settings stay as they were written, as the hashes of what is made are of these.
@@ -171,8 +183,9 @@ def _change_settings(inputs: RunInputs, changed: dict) -> None:
     stages = inputs.manifest["stages"]
     if "train" in stages:
         break_window(inputs.config, inputs.steps()[1])
-    if "project" in stages:
-        check_cluster_sizes(inputs.config, stages["project"]["tokens"])
+    if "train" in stages and _SIZES & changed.keys():
+        known = stages.get("project")
+        check_cluster_sizes(inputs.config, known["tokens"] if known else len(inputs.samples.analysed))
     with locked(inputs.folder):
         on_first(_write_settings, inputs, changed)
 
@@ -190,8 +203,35 @@ def as_begun(folder: str | Path, task: Task) -> Task:
 
 # %% ../../nbs/runs/58_making.ipynb #8e38b0af
 _AFTER_BASIS = ("engine", "path_tol", "path_nodes", "displacements", "curvature_sequences", "tagger")
+_BESIDE_PRESET = ("preset", "seed", "data_seed", "texts", "wikipedia", "tagger")  # a preset chooses all else
 
 
+def _given(config: Mapping, name: str) -> str:
+    "A setting as it is given on the command line."
+    value = config.get(name)
+    if isinstance(value, bool):
+        return option_name(name) if value else f"no {option_name(name)}"
+    if value is None or value == []:
+        return f"no {option_name(name)}"
+    return f"{option_name(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _other_settings(inputs: RunInputs, known: Mapping, differ: Sequence[str]) -> str:
+    "That a run was begun with other settings, which those are, and what to do."
+    wanted = plain_values(asdict(inputs.config))
+    early = [name for name in differ if name not in (*LATE_SETTINGS, *FREE_SETTINGS)]
+    if "preset" in known:
+        early = [name for name in early if name in _BESIDE_PRESET] or early
+    what = "; ".join(f"{_given(known, name)}, now {_given(wanted, name)}" for name in early[:3])
+    more = f"; and {len(early) - 3} more" if len(early) > 3 else ""
+    may = inputs.task.name == "texts" and set(early) <= {*_AFTER_BASIS}
+    reuse = f" (and take the directions of this one: --reuse {inputs.folder})" if may else ""
+    return (
+        f"{inputs.folder} was begun with other settings ({what}{more}): give another directory with --out{reuse}, or "
+        "delete this one"
+    )
+
+# %% ../../nbs/runs/58_making.ipynb #9608e178
 def begin_run(inputs: RunInputs) -> list[Path] | None:
     """Claim the folder of a run, or find it to be one of the same task, whose last settings may be others.
 
@@ -205,16 +245,15 @@ def begin_run(inputs: RunInputs) -> list[Path] | None:
     if not from_first(inputs.file.exists()) or from_first(is_bare(inputs)):
         claim_folder(inputs, wanted)
     have = inputs.manifest
+    if have["task"] != inputs.task.name:
+        raise ValueError(
+            f"{inputs.folder} holds a run of {have['task']}, not of {inputs.task.name}: give another directory with "
+            "--out"
+        )
     known = filled_config(have["config"], inputs.config)
     differ = [name for name, value in wanted.items() if known.get(name, ...) != value]
-    if have["task"] != inputs.task.name or not set(differ) <= {*LATE_SETTINGS, *FREE_SETTINGS}:
-        what = "; ".join(f"{name}={known.get(name)}, not {wanted[name]}" for name in differ[:3]) or have["task"]
-        may = have["task"] == "texts" and set(differ) <= {*_AFTER_BASIS, *LATE_SETTINGS, *FREE_SETTINGS}
-        reuse = f" (and take the directions of this one: --reuse {inputs.folder})" if may else ""
-        raise ValueError(
-            f"{inputs.folder} holds a run of another configuration ({what}): give another directory with --out{reuse}, "
-            "or delete this one"
-        )
+    if not set(differ) <= {*LATE_SETTINGS, *FREE_SETTINGS}:
+        raise ValueError(_other_settings(inputs, known, differ))
     if differ:
         _change_settings(inputs, {name: wanted[name] for name in differ})
     return fresh
@@ -237,7 +276,7 @@ def other_directions(inputs: RunInputs, earlier: Mapping) -> list[str]:
         differ.append("a Hessian of other tokens")
     before = filled_config(earlier["config"], inputs.config)
     names = [name for name in _OF_BASIS if before.get(name) != own["config"].get(name)]
-    return differ + [f"{name}={before.get(name)}, not {own['config'].get(name)}" for name in names]
+    return differ + [f"{_given(before, name)}, here {_given(own['config'], name)}" for name in names]
 
 # %% ../../nbs/runs/58_making.ipynb #2fd2ce4c
 def take_directions(inputs: RunInputs, folder: str | Path, say: Callable[[str], None]) -> None:
@@ -315,8 +354,8 @@ def _confirm(inputs: RunInputs, stage: str, say: Callable[[str], None]) -> None:
     took = inputs.manifest["stages"][stage]
     guess = inputs.manifest.get("estimates", {}).get(stage)
     if guess:
-        since = " since it went on" if took["resumed"] else ""
-        say(f"      took {seconds_text(took['seconds'])}{since}, estimated {seconds_text(guess['seconds'])}")
+        before = " with what was there before" if took["resumed"] else ""
+        say(f"      took {seconds_text(took['seconds'])}{before}, estimated {seconds_text(guess['seconds'])}")
 
 # %% ../../nbs/runs/58_making.ipynb #10a2904c
 _DOES = {

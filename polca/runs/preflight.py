@@ -106,7 +106,7 @@ def check_memory(inputs: RunInputs) -> None:
     if basis_memory(config) < needed:
         raise ValueError(
             f"the eigenvectors of {d:,} weights take {size_text(needed)} beside model and directions, where twice "
-            f"--memory {setting(config, 'memory')} is allowed: give --memory {math.ceil(needed / 2**31)}GiB"
+            f"--memory {size_text(basis_memory(config) / 2)} is allowed: give --memory {math.ceil(needed / 2**31)}GiB"
         )
 
 # %% ../../nbs/runs/50_preflight.ipynb #d3dadff8
@@ -122,9 +122,10 @@ def _assumed_words(inputs: RunInputs, by_stage: dict[str, Estimate]) -> str:
         at_most = seconds_text((1 + most) * by_stage["project"].seconds / 2)
         error = inputs.manifest["stages"]["train"].get("trapezoid_error")
         why = "" if error is None else f", as the trapezoid would be off by {error:.0%} of the change of the mean loss"
+        points = f"{most} point{'' if most == 1 else 's'}"
         words += (
-            f"\nproject: along the path between checkpoints{why}; with {most} points on each path, the most there may "
-            f"be, it takes {at_most}"
+            f"\nproject: along the path between checkpoints{why}; with {points} on each path, the most there may be, "
+            f"it takes {at_most}"
         )
     return words
 

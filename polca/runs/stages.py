@@ -45,6 +45,7 @@ from .axis_files import load_axes, save_axes
 from .manifest import DISPLACEMENTS, LEAVES, read_manifest, setting
 from .origins import HashedCheckpoints, hash_stage
 from .task import Samples, Task
+from .text_config import option_name
 
 # %% ../../nbs/runs/40_stages.ipynb #288b3b12
 def _steps(inputs: "RunInputs") -> tuple[list[int], list[int]]:
@@ -124,8 +125,8 @@ def break_window(config, steps: Sequence[int]) -> float:
     window = config.window or max(length / 20, min(2 * float(np.median(np.diff(steps))), length / 4))
     if 2 * window > length:
         raise ValueError(
-            f"window={window:g} does not fit twice into the {length} steps from {steps[0]} to {steps[-1]}: use a "
-            "smaller one"
+            f"--window {window:g} does not fit twice into the {length} steps from {steps[0]} to {steps[-1]}: give "
+            f"{length / 2:g} or less"
         )
     return window
 
@@ -141,8 +142,12 @@ class StageFiles:
         "What a complete stage has left. Raises ValueError if it is not what it was."
         path = self.folder / LEAVES[stage]
         record = read_manifest(self.folder)["stages"].get(stage)
-        if record is None or not path.exists():
-            raise ValueError(f"{self.folder} has no {path.name} yet: make it with polca {stage} {self.folder}")
+        if record is None:
+            raise ValueError(
+                f"{self.folder} has no {path.name} yet: polca report {self.folder} makes all that is missing"
+            )
+        if not path.exists():
+            raise ValueError(f"{path} is gone: polca {stage} {self.folder} makes it again")
         if process_number() == 0 and stage not in self._verified:
             self._verify(stage, path, record["output"])
         self._verified.add(stage)
@@ -213,7 +218,8 @@ def check_cluster_sizes(config, n_tokens: int) -> None:
     for name in ("min_cluster_size", "min_samples"):
         if (value := getattr(config, name)) is not None and value > n_tokens:
             raise ValueError(
-                f"{name}={value} is more than the {n_tokens} tokens analysed: use a smaller one, or more sequences"
+                f"{option_name(name)} {value} is more than the {n_tokens} tokens analysed: give {n_tokens} or less, or "
+                "the default"
             )
 
 
@@ -229,8 +235,8 @@ def _check_sizes(config, samples: Samples, n_source_steps: int) -> None:
     check_cluster_sizes(config, n)
     if config.k * n_source_steps > d:
         raise ValueError(
-            f"k={config.k} at {n_source_steps} source steps asks for more directions than the {d} weights: use a "
-            "smaller k"
+            f"--k {config.k} at {n_source_steps} source steps asks for more directions than the {d} weights: give "
+            f"{d // n_source_steps} or less"
         )
 
 # %% ../../nbs/runs/40_stages.ipynb #5e627af0
@@ -526,12 +532,14 @@ def save_clusters(
 def load_clusters(path: str | Path) -> dict[str, Clusters]:
     "What `save_clusters` wrote: {recipe: clusters}. Raises ValueError if there is nothing, or it is damaged."
     if not (Path(path) / "tables.json").exists():
-        raise ValueError(f"{path} holds no clusters: make them with polca cluster RUN")
+        raise ValueError(f"{path} holds no clusters: make them with polca cluster {Path(path).parent}")
     try:
         recipes = json.loads((Path(path) / "tables.json").read_text(encoding="utf-8"))["recipes"]
         return {name: _load_recipe(Path(path), name, kept) for name, kept in recipes.items()}
     except (ValueError, KeyError, OSError, RuntimeError) as e:
-        raise ValueError(f"{path} is damaged ({e}): delete it, and polca cluster RUN makes it again") from e
+        raise ValueError(
+            f"{path} is damaged ({e}): delete it, and polca cluster {Path(path).parent} makes it again"
+        ) from e
 
 
 def _load_recipe(path: Path, name: str, kept: dict) -> Clusters:

@@ -7,7 +7,7 @@ __all__ = ['Recorded', 'RunRecord', 'is_complete', 'missing_stages', 'stage_stat
 
 # %% ../../nbs/runs/34_status.ipynb #ba337ea5
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +58,33 @@ class RunRecord:
         return TextTask.reopened(self.config).checkpoints(self.folder).steps
 
 # %% ../../nbs/runs/34_status.ipynb #0e972a3d
+def _lack(run: Recorded, stage: str) -> str:
+    "What is gone, or has changed, of what a stage that was complete had left, and what to do; nothing if all is there."
+    manifest = run.manifest
+    record = manifest["stages"][stage]
+    if stage == "train":
+        return _gone_steps(run, manifest["config"].get("checkpoints"), record["weights"])
+    leaves = run.folder / LEAVES[stage]
+    again = f"polca {stage} {run.folder} makes it again"
+    if not leaves.exists():
+        return f"{leaves} is gone: {again}"
+    return "" if size_on_disk(leaves) == record["disk"] else f"{leaves} has changed: delete it, and {again}"
+
+
+def _gone_steps(run: Recorded, place: str | None, wanted: Iterable[str]) -> str:
+    "Which of the `wanted` steps are gone from `place`, of somebody else, or from those of the run itself (None)."
+    try:
+        gone = sorted({int(step) for step in wanted} - set(run.checkpoint_steps()))
+    except (ValueError, OSError) as e:
+        return str(e)
+    if not gone:
+        return ""
+    steps = f"step {', '.join(map(str, gone[:3]))}" + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+    if place is None:
+        return f"{steps} is gone: polca train {run.folder} makes it again"
+    return f"{steps} is gone from {place}: restore it"
+
+# %% ../../nbs/runs/34_status.ipynb #a38f1593
 def is_complete(run: Recorded, stage: str) -> bool:
     """Whether a stage is in the manifest, was made from what is there of the stage before it, and its files are there,
     as large as they were.
@@ -71,12 +98,7 @@ def is_complete(run: Recorded, stage: str) -> bool:
     for before, after in zip(chain, chain[1:]):
         if records[after]["input"] != records[before]["output"]:
             return False
-    if stage != "train":
-        return size_on_disk(run.folder / LEAVES[stage]) == records[stage]["disk"]
-    try:
-        return {int(step) for step in records["train"]["weights"]} <= set(run.checkpoint_steps())
-    except (ValueError, OSError):
-        return False
+    return not _lack(run, stage)
 
 # %% ../../nbs/runs/34_status.ipynb #9dd4e6fb
 def missing_stages(run: Recorded, upto: str) -> list[str]:
@@ -116,13 +138,18 @@ def _so_far(folder: Path, stage: str) -> str:
     return ""
 
 # %% ../../nbs/runs/34_status.ipynb #b6150a54
-def _status_row(folder: Path, manifest: dict, stage: str, complete: bool) -> dict:
+def _status_row(run: Recorded, stage: str) -> dict:
+    manifest = run.manifest
+    complete = is_complete(run, stage)
+    made = stage in manifest["stages"] and not complete
+    why = (_lack(run, stage) or f"what it was made from has changed: polca {stage} {run.folder}") if made else ""
     record = manifest["stages"].get(stage, {}) if complete else {}
     guess = manifest.get("estimates", {}).get(stage, {})
     return {
         "stage": stage,
         "complete": complete,
-        "so_far": "" if complete else _so_far(folder, stage),
+        "why": why,
+        "so_far": "" if complete else _so_far(run.folder, stage),
         "finished": record.get("finished", ""),
         "seconds": record.get("seconds", math.nan),
         "estimated_seconds": guess.get("seconds", math.nan),
@@ -135,19 +162,20 @@ def _status_row(folder: Path, manifest: dict, stage: str, complete: bool) -> dic
 
 
 def stage_status(run: Recorded) -> list[dict]:
-    """One row per stage: stage, complete, so_far (what an unfinished one has left), finished, resumed, and what it
-    took: seconds, memory (the largest of the process so far) and disk, bytes, each beside its estimate; NaN where that
-    is not known.
+    """One row per stage: stage, complete, why (one that was is so no more, and what to do), so_far (what an unfinished
+    one has left), finished, resumed, and what it took: seconds, memory (the largest of the process so far) and disk,
+    bytes, each beside its estimate; NaN where that is not known.
 
     Seconds of a stage that was resumed are those since then.
     """
-    manifest = run.manifest
-    return [_status_row(run.folder, manifest, stage, is_complete(run, stage)) for stage in STAGES]
+    return [_status_row(run, stage) for stage in STAGES]
 
 # %% ../../nbs/runs/34_status.ipynb #6fd435b7
 def _state(row: Mapping) -> str:
     if row["complete"]:
         return "complete"
+    if row["why"]:
+        return "changed since"
     return f"unfinished: {row['so_far']}" if row["so_far"] else "absent"
 
 
@@ -181,4 +209,5 @@ def format_status(rows: Sequence[Mapping]) -> str:
         "peak memory": _beside(rows, "memory", size_text),
         "disk": _beside(rows, "disk", size_text),
     }
-    return _text_table([row["stage"] for row in rows], "stage", columns)
+    why = [f"\n{row['stage']}: {row['why']}" for row in rows if row["why"]]
+    return _text_table([row["stage"] for row in rows], "stage", columns) + "".join(why)

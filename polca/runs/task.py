@@ -9,6 +9,7 @@ __all__ = ['Samples', 'Task', 'check_text_config', 'resolved', 'check_device', '
 
 # %% ../../nbs/runs/20_task.ipynb #46965117
 import dataclasses
+import textwrap
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +25,14 @@ from ..analysis.tags import check_tagger, open_tagger, token_tags
 from ..compute.engines import ENGINES
 from ..compute.operators import MATRICES
 from ..core.checkpoints import Checkpoints
-from ..core.folders import check_place, has_weights, is_adapter, read_config
+from ..core.folders import check_place, first_names, has_weights, is_adapter, read_config
 from ..core.losses import TokenLosses
 from ..core.memory import memory_bytes
 from ..core.opening import ask_hub, cached_folder
+from ..core.places import checkpoint_places, untold
 from ..core.pretrained import NoModelGiven, Pretrained
 from .estimates import Estimate
-from .text_config import TextConfig
+from .text_config import TextConfig, option_name
 from .text_places import check_checkpoints, check_hub_names
 from polca.runs.texts import (
     SUFFIXES,
@@ -115,39 +117,41 @@ _CHECKED = {
     "min_cluster_size": 2,
     "min_samples": 1,
 }
+_KNOWN = {
+    "matrix": tuple(MATRICES),
+    "engine": ("auto", *ENGINES),
+    "which": ("largest", "magnitude"),
+}
 
 # %% ../../nbs/runs/20_task.ipynb #c263316f
 def check_text_config(config: TextConfig) -> None:
     "Raise ValueError for a configuration that cannot be run, as far as it tells by itself."
     for name, least in _CHECKED.items():
         if (value := getattr(config, name)) is not None and not value >= least:
-            raise ValueError(f"{name}={value}: use at least {least}")
-    for name in ("tol", "path_tol", "window"):
+            raise ValueError(f"{option_name(name)} {value}: give {least} or more")
+    for name, what in (("tol", "a number"), ("path_tol", "a number of nats"), ("window", "a number of steps")):
         if (value := getattr(config, name)) is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name}={value} must be a number above 0")
+            raise ValueError(f"{option_name(name)} {value:g}: give {what} above 0")
+    for name, known in _KNOWN.items():
+        if (value := getattr(config, name)) not in known:
+            raise ValueError(f"{option_name(name)} {value}: give {', '.join(known[:-1])} or {known[-1]}")
     if config.path_tol is not None and not config.path_nodes:
         raise ValueError(
-            f"path_tol={config.path_tol} asks for points along the path, path_nodes=0 for none: leave one out"
+            f"--path-tol {config.path_tol:g} asks for points along the path, --path-nodes 0 for none: leave one out"
         )
     if config.shard and config.displacements:
-        raise ValueError(f"displacements={config.displacements}: with shard=True there is no place for them; use 0")
-    if config.matrix not in MATRICES:
-        raise ValueError(f"matrix={config.matrix!r}: use one of {', '.join(MATRICES)}")
-    if config.engine not in ("auto", *ENGINES):
-        raise ValueError(f"engine={config.engine!r}: use auto, {', '.join(ENGINES)}")
-    if config.which not in ("largest", "magnitude"):
-        raise ValueError(f"which={config.which!r}: use 'largest' or 'magnitude'")
+        raise ValueError("--shard makes no displacements: leave --displacements out")
     if not config.texts:
-        raise ValueError("there are no texts to analyse: give files or folders")
+        raise ValueError("there are no texts to analyse: give files or folders with --texts")
     if config.curvature_sequences > config.sequences:
         raise ValueError(
-            f"curvature_sequences={config.curvature_sequences} are a part of the {config.sequences} sequences "
-            "analysed: make it smaller"
+            f"--curvature-sequences {config.curvature_sequences} is more than the {config.sequences} --sequences, of "
+            f"which they are taken: give {config.sequences} or fewer"
         )
     if not 0 <= config.seed < 2**62:
-        raise ValueError(f"seed={config.seed} must be from 0 to 2**62 - 1")
+        raise ValueError(f"--seed {config.seed}: give a whole number from 0 on, below 2**62")
     if config.plateau is not None and not 0 <= config.plateau < float("inf"):
-        raise ValueError(f"plateau={config.plateau} must be a step, a number from 0 on")
+        raise ValueError(f"--plateau {config.plateau:g}: give a step, a number from 0 on")
     memory_bytes(config.memory)
 
 # %% ../../nbs/runs/20_task.ipynb #3f29b1d9
@@ -167,7 +171,8 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device={device!r} is not there ({str(e).splitlines()[0]}): use 'cpu'") from e
+        there = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
+        raise ValueError(f"--device {device}: there is none here; use {there}") from e
 
 # %% ../../nbs/runs/20_task.ipynb #a2844268
 def model_of_config(folder: Path):
@@ -187,7 +192,8 @@ def model_of_config(folder: Path):
     except Exception as e:
         raise ValueError(
             f"{folder} has a config.json that is not of a causal language model "
-            f"({str(e).splitlines()[0] if str(e) else type(e).__name__})"
+            f"({str(e).splitlines()[0] if str(e) else type(e).__name__}): give a model such as GPT-2 or Llama with "
+            "--model"
         ) from e
     return model.float().eval()
 
@@ -232,7 +238,7 @@ def open_tokenizer(name: str):
             folder or name, local_files_only=folder is not None, trust_remote_code=False
         )
     except Exception as e:
-        why = str(e).strip().partition("\n")[0].rstrip(": ")
+        why = textwrap.shorten(str(e), 200, placeholder=" …")
         raise ValueError(f"{name} has no tokenizer that can be opened ({why}): {how}") from e
     if bare and tokenizer.vocab_files_names:
         raise ValueError(  # those of bytes need no file
@@ -255,36 +261,55 @@ def open_text_checkpoints(config: TextConfig, model: Callable[[], nn.Module]) ->
         return Checkpoints.open(place, series=config.series)  # without the model, which takes its time
     except NoModelGiven:
         store = Checkpoints.open(place, model(), config.series)
-    warnings.warn(
-        f"there is no config.json beside the weights in {place}: that of {config.model} is taken for theirs, which "
-        "cannot be checked",
-        stacklevel=3,
-    )
+    _warn_of_undescribed(config)
     return store
 
+
+def _warn_of_undescribed(config: TextConfig) -> None:
+    "Warn of the checkpoints that do not tell what model they are of."
+    with warnings.catch_warnings(action="ignore"):  # what is to be said of the others has been said
+        places = untold(checkpoint_places(config.checkpoints, config.series).values())
+    names = first_names([place.name for place in places])
+    warnings.warn(
+        f"{names} of {config.checkpoints} {'has' if len(places) == 1 else 'have'} no config.json: that of --model is "
+        "taken, unchecked; copy their own there to have it checked",
+        stacklevel=4,
+    )
+
 # %% ../../nbs/runs/20_task.ipynb #f2001264
+def _check_enough(config: TextConfig, store: Checkpoints, n_left: int, n_steps: int) -> None:
+    "Raise ValueError for too few checkpoints: there, not left out with --skip-steps (`n_left`), or used (`n_steps`)."
+    n = len(store.steps)
+    if n < 3:
+        raise ValueError(
+            f"an analysis needs three checkpoints or more, {store.path} has {n}: give the folder that holds them all"
+        )
+    if n_left < 3:
+        raise ValueError(
+            f"an analysis needs three checkpoints or more, {store.path} has {n} and --skip-steps leaves {n_left}: "
+            "leave fewer out"
+        )
+    if n_steps < 3:
+        raise ValueError(
+            f"--every {config.every} of the {n_left} checkpoints in {store.path} leaves {n_steps}, too few for an "
+            f"analysis: give {(n_left - 1) // 2} or less, so that there are three or more"
+        )
+
+
 def choose_text_steps(config: TextConfig, store: Checkpoints) -> tuple[list[int], list[int]]:
     "The source steps of the basis, spread over the checkpoints, and the steps that are projected."
     if absent := sorted({*config.skip_steps} - {*store.steps}):
         raise ValueError(
-            f"skip_steps: there is no checkpoint of step {', '.join(map(str, absent[:5]))} in {store.path}"
+            f"--skip-steps {' '.join(map(str, absent[:5]))}: there is no such checkpoint in {store.path}, which has "
+            f"steps {first_names([*map(str, store.steps)], 12)}"
         )
     there = [step for step in store.steps if step not in config.skip_steps]
     steps = sorted({*there[:: config.every], *there[-1:]})
-    if len(there) < 3:
-        raise ValueError(
-            f"an analysis needs three checkpoints or more, {store.path} has {len(there)}: give the folder that holds "
-            "them all"
-        )
-    if len(steps) < 3:
-        raise ValueError(
-            f"every={config.every} of the {len(there)} checkpoints in {store.path} are {len(steps)}, too few for an "
-            "analysis: use a smaller --every, so that there are three or more"
-        )
+    _check_enough(config, store, len(there), len(steps))
     later = len(steps) - 1
     n = min(10, later) if config.basis_steps is None else config.basis_steps
     if n > later:
-        raise ValueError(f"basis_steps={n}: there are {later} checkpoints after the first; ask for as many at most")
+        raise ValueError(f"--basis-steps {n}: there are {later} checkpoints after the first; give {later} or fewer")
     return [steps[round(i)] for i in np.linspace(0, later, n + 1)[1:]], steps
 
 # %% ../../nbs/runs/20_task.ipynb #79246ac4
@@ -333,7 +358,10 @@ def _warn_of_skipped(texts: Sequence[str]) -> None:
         names = ", ".join(file.name for file in skipped[:3])
         more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         kinds = " and ".join("*" + suffix for suffix in SUFFIXES)
-        warnings.warn(f"{names}{more}: left out, as of folders of texts only {kinds} are read", stacklevel=3)
+        warnings.warn(
+            f"{names}{more}: left out, as of folders of texts only {kinds} are read; give them by name with --texts",
+            stacklevel=3,
+        )
 
 # %% ../../nbs/runs/20_task.ipynb #15153e38
 _HESSIAN_TOKENS = 5000  # that the basis is of, where it is not said of how many
@@ -362,9 +390,26 @@ def sample_doubt(n_tokens: int, remedy: str) -> str:
 def _more_windows(n_tokens: int, n_windows: int, left: int) -> str:
     "What gives the basis 5,000 tokens instead of `n_tokens`, those of `n_windows` of the `left` that it may have."
     wanted = round(_HESSIAN_TOKENS * n_windows / n_tokens)
-    return f"make it with more, --hessian-sequences {wanted}" if left >= wanted else "give more text, --texts"
+    return f"make them with --hessian-sequences {wanted}, in another --out" if left >= wanted else "give more --texts"
 
 # %% ../../nbs/runs/20_task.ipynb #fe245c0e
+def _check_room(config: TextConfig, there: int, n_hessian: int) -> None:
+    "Raise ValueError where the texts do not make the sequences that are analysed, and `n_hessian` others."
+    wanted = config.sequences + n_hessian
+    if wanted <= there:
+        return
+    half = there // 2
+    others = "at least 1 for the directions"
+    fewer = f"--sequences {half}"
+    if config.hessian_sequences is not None:
+        others = f"--hessian-sequences {n_hessian}"
+        fewer += f" --hessian-sequences {there - half}"
+    raise ValueError(
+        f"the texts make {there} sequence{'' if there == 1 else 's'}; --sequences {config.sequences} and {others} need "
+        f"{wanted}: give more --texts, or {fewer if half else 'a shorter --context'}"
+    )
+
+
 def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
     "The tokens that `config` asks for, at `model`."
     positions = getattr(model.config, "max_position_embeddings", None) or 128
@@ -376,12 +421,13 @@ def draw_text_samples(config: TextConfig, model: nn.Module) -> Samples:
     left = len(windows) - config.sequences
     per_window = sum(len(window["ids"]) - 1 for window in windows) / len(windows)
     n_hessian = hessian_windows(config.hessian_sequences, per_window, left)
-    sizes = {"analysed": config.sequences, "hessian": n_hessian}
-    drawn = draw_windows(windows, sizes, config.seed)
+    _check_room(config, len(windows), n_hessian)
+    drawn = draw_windows(windows, {"analysed": config.sequences, "hessian": n_hessian}, config.seed)
     samples = text_samples(model, drawn, context, texts, config.tagger, config.curvature_sequences)
     share = (
-        f"{config.sequences} of {len(windows):,} windows of up to {context} tokens, of {len(texts):,} texts, are "
-        f"analysed ({config.sequences / len(windows):.0%}); {n_hessian} others make the basis"
+        f"{config.sequences} of {len(windows):,} sequences of up to {context} tokens, of {len(texts):,} "
+        f"text{'' if len(texts) == 1 else 's'}, are analysed ({config.sequences / len(windows):.0%}); {n_hessian} "
+        f"other{'s make' if n_hessian != 1 else ' makes'} the basis"
     )
     n_tokens = len(samples.hessian.tokens)
     doubt = sample_doubt(n_tokens, _more_windows(n_tokens, n_hessian, left))

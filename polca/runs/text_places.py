@@ -30,13 +30,14 @@ def check_checkpoints(config: TextConfig) -> None:
     is_folder = Path(place).is_dir()
     if revisions and is_folder:
         raise ValueError(
-            f"revisions={' '.join(revisions[:3])} are of a suite on the hub, and {place} is a folder: leave them out"
+            f"--revisions {' '.join(revisions[:3])}: these are of a suite on the hub, and {place} is a folder: leave "
+            "--revisions out"
         )
     check_place(place, "the checkpoints")
     if not (revisions or is_folder):
         raise ValueError(
-            f"{place} is no folder ({neighbours(place)}): give one with checkpoints, or for a suite on the hub its "
-            "revisions, too"
+            f"{place} is no folder ({neighbours(place)}): give --checkpoints a folder, or a name on the hub with "
+            "--revisions"
         )
 
 # %% ../../nbs/runs/07_text_places.ipynb #3598bec7

@@ -105,7 +105,7 @@ def cut_windows(texts: Mapping[str, str], tokenizer, context: int) -> list[dict]
     (`check_coverage`).
     """
     if context < 2:
-        raise ValueError(f"context={context}: a token is predicted from the one before it, so use at least 2")
+        raise ValueError(f"--context {context}: a token is predicted from the one before it, so give 2 or more")
     windows = []
     unknown = tokenizer.unk_token_id
     lost = Counter()
@@ -219,12 +219,15 @@ def check_coverage(lost: Counter, n_letters: int, unknown: int, n_ids: int) -> N
     if n_lost > 0.05 * n_letters:
         raise ValueError(f"{fact}: the tokenizer drops them. {_OTHER_TOKENIZER}")
     if n_lost > 0.001 * n_letters:
-        warnings.warn(f"{fact}: the tokenizer drops them, and they are not analysed", stacklevel=3)
+        warnings.warn(
+            f"{fact}: the tokenizer drops them, and they are not analysed; give the model's own with --tokenizer",
+            stacklevel=3,
+        )
     fact = f"{unknown / max(1, n_ids):.0%} of the tokens of these texts are unknown to the tokenizer"
     if unknown > 0.5 * n_ids:
         raise ValueError(f"{fact}: {_OTHER_TEXTS}")
     if unknown > 0.05 * n_ids:
-        warnings.warn(fact, stacklevel=3)
+        warnings.warn(f"{fact}; give the model's own with --tokenizer", stacklevel=3)
 
 # %% ../../nbs/runs/10_texts.ipynb #4eb4f396
 _OTHER_TOKENIZER = "Give the one that the model was trained with, with --tokenizer, or other texts"
@@ -308,10 +311,10 @@ def draw_windows(windows: Sequence[dict], sizes: Mapping[str, int], seed: int = 
         raise ValueError(f"{negative} windows are asked for: a sample has 0 windows or more")
     wanted = sum(sizes.values())
     if wanted > len(windows):
-        each = ", ".join(f"{size} {name}" for name, size in sizes.items())
+        each = " and ".join(f"{size} {name}" for name, size in sizes.items())
         raise ValueError(
-            f"{wanted} windows are asked for ({each}), the texts have "
-            f"{len(windows)}: give more text, smaller samples (--sequences, --hessian-sequences) or a shorter --context"
+            f"the texts make {len(windows)} sequences, and {each} need {wanted}: give more --texts, or smaller "
+            "--sequences, --hessian-sequences or --context"
         )
     order = np.random.default_rng(seed).permutation(len(windows))
     samples = {}
@@ -330,12 +333,14 @@ def check_windows(model: nn.Module, windows: Sequence[dict], context: int) -> No
     largest = max(max(window["ids"]) for window in windows)
     if largest >= known:
         raise ValueError(
-            f"the tokenizer gives token {largest}, the model knows {known} (0 to {known - 1}): use the tokenizer "
-            "that the model was trained with"
+            f"the tokenizer gives token {largest}, the model knows {known} (0 to {known - 1}): give the one "
+            "that the model was trained with, with --tokenizer"
         )
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and context > longest:
-        raise ValueError(f"context={context} is longer than the {longest} positions of the model: use a shorter one")
+        raise ValueError(
+            f"--context {context} is more than the {longest} positions of the model: give {longest} or less"
+        )
 
 
 def text_losses(model: nn.Module, windows: Sequence[dict], context: int, batch_size: int = 8) -> TokenLosses:

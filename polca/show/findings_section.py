@@ -213,7 +213,7 @@ def findings_section(
     loss = projection["loss"]
     if not findings:
         remedy = "" if learns(loss) else " Analyse tokens of the kind that the model was trained on."
-        return f"<p><b>{nothing_words(loss)}</b>{remedy}</p>"
+        return f"<p><b>{nothing_words(loss, projection.sizes['direction'])}</b>{remedy}</p>"
     mean = loss.mean("token").values
     more = f" Below stand the first {most}, then the others, folded." if len(findings) > most else ""
     words = (

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..analysis.breakthroughs import breakthroughs, window_fits
+from ..analysis.breakthroughs import breakthroughs, flat_words, window_fits
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import NO_DIRECTION, allocate, explained, most_exact_rule, projected_loss, rules
 from ..analysis.findings import before_words, find_findings, held_words, learns, ranked_clusters
@@ -177,8 +177,8 @@ def _loss_words(projection: xr.Dataset, plateau: float, window: float) -> list[s
         f"<b>{count_text(projection.sizes['token'], 'token')}</b>{texts}, "
         f"<b>{count_text(len(steps), 'checkpoint')}</b> from step {steps[0]:,} to step {steps[-1]:,}, "
         f"<b>{count_text(projection.sizes['direction'], 'direction')}</b>.",
-        f"The mean loss goes from {mean[0]:.3f} to {mean[-1]:.3f} nats per token; it counts as flat from step "
-        f"{plateau:,.0f}.",
+        f"The mean loss goes from {mean[0]:.3f} to {mean[-1]:.3f} nats per token; it counts as "
+        f"{flat_words(steps, plateau)}.",
     ]
     if mean[-1] >= mean[0]:
         out.append("<b>The mean loss does not fall</b>: there is no learning on these tokens to account for.")

@@ -490,7 +490,7 @@ def _say_results(results, figures, out, findings, say):
             )
     unclustered = [LABELS[kind] for kind, row in kinds.items() if row["clusters"] == 0]
     if unclustered:
-        say(f"No cluster at all: {', '.join(unclustered)}.")
+        say(f"No cluster at all: {'; '.join(unclustered)}.")
     say(f"\n{findings}\n")
     say(
         f"{sum(results['seconds'].values()):.0f} "

@@ -101,8 +101,10 @@ def check_language_config(config: LanguageConfig) -> None:
     "Raise ValueError if `config` cannot be run, as far as it tells without the text."
     c = config
     check_experiment(c, ("vocabulary", "analysed_tokens", "hessian_sequences", "held_out"))
-    require(not (c.texts and c.wikipedia), "texts and wikipedia are two sources: give one of them")
-    require(c.wikipedia >= 0, f"wikipedia={c.wikipedia}: give the number of letters to read")
+    require(
+        not (c.texts and c.wikipedia), "texts and wikipedia (--texts, --wikipedia) are two sources: give one of them"
+    )
+    require(c.wikipedia >= 0, f"wikipedia={c.wikipedia} (--wikipedia): give the number of letters to read")
     require(c.context >= 2, f"context={c.context}: a token is predicted from the one before it, so use at least 2")
     require(c.held_out < 1, f"held_out={c.held_out} is a share of the documents: use less than 1")
     letters = c.part_letters

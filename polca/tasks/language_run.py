@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..analysis.breakthroughs import break_range, breakthroughs
+from ..analysis.breakthroughs import break_range, breakthroughs, flat_words
 from polca.analysis.clustering import (
     OUTLIER,
     Clusters,
@@ -342,9 +342,10 @@ def format_language(results: dict) -> str:
     config = results["config"]
     filters = results["filters"]
     mean = results["loss"]["mean"]
+    flat = flat_words(results["loss"]["step"], results["plateau"])
     rows = [_kind_row(name, results["kinds"][name]) for name in CLUSTER_KINDS]
     lines = [
-        f"mean loss {mean[0]:.2f} to {mean[-1]:.2f} nats, flat from step {results['plateau']:g}; by frequency alone "
+        f"mean loss {mean[0]:.2f} to {mean[-1]:.2f} nats, {flat}; by frequency alone "
         f"{results['text']['unigram_loss']:.2f}",
         f"filter 1 keeps {filters['kept']} of {filters['directions']} directions (paper: 26 of 30); filter 2 removes "
         f"{filters['removed']:.0f} of {results['tokens']:,} tokens per direction (paper: 6655.5 of 12,600)",
@@ -424,7 +425,11 @@ def run_language(
     config = language_preset(config) if isinstance(config, str) else config
     if seed is not None:
         config = replace(config, seed=seed)
-    run = Run.create(out or default_folder("language", config), LanguageTask(config))
+    task = LanguageTask(config)
+    folder = Path(out or default_folder("language", config))
+    if not folder.exists():
+        open_tagger(config.tagger)  # one that is missing leaves no run behind
+    run = Run.create(folder, task)
     run.make(until, progress, say)
     if until == "report":
         with locked(run.folder):

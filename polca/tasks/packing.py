@@ -34,7 +34,8 @@ def train_tokenizer(texts: Iterable[str], size: int):
     learned = bpe.get_vocab_size()
     require(
         learned == size,
-        f"the text supports a vocabulary of {learned:,} entries, not {size:,}: give more text, or a smaller vocabulary",
+        f"the text supports a vocabulary of {learned:,} entries, not {size:,}: give more text (--texts), or a smaller "
+        "vocabulary (as of --preset tiny)",
     )
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token=PADDING, split_special_tokens=True)
 
@@ -61,12 +62,13 @@ def split_documents(texts: Mapping[str, str], held_out: float, seed: int = 0) ->
     n = max(1, round(held_out * len(texts)))
     require(
         len(texts) > 1,
-        "the text is one document, and of two parts one is to be held out: give more text (a long one is cut into "
-        "parts), or a second file",
+        "the text is one document, and of two parts one is to be held out: give more text (--texts; a long one is cut "
+        "into parts), or a second file",
     )
     require(
         n < len(texts),
-        f"held_out={held_out} of {len(texts)} documents leaves none for training: hold out a smaller share",
+        f"held_out={held_out} of {len(texts)} documents leaves none for training: give more text (--texts), or hold "
+        "out a smaller share",
     )
     order = np.random.default_rng(seed).permutation(len(texts))
     names = list(texts)
@@ -83,8 +85,8 @@ def draw_tokens(windows: Sequence[dict], n_tokens: int, seed: int = 0) -> list[d
     available = sum(len(window["ids"]) - 1 for window in windows)
     require(
         available >= n_tokens,
-        f"{n_tokens:,} tokens are asked for, the documents held out have {available:,}: give more text, hold "
-        "out a larger share, or analyse fewer tokens",
+        f"{n_tokens:,} tokens are asked for, the documents held out have {available:,}: give more text "
+        "(--texts), hold out a larger share, or analyse fewer tokens (as --preset tiny does)",
     )
     drawn = {}
     left = n_tokens

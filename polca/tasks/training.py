@@ -55,18 +55,23 @@ def _check_training(config: ExperimentConfig) -> None:
     last = config.source_steps[-1]
     require(last <= config.steps, f"the basis asks for step {last}, training ends at {config.steps}")
 
-
+# %% ../../nbs/tasks/10_training.ipynb #5a3757a7
 def _check_analysis(config: ExperimentConfig) -> None:
     "Clusters that the tokens have room for, and a window that the steps have room for."
     size = config.min_cluster_size
     require(2 <= size, "min_cluster_size must be at least 2")
     require(
         size <= config.n_tokens,
-        f"min_cluster_size={size} is more than the {config.n_tokens} tokens analysed: lower it",
+        f"min_cluster_size={size} (--min-cluster-size) is more than the {config.n_tokens} tokens analysed: give as "
+        "many at most",
     )
-    require(2 * config.window <= config.steps, f"window={config.window} does not fit twice into {config.steps} steps")
+    require(
+        2 * config.window <= config.steps,
+        f"window={config.window} (--window) does not fit twice into {config.steps} steps: give {config.steps // 2} or "
+        "less",
+    )
 
-# %% ../../nbs/tasks/10_training.ipynb #5a3757a7
+
 _ABOVE_0 = ("width", "layers", "heads", "steps", "batch_size", "warmup", "basis_every", "basis_steps", "k", "interval")
 _ABOVE_0 += ("min_samples_divisor", "window", "lr", "tol")
 
@@ -190,11 +195,13 @@ def _claim(store: Checkpoints, settings: Mapping[str, Any]) -> None:
     file = store.path / "training.json"
     wanted = json.loads(json.dumps(settings))
     if not file.exists():
-        if store.steps:
-            raise ValueError(f"{store.path} holds checkpoints of something else: use another directory")
+        require(not store.steps, f"{store.path} holds checkpoints of something else: use another directory")
         write_json(file, wanted)
         return
-    known = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{file} is damaged ({e}): restore it, or start over in another directory") from e
     differ = [f"{name}={known.get(name)}, not {value}" for name, value in wanted.items() if known.get(name) != value]
     if differ:
         raise ValueError(

@@ -64,7 +64,7 @@ def test_other_clusterers_can_be_given(falling):
 
 @pytest.mark.parametrize("min_cluster_size", [97, 1])
 def test_size_that_no_cluster_can_have_is_refused(falling, min_cluster_size):
-    with pytest.raises(ValueError, match="use 2 to 96"):
+    with pytest.raises(ValueError, match="give 2 to 96"):
         cluster_directions(falling, min_cluster_size)
 
 

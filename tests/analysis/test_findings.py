@@ -23,6 +23,7 @@ from polca.analysis.findings import (
     in_order,
     side_words,
     steps_words,
+    trust_words,
 )
 from polca.analysis.joint import cluster_tokens
 from polca.analysis.labels import projection_tokens
@@ -126,6 +127,25 @@ def test_where_nothing_is_learned_nothing_is_found(made):
     assert "does not fall" in findings_lines([], projection_tokens(data), risen["loss"])
 
 
+def test_along_one_direction_no_axis_was_looked_for(made):
+    data, _, _ = made
+    words = findings_lines([], projection_tokens(data), data["loss"], directions=1)
+    assert "cannot be looked for along one direction" in words and "beyond chance" not in words
+    assert "no axis beyond chance" in findings_lines([], projection_tokens(data), data["loss"], directions=6)
+
+
+def test_what_is_not_found_again_is_not_said_to_be(made):
+    data, axes, _ = made
+    first = axis_findings(data["loss"], axes, projection_tokens(data), PLATEAU, WINDOW)[0]
+    again = {"text": (0.9, 0.1), "sample": (0.3, 0.05), "step": (0.5, 0.1)}
+    assert trust_words(replace(first, reliability=again)).startswith("found again, |r| (least asked): ")
+    for by, short in {"text": "0.690 (0.700, too little)", "sample": "0.090 (0.100, too little)"}.items():
+        weak = replace(first, reliability=again | {by: (float(short[:5]), 0.01)})
+        assert "not found again" in weak.doubts
+        assert trust_words(weak).startswith("looked for again, ") and short in trust_words(weak)
+        assert trust_words(weak).count("too little") == 1
+
+
 def test_random_gradients_give_no_finding_to_be_trusted():
     data = projection(seed=3)
     rng = np.random.default_rng(4)
@@ -180,7 +200,7 @@ def test_what_cannot_be_halved_is_not_found_again_from_disk_either(tmp_path, ste
     for finding in found:
         known = [value for value, _ in finding.reliability.values() if np.isfinite(value)]
         assert len(known) == 1 + (steps > 3) + (directions > 3)  # texts, steps, and texts with directions
-        few = "too few examples or directions to look for it again"
+        few = "too few sequences or directions to look for it again"
         assert (few in finding.doubts) == (directions < 4)
 
 
@@ -234,7 +254,7 @@ def test_a_time_that_begins_at_a_first_checkpoint_after_step_0_may_have_begun_be
     early = [s for f in found for s in f.sides if s.begin == 20]
     assert early and all(side.start_unseen for side in early)
     assert steps_words(early[0]).startswith(f"by step {early[0].end:g}, begun at the first checkpoint or before")
-    assert side_words(replace(early[0], beyond=True), "+").count("step") == 1
+    assert side_words(replace(early[0], beyond=True), "+").count("by step") == 1
 
 
 def test_a_label_of_few_is_no_reason_to_rely_on_a_finding():

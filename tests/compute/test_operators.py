@@ -215,6 +215,6 @@ def test_gradients_that_are_switched_off_make_no_difference(losses, memory):
     expected = dense_hessian(losses) @ v
     if memory == "tight":
         whole = HessianOperator(losses, losses.params)
-        memory = int(0.9 * sum(split_batches(losses, losses.params, partial(rehearse, whole), 2**30, "")[1]))
+        memory = int(0.9 * sum(split_batches(losses, losses.params, partial(rehearse, whole), 2**30)[1]))
     with torch.no_grad():
         torch.testing.assert_close(HessianOperator(losses, losses.params, memory) @ v, expected)

@@ -100,6 +100,12 @@ def test_an_empty_file_is_refused(store):
         store.load(40)
 
 
+def test_what_is_damaged_names_the_remedy_of_a_run_and_of_the_checkpoints_of_others(store):
+    store.file(40).write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="delete it: the same command makes it again.*run's own.*--skip-steps"):
+        store.load(40)
+
+
 def test_weights_that_are_not_finite_are_refused(store):
     save_file({n: torch.full_like(p, float("nan")) for n, p in WEIGHTS.items()}, store.file(40))
     with refused("not finite"):

@@ -1,5 +1,6 @@
 """Sequences of a batch, whether it may be cut, and the parts that several processes get."""
 
+import re
 import warnings
 import weakref
 
@@ -13,6 +14,7 @@ from polca.core.memory import (
     SavedMemory,
     batch_of_part,
     fixed_and_each,
+    memory_bytes,
     n_positions,
     one_sequence,
     part_of,
@@ -99,7 +101,7 @@ def test_a_batch_without_sequences_has_one_position():
 @pytest.mark.parametrize("fit", [1.1, 2.5, 5, 9.9, 10, 50])
 def test_a_part_is_found_in_the_batch_that_it_is_from(small, ten, needs, fit):
     fixed, each = needs
-    parts, _ = split_batches(ten, ten.params, backward, int(fixed + each * fit), "?")
+    parts, _ = split_batches(ten, ten.params, backward, int(fixed + each * fit))
     twice = TokenLosses(small, [*ten.batches, *ten.batches])
     parts_of_twice = TokenLosses(small, [*parts.batches, *parts.batches])
     assert batch_of_part(twice, parts_of_twice, len(parts.batches)) == 1
@@ -112,7 +114,29 @@ def test_a_batch_that_must_be_cut_and_cannot_be_is_refused(request, needs, which
     losses = request.getfixturevalue(which)
     fixed, each = needs
     with pytest.raises(ValueError, match=words):
-        split_batches(losses, losses.params, backward, fixed + 3 * each, "?")
+        split_batches(losses, losses.params, backward, fixed + 3 * each)
+
+
+@pytest.mark.parametrize("aside, shares", [(0, 1), (3 * 2**20 - 100, 2)])
+def test_the_memory_that_a_refusal_names_is_enough_and_the_next_smaller_one_is_not(small, ten, aside, shares):
+    longer = torch.randint(0, 13, (2, 9))
+    losses = TokenLosses(small, [*ten.batches, {"input": longer, "labels": longer}])
+
+    def split(memory):
+        return split_batches(losses, losses.params, backward, memory, aside, shares)
+
+    with pytest.raises(ValueError, match="'1KiB' is too small: a sequence of 9 tokens of batch 1 takes") as refused:
+        split("1KiB")
+    named = int(re.search(r"Give (\d+)MiB or more", str(refused.value))[1])
+    assert len(split(f"{named}MiB")[0]) == len(losses)
+    with pytest.raises(ValueError, match="too small"):
+        split((named - 1) * 2**20)
+
+
+@pytest.mark.parametrize("memory", ["1.2.3", ".", "2 apples", "-1", "1e9"])
+def test_a_memory_that_is_no_size_is_refused(memory):
+    with pytest.raises(ValueError, match=r"\(--memory\): give a number of bytes, or a size"):
+        memory_bytes(memory)
 
 
 def test_a_process_may_get_no_token_and_part_0_says_so(mixed):

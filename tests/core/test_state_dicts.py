@@ -82,6 +82,12 @@ def test_tied_weights_that_differ_are_refused(tied):
         StateDicts([{"0.weight": WEIGHT, "1.weight": 2 * WEIGHT}], tied).load(0)
 
 
+@pytest.mark.parametrize("names", [["0.weight"], ["0.weight", "1.weight"]])
+def test_tied_weights_that_are_not_finite_are_said_to_be_so(tied, names):
+    with refused("not finite, in 0.weight"):
+        StateDicts([{name: torch.nan * WEIGHT for name in names}], tied).load(0)
+
+
 def test_what_is_handed_out_is_a_copy():
     StateDicts([{"w": WEIGHT}]).load(0)["w"].zero_()
     assert WEIGHT.all()

@@ -12,6 +12,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from polca.__main__ import main
 from polca.compute.basis_files import directions_files
 from polca.core.recording import Recorder
 from polca.runs.inspection import format_inspection
@@ -98,9 +99,9 @@ def test_both_can_be_told_otherwise(config, tmp_path):
     assert (told.results.read_projection()["path_error"] <= 0.05).all()
     for wrong, words in (
         ({"path_tol": 0.1, "path_nodes": 0}, "leave one out"),
-        ({"path_nodes": -1}, "path_nodes=-1"),
-        ({"displacements": -1}, "displacements=-1"),
-        ({"shard": True, "displacements": 3}, "displacements=3"),
+        ({"path_nodes": -1}, "--path-nodes -1"),
+        ({"displacements": -1}, "--displacements -1"),
+        ({"shard": True, "displacements": 3}, "--shard makes no displacements"),
     ):
         with pytest.raises(ValueError, match=words):
             TextTask(replace(config, **wrong))
@@ -132,7 +133,7 @@ def test_what_of_the_texts_is_analysed_is_told_and_what_is_left_out(config, tmp_
     with pytest.warns(UserWarning, match="notes.docx: left out"):
         run = Run.create(tmp_path / "run", TextTask(asked)).make("train", progress=False, say=None)
     told = read_manifest(run.folder)["stages"]["train"]["drawn"]
-    assert told.startswith("12 of ") and "of 1 texts, are analysed" in told
+    assert told.startswith("12 of ") and "of 1 text, are analysed" in told
     assert told in format_inspection(run.inspect())
 
 
@@ -173,7 +174,7 @@ def test_directions_of_another_run_are_taken_where_they_are_the_same(config, tmp
 
 
 @pytest.mark.parametrize(
-    "change, why", [({"k": 2}, "k=1, not 2"), ({"hessian_sequences": 7}, "Hessian of other tokens")]
+    "change, why", [({"k": 2}, "--k 1, here --k 2"), ({"hessian_sequences": 7}, "Hessian of other tokens")]
 )
 def test_other_directions_are_not_taken(config, tmp_path, change, why):
     first = Run.create(tmp_path / "first", TextTask(config))
@@ -215,6 +216,23 @@ def test_directions_of_few_tokens_are_told_with_the_number_that_mends_it_and_not
     run = Run.create(tmp_path / "run", TextTask(replace(config, window=15.0)))
     run.make("cluster", progress=False, say=None)
     doubt = read_manifest(run.folder)["stages"]["train"]["doubt"]
-    assert "of 120 tokens" in doubt and "give more text, --texts" in doubt  # the Zen has 34 windows
+    assert "of 120 tokens" in doubt and "give more --texts" in doubt  # the Zen has 34 windows
     found = run.findings()
     assert found and all("directions of few tokens" in finding.doubts for finding in found)
+
+
+def test_sizes_of_clusters_that_the_tokens_cannot_have_are_refused_before_anything_is_made(config, tmp_path, capsys):
+    run = Run.create(tmp_path / "run", TextTask(config)).make("train", say=None)
+    before = run.inputs.file.read_bytes()
+    assert main(["cluster", str(run.folder), "--min-cluster-size", "9999"]) == 2
+    assert "--min-cluster-size 9999 is more than the" in capsys.readouterr().err
+    assert run.inputs.file.read_bytes() == before and not (run.folder / "basis").exists()
+
+
+def test_texts_that_are_too_short_are_told_with_numbers_that_do(config, tmp_path):
+    for asked, words in (
+        ({"sequences": 40, "hessian_sequences": None}, "--sequences 40 and at least 1 for the directions need 41"),
+        ({"sequences": 40}, "or --sequences 17 --hessian-sequences 17"),
+    ):
+        with pytest.raises(ValueError, match=f"the texts make 34 sequences; .*{words}"):
+            TextTask(replace(config, **asked)).samples(None)

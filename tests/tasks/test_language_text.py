@@ -16,6 +16,7 @@ from polca.tasks.language import (
     open_text,
     step_rows,
 )
+from polca.tasks.language_run import CLUSTER_KINDS, format_language, run_language
 from polca.tasks.packing import row_batch
 
 
@@ -37,6 +38,27 @@ from polca.tasks.packing import row_batch
 def test_a_configuration_that_cannot_be_run_is_refused(message, changes):
     with pytest.raises(ValueError, match=message):
         language_preset("paper", **changes)
+
+
+@pytest.mark.parametrize("plateau, words", [(50, "flat from step 50"), (100, "not flat before the last step")])
+def test_a_loss_that_falls_to_the_last_step_is_not_said_to_be_flat(plateau, words):
+    kind = {"clusters": [], "outliers": 0, "clustered": 0, "simple": None, "hidden": None}
+    results = {
+        "config": {"min_cluster_size": 15, "min_samples_divisor": 100},
+        "filters": {"kept": 1, "directions": 2, "removed": 0},
+        "loss": {"step": [0, 50, 100], "mean": [6.0, 5.0, 4.0]},
+        "kinds": dict.fromkeys(CLUSTER_KINDS, kind),
+        "opposing": {"pairs": [], "control": None},
+        "text": {"unigram_loss": 5.2},
+    }
+    results |= {"tokens": 60, "tagger": "none", "window": 20, "plateau": plateau}
+    assert f"mean loss 6.00 to 4.00 nats, {words}; by frequency alone 5.20" in format_language(results)
+
+
+def test_a_tagger_that_is_not_there_leaves_no_run_behind(tmp_path):
+    with pytest.raises(ValueError, match="xx_gone"):
+        run_language(language_preset("tiny", tagger="spacy:xx_gone"), tmp_path / "run", say=None)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")

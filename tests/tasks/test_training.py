@@ -101,6 +101,24 @@ def test_a_checkpoint_before_the_state_that_is_gone_starts_training_over(whole, 
     assert store.steps == whole[0].steps and equal_params(store.load(20), whole[0].load(20))
 
 
+def test_a_damaged_checkpoint_that_is_deleted_is_trained_again(whole, tmp_path):
+    store = Checkpoints(tmp_path)
+    start(store)
+    store.file(20).write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="delete it: the same command makes it again"):
+        store.load(20)
+    store.file(20).unlink()
+    start(store)
+    assert equal_params(store.load(20), whole[0].load(20))
+
+
+@pytest.mark.parametrize("contents", ["", "[1]", "{"])
+def test_a_damaged_record_of_the_training_is_named(tmp_path, contents):
+    (tmp_path / "training.json").write_text(contents)
+    with pytest.raises(ValueError, match="training.json is damaged .*: restore it, or start over"):
+        start(Checkpoints(tmp_path))
+
+
 def test_a_checkpoint_that_training_again_does_not_give_is_refused(tmp_path):
     store = Checkpoints(tmp_path)
     start(store)
