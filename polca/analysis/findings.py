@@ -431,7 +431,7 @@ def find_findings(
 
 # %% ../../nbs/analysis/96_findings.ipynb #9570caa5
 def _percent(part: float, whole: float) -> str:
-    return f"{part / whole:.0%}" if whole else "–"
+    return f"{round(part / whole, 2) + 0.0:.0%}" if whole else "–"  # + 0.0: no minus before a zero
 
 
 def _count(n: int, noun: str) -> str:
@@ -631,8 +631,8 @@ def count_words(findings: Sequence[Finding]) -> str:
     "How many of the findings can be relied on."
     trusted = sum(finding.trusted for finding in findings)
     return (
-        f"of which {trusted or 'none'} to be relied on: with a label that half of a side has, found again in halves of "
-        f"the sequences, and learned at a time of {'their' if trusted > 1 else 'its'} own"
+        f"of which {trusted or 'none'} to be relied on: with a label that half of a side has, one side at least, found "
+        f"again in halves of the sequences, and learned at a time of {'their' if trusted > 1 else 'its'} own"
     )
 
 # %% ../../nbs/analysis/96_findings.ipynb #b0680e7b

@@ -265,6 +265,8 @@ def _check_budget(needs: _Needs, budget: int, memory: str | int, enough: Callabl
     what the largest takes is the memory that it would have room in.
     """
     batches = needs.losses.batches
+    if not batches:
+        return
     i = max(range(len(batches)), key=needs.peak)
     one = needs.peak(i)
     if one > budget:

@@ -230,7 +230,7 @@ def estimate_projection(
     each = seconds / share
     each += (n_directions + 2) / len(directions) * 2 * timed(lambda: (directions @ directions[0]) @ directions)[0]
     if curvature:
-        building, operator = timed(lambda: HessianOperator(curvature, params, memory))
+        building, operator = timed(lambda: HessianOperator(curvature, params))
         each += building + n_directions * timed(lambda: operator @ directions[0])[0]
     # gradients, losses and slopes outside the basis; small files
     size = len(steps) * (len(losses) * (n_directions + 3) * like.element_size() + 1000)

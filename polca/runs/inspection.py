@@ -217,7 +217,8 @@ def _cluster_lines(recipe: str, rows: list[dict], window: float, most: int = 12)
         head += ", the most stable first"
     if len(rows) > most:
         head += f", the first {most}"
-    shown = table.head(most).round(2).replace({None: np.nan}).infer_objects()
+    shown = table.head(most).round(2)
+    shown = shown.where(shown.notna(), np.nan)  # None, too
     return f"{head}\n{shown.to_string(index=False, na_rep='–')}"
 
 # %% ../../nbs/runs/55_inspection.ipynb #c31eb4ad

@@ -16,6 +16,7 @@ import torch
 from ..compute.lanczos import bytes_beside
 from ..compute.quadrature import path_levels
 from ..core.losses import n_parameters
+from ..core.memory import part_of
 from ..core.units import seconds_text, size_text
 from polca.runs.estimates import (
     Estimate,
@@ -77,9 +78,12 @@ def estimate_stages(inputs: RunInputs, stage: str, processes: int = 1) -> dict[s
     K = config.k * len(source)
     n_rules = 2 + bool(samples.curvature) + (path_tolerance(inputs) is not None)
     held = -(-K // processes) if setting(config, "shard") else K
+    sample = samples.hessian
+    if processes > 1:  # each has a part of the tokens
+        sample = part_of(sample, sample.params, 0, processes)[0] or sample
     basis = estimate_subspace(
         inputs.store,
-        samples.hessian,
+        sample,
         source,
         config.k,
         config.tol,
@@ -88,7 +92,7 @@ def estimate_stages(inputs: RunInputs, stage: str, processes: int = 1) -> dict[s
         held=held,
         memory=basis_memory(config),
     )
-    seconds = basis.seconds / processes
+    seconds = basis.seconds
     if displacements_assumed(inputs):  # which the first process makes
         seconds += estimate_mean_gradients(inputs.store, samples.analysed, steps)
     return {

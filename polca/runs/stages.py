@@ -125,8 +125,8 @@ def break_window(config, steps: Sequence[int]) -> float:
     window = config.window or max(length / 20, min(2 * float(np.median(np.diff(steps))), length / 4))
     if 2 * window > length:
         raise ValueError(
-            f"--window {window:g} does not fit twice into the {length} steps from {steps[0]} to {steps[-1]}: give "
-            f"{length / 2:g} or less"
+            f"--window {window:.12g} does not fit twice into the {length} steps from {steps[0]} to {steps[-1]}: give "
+            f"{length / 2:.12g} or less"
         )
     return window
 

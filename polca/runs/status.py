@@ -68,7 +68,7 @@ def _lack(run: Recorded, stage: str) -> str:
     again = f"polca {stage} {run.folder} makes it again"
     if not leaves.exists():
         return f"{leaves} is gone: {again}"
-    return "" if size_on_disk(leaves) == record["disk"] else f"{leaves} has changed: delete it, and {again}"
+    return "" if size_on_disk(leaves) == record["disk"] else f"{leaves} has changed: {again}, or says what is wrong"
 
 
 def _gone_steps(run: Recorded, place: str | None, wanted: Iterable[str]) -> str:
@@ -79,10 +79,12 @@ def _gone_steps(run: Recorded, place: str | None, wanted: Iterable[str]) -> str:
         return str(e)
     if not gone:
         return ""
-    steps = f"step {', '.join(map(str, gone[:3]))}" + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+    more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+    what, it = ("step", "it") if len(gone) == 1 else ("steps", "them")
+    told = f"{what} {', '.join(map(str, gone[:3]))}{more} {'is' if it == 'it' else 'are'} gone"
     if place is None:
-        return f"{steps} is gone: polca train {run.folder} makes it again"
-    return f"{steps} is gone from {place}: restore it"
+        return f"{told}: polca train {run.folder} makes {it} again"
+    return f"{told} from {place}: restore {it}"
 
 # %% ../../nbs/runs/34_status.ipynb #a38f1593
 def is_complete(run: Recorded, stage: str) -> bool:
@@ -141,7 +143,8 @@ def _so_far(folder: Path, stage: str) -> str:
 def _status_row(run: Recorded, stage: str) -> dict:
     manifest = run.manifest
     complete = is_complete(run, stage)
-    made = stage in manifest["stages"] and not complete
+    so_far = "" if complete else _so_far(run.folder, stage)
+    made = stage in manifest["stages"] and not complete and not so_far  # half made again is no harm
     why = (_lack(run, stage) or f"what it was made from has changed: polca {stage} {run.folder}") if made else ""
     record = manifest["stages"].get(stage, {}) if complete else {}
     guess = manifest.get("estimates", {}).get(stage, {})
@@ -149,7 +152,7 @@ def _status_row(run: Recorded, stage: str) -> dict:
         "stage": stage,
         "complete": complete,
         "why": why,
-        "so_far": "" if complete else _so_far(run.folder, stage),
+        "so_far": so_far,
         "finished": record.get("finished", ""),
         "seconds": record.get("seconds", math.nan),
         "estimated_seconds": guess.get("seconds", math.nan),

@@ -270,9 +270,10 @@ def _warn_of_undescribed(config: TextConfig) -> None:
     with warnings.catch_warnings(action="ignore"):  # what is to be said of the others has been said
         places = untold(checkpoint_places(config.checkpoints, config.series).values())
     names = first_names([place.name for place in places])
+    mend = "; copy their own there to have it checked" if any(place.is_dir() for place in places) else ""
     warnings.warn(
         f"{names} of {config.checkpoints} {'has' if len(places) == 1 else 'have'} no config.json: that of --model is "
-        "taken, unchecked; copy their own there to have it checked",
+        f"taken, unchecked{mend}",
         stacklevel=4,
     )
 
@@ -292,7 +293,7 @@ def _check_enough(config: TextConfig, store: Checkpoints, n_left: int, n_steps: 
     if n_steps < 3:
         raise ValueError(
             f"--every {config.every} of the {n_left} checkpoints in {store.path} leaves {n_steps}, too few for an "
-            f"analysis: give {(n_left - 1) // 2} or less, so that there are three or more"
+            f"analysis: give {n_left - 2} or less, so that there are three or more"
         )
 
 

@@ -60,7 +60,7 @@ def test_where_too_many_checkpoints_are_left_out_the_folder_is_said_to_hold_all_
     assert "mine has 2: give the folder" in refused(
         choose_text_steps, CONFIG, SimpleNamespace(steps=[0, 20], path="mine")
     )
-    assert "give 3 or less" in refused(choose_text_steps, replace(CONFIG, every=6), store)
+    assert "give 5 or less" in refused(choose_text_steps, replace(CONFIG, every=6), store)
     assert choose_text_steps(replace(CONFIG, every=3), store)[1] == [0, 60, 120]
 
 
@@ -104,8 +104,18 @@ def test_what_has_changed_or_gone_since_a_stage_was_complete_is_told(tmp_path):
     assert said.splitlines() == [
         f"step 100 is gone from {tmp_path / 'ck'}: restore it",
         f"axes: {folder / 'axes'} is gone: polca axes {folder} makes it again",
-        f"report: {folder / 'report.html'} has changed: delete it, and polca report {folder} makes it again",
+        f"report: {folder / 'report.html'} has changed: polca report {folder} makes it again, or says what is wrong",
     ]
+
+
+def test_what_is_half_made_again_is_unfinished_and_nobody_is_told_to_delete_it(tmp_path):
+    folder = whole(tmp_path, tmp_path / "ck")
+    basis = folder / LEAVES["subspace"]
+    basis.unlink(missing_ok=True)
+    basis.mkdir()
+    (basis / "directions-00000100.safetensors").write_text("the first of two")
+    said = format_status(stage_status(RunRecord(folder)))
+    assert "unfinished: 1 source steps" in said and "subspace: " not in said and "delete" not in said
 
 
 def test_the_status_of_an_unfinished_run_names_the_next_command(tmp_path, capsys):
