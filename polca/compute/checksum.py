@@ -20,12 +20,13 @@ from ..core.losses import Params, TokenLosses
 # %% ../../nbs/compute/67_checksum.ipynb #e81d9761
 class CheckSum(NamedTuple):
     """For every direction b, (K,) each: `error` |Σ_x s_x P[x, b] − ⟨b, ∇Σ_x s_x L(x)⟩|, and `size` ‖P[:, b]‖ that it
-    may be compared with; `length` of the gradient ∇Σ_x s_x L(x), ().
+    may be compared with; the losses L (tokens,) and the `gradient` ∇Σ_x s_x L(x).
     """
 
     error: Tensor
     size: Tensor
-    length: Tensor
+    loss: Tensor
+    gradient: Params
 
 
 def _rows(part: Tensor) -> Tensor:
@@ -33,24 +34,24 @@ def _rows(part: Tensor) -> Tensor:
     return part.reshape(len(part), -1)
 
 
-def _weighted_gradient(losses: TokenLosses, i: int, params: Params, names, weights: Tensor) -> Params:
-    "∇Σ_x s_x L(x) of batch `i`, for `weights` s, by the fastest kernels."
+def _weighted_gradient(losses: TokenLosses, i: int, params: Params, names, weights: Tensor) -> tuple[Tensor, Params]:
+    "The losses L of batch `i`, and ∇Σ_x s_x L(x) for `weights` s, by the fastest kernels."
     leaves = {n: params[n].detach().requires_grad_() for n in names}
     loss = losses.batch(i, {**params, **leaves}, fused=True)
     total = (loss * weights.to(loss)).sum()
-    return dict(zip(leaves, torch.autograd.grad(total, tuple(leaves.values()), materialize_grads=True)))
+    gradient = torch.autograd.grad(total, tuple(leaves.values()), materialize_grads=True)
+    return loss.detach(), dict(zip(leaves, gradient))
 
 # %% ../../nbs/compute/67_checksum.ipynb #c2d22aed
 def check_sum(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor) -> CheckSum:
     "The check sum of `P` (tokens, K) of batch `i`, over the parameters in `slices`; s_x depends on `i` alone."
     s = torch.randn(len(P), generator=torch.Generator().manual_seed(i), dtype=torch.float64).to(P.device)
-    gradient = _weighted_gradient(losses, i, params, slices, s)
+    loss, gradient = _weighted_gradient(losses, i, params, slices, s)
     expected = []
     for k in range(len(block_sizes(slices))):
         expected.append(sum(dots(_rows(slices[n][k]), g.flatten().to(P)) for n, g in gradient.items()))
-    squares = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in gradient.values()]
     error = (s.to(P) @ P - torch.cat(expected)).abs()
-    return CheckSum(error, P.norm(dim=0), sum(squares).sqrt().to(P))
+    return CheckSum(error, P.norm(dim=0), loss, gradient)
 
 
 def relative_error(error: Tensor, size: Tensor) -> float:
@@ -75,8 +76,9 @@ def _worst_error(check: CheckSum, slices: Slices, tolerance: float, rounding: fl
     "The largest error of a direction in units of its P, and of the rounding of ‖b‖ ‖∇Σ_x s_x L(x)‖ where needed."
     error = float((check.error / (check.size + 1e-30)).max())
     if error <= tolerance:
-        return error  # without reading all directions again
-    allowed = check.size + rounding / tolerance * check.length * _lengths(slices).to(check.size) + 1e-30
+        return error  # without reading gradient and directions again
+    length = sum(torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in check.gradient.values()).sqrt()
+    allowed = check.size + rounding / tolerance * (length * _lengths(slices)).to(check.size) + 1e-30
     return float((check.error / allowed).max())
 
 # %% ../../nbs/compute/67_checksum.ipynb #bb236c48
@@ -108,10 +110,12 @@ def _refuse_autocast(losses: TokenLosses, i: int, params: Params) -> None:
         )
 
 # %% ../../nbs/compute/67_checksum.ipynb #b0dff55a
-def check_seen(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor, engine: Engine) -> None:
-    "Raise UnseenError unless `P` of batch `i` agrees with a back-propagation of a random combination of its losses."
+def check_seen(losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor, engine: Engine) -> Tensor:
+    """The losses of batch `i` by the plain model; raise UnseenError unless `P` agrees with a back-propagation of a
+    random combination of them.
+    """
     if not len(P):
-        return
+        return P.new_zeros(0)
     check = check_sum(losses, i, params, slices, P)
     half = min(P.element_size(), next(iter(params.values())).element_size()) < 4
     tolerance, rounding = (0.3, 0.03) if half else (1e-3, 4e-6)
@@ -124,3 +128,4 @@ def check_seen(losses: TokenLosses, i: int, params: Params, slices: Slices, P: T
             f"engine={engine.name!r} does not see all of this model (a checksum is off by {error:.1e}): "
             + engine.unseen
         )
+    return check.loss

@@ -84,12 +84,14 @@ class Engine(Protocol):
     exact    whether P is exact to rounding: then it is held against a check sum, and `engine="auto"` may take it
     unseen   of an exact one, what it has missed where the check sum is off, and what to use instead
     report   what there is to say about its numbers, its name first
+    took_over  whether the last call of `project` took over what `hold` had made
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
     unseen: ClassVar[str]
     report: dict
+    took_over: bool
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices): ...
 

@@ -248,6 +248,7 @@ class ReverseEngine:
         "engine='difference' (--engine) if that does not see all of it either"
     )
     cost = staticmethod(_cost)
+    took_over: bool = False
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
         self.report: dict = {"engine": self.name}

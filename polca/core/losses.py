@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Params', 'Batch', 'Batches', 'Loss', 'TokenTable', 'plain_names', 'weight_names', 'settable_names', 'parameters',
            'buffer_names', 'buffers', 'n_parameters', 'flatten', 'unflatten', 'check_params', 'logits_of',
-           'next_token_loss', 'token_table', 'complete_table', 'fingerprint', 'unwrapped', 'runs_compiled',
-           'padded_embeddings', 'check_names', 'check_autocast', 'ModelFunction', 'check_model', 'check_batches',
-           'check_repeatable', 'token_counts', 'TokenLosses']
+           'next_targets', 'next_token_loss', 'token_table', 'complete_table', 'fingerprint', 'unwrapped',
+           'runs_compiled', 'padded_embeddings', 'check_names', 'check_autocast', 'ModelFunction', 'check_model',
+           'check_batches', 'check_repeatable', 'token_counts', 'TokenLosses']
 
 # %% ../../nbs/core/10_losses.ipynb #bf8daa93
 import hashlib
@@ -231,6 +231,24 @@ def logits_of(out) -> Tensor:
     )
 
 # %% ../../nbs/core/10_losses.ipynb #4788937c
+def next_targets(labels: Tensor) -> Tensor:
+    "The target that follows each place of `labels` (examples, positions), −100 for none: (examples × positions,)."
+    return F.pad(labels[:, 1:], (0, 1), value=-100).flatten().long()
+
+
+def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    "Of those rows of `logits` (rows, vocabulary) that have one of the `targets` (rows,), where the others are −100."
+    rows = (targets != -100).nonzero().squeeze(1)
+    few = 2 * len(rows) < len(targets)  # to pick out more than that costs more than to compute the others
+    if few:
+        logits = logits.index_select(0, rows)
+        targets = targets[rows]
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    each = F.cross_entropy(logits, targets, reduction="none")
+    return each if few else each.index_select(0, rows)
+
+
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy in nats of every target token: shape (tokens,), by example, then by position.
 
@@ -246,12 +264,7 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
             f"the model returns logits of shape {tuple(logits.shape)} for labels of shape {tuple(labels.shape)}: "
             "the first two numbers must agree; leave out what it adds, or give a `loss` of your own"
         )
-    targets = labels[:, 1:].long()
-    is_target = targets != -100
-    predictions = logits[:, :-1][is_target]
-    if predictions.dtype in (torch.float16, torch.bfloat16):
-        predictions = predictions.float()
-    return F.cross_entropy(predictions, targets[is_target], reduction="none")
+    return _cross_entropies(logits.flatten(0, 1), next_targets(labels))
 
 
 def _call(model: nn.Module, inputs: dict):

@@ -12,14 +12,13 @@ import math
 import re
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .losses import Batch, Params, TokenLosses
 from .units import size_text
@@ -49,27 +48,38 @@ class PeakMemory(TorchDispatchMode):
         self.allowed = allowed
         self.bytes = 0
         self._now = 0
-        self._seen = weakref.WeakSet()
+        self._held = {}  # {address of a storage: what tells when it is collected}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self._seen.update(_storages((args, kwargs)))
-        out = func(*args, **(kwargs or {}))
-        for storage in _storages(out):
-            if storage not in self._seen:  # which a view's is
-                self._seen.add(storage)
-                counted = int(self.allowed(storage.nbytes()))
-                self._add(counted)
-                weakref.finalize(storage, self._add, -counted)
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for storage in _storages([out]):
+            address = storage._cdata
+            if address in self._held or any(address == given._cdata for given in _storages([*args, *kwargs.values()])):
+                continue  # of a view, or written into
+            self._hold(storage, int(self.allowed(storage.nbytes())))
         return out
 
-    def _add(self, n: int) -> None:
-        self._now += n
+    def _hold(self, storage: torch.UntypedStorage, counted: int) -> None:
+        "Count a new storage until it is collected."
+        address = storage._cdata
+
+        def collected(_):
+            del self._held[address]
+            self._now -= counted
+
+        self._held[address] = weakref.ref(storage, collected)
+        self._now += counted
         self.bytes = max(self.bytes, self._now)
 
 
-def _storages(tree) -> list[torch.UntypedStorage]:
-    "What holds the numbers of the tensors in nested tuples, lists and dictionaries."
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _storages(values: Iterable) -> Iterator[torch.UntypedStorage]:
+    "What holds the numbers of the tensors among `values`, of an operation, and in lists among them."
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value.untyped_storage()
+        elif isinstance(value, (list, tuple)):
+            yield from _storages(value)
 
 # %% ../../nbs/core/20_memory.ipynb #c404fe70
 class MemoryBudgetError(MemoryError):

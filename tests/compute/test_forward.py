@@ -79,3 +79,59 @@ def test_a_graph_that_was_held_is_not_taken_after_a_change(change):
     loss, P = projector(params)
     torch.testing.assert_close(loss, losses(params))
     torch.testing.assert_close(P, by_jacobian(losses, params, rows), rtol=1e-4, atol=1e-6)
+
+
+class Attending(nn.Module):
+    "Attention of grouped heads, with a mask that is learned, or one of what each position sees, or causal."
+
+    def __init__(self, mask=None):
+        super().__init__()
+        self.embed = nn.Embedding(7, 8)
+        self.q = nn.Linear(8, 8, bias=False)
+        self.k = nn.Linear(8, 4)
+        self.v = nn.Linear(8, 4)
+        self.head = nn.Linear(8, 7)
+        if mask == "learned":
+            self.bias = nn.Parameter(torch.randn(6, 6))
+        if mask == "seen":  # nothing, at the second position
+            self.register_buffer("bias", torch.ones(6, 6).tril().bool() & (torch.arange(6) != 1)[:, None])
+
+    def forward(self, input_ids):
+        h = self.embed(input_ids)
+        q, k, v = (part.unflatten(-1, (-1, 4)).transpose(1, 2) for part in (self.q(h), self.k(h), self.v(h)))
+        mask = getattr(self, "bias", None)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
+        return self.head(out.transpose(1, 2).flatten(2) + h)
+
+
+@pytest.mark.parametrize("frozen", [(), ("k.weight", "k.bias"), ("embed.weight", "q.weight", "k.weight", "v.weight")])
+@pytest.mark.parametrize("mask", [None, "learned", "seen"])
+def test_attention_with_promised_gradients(mask, frozen):
+    torch.manual_seed(0)
+    model = Attending(mask).double().eval()
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    ids = torch.randint(0, 7, (3, 6))
+    losses = TokenLosses(model, [{"input_ids": ids, "labels": ids}])
+    rows = directions(losses).double()
+    loss, P = Projector(losses, losses.params, rows, "forward")(losses.params)
+    torch.testing.assert_close(loss, losses(losses.params))
+    torch.testing.assert_close(P, by_jacobian(losses, losses.params, rows), rtol=1e-8, atol=1e-10)
+
+
+def written_directions(rows):
+    rows.mul_(2)
+
+
+def written_through_numpy(rows):
+    rows.numpy()[:] *= 2
+
+
+@pytest.mark.parametrize("change", [written_directions, written_through_numpy], ids=lambda change: change.__name__)
+def test_directions_that_are_written_into_before_the_first_call(change):
+    losses = small_losses(texts=1)
+    params = losses.params
+    rows = directions(losses)
+    projector = Projector(losses, params, rows, "forward")
+    change(rows)
+    torch.testing.assert_close(projector(params)[1], by_jacobian(losses, params, rows), rtol=1e-4, atol=1e-6)
