@@ -98,7 +98,7 @@ class DifferenceEngine:
     name: ClassVar[str] = "difference"
     exact: ClassVar[bool] = False
     unseen: ClassVar[str] = ""
-    took_over: bool = False
+    cuts_targets: ClassVar[bool] = True
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
         self.report: dict = {"engine": self.name}

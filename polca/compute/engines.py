@@ -187,18 +187,16 @@ def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int
     def hold(one, params):
         found.update(engine.hold(one, params))
 
-    parts, needs = split_batches(losses, params, hold, memory, aside, rough=True)
+    parts, needs = split_batches(losses, params, hold, memory, aside, rough=True, targets=engine.cuts_targets)
     _check_reached(losses, params, found)
     budget = memory_bytes(memory) - aside
     return parts, [max(1, budget // max(1, need)) for need in needs]
 
 # %% ../../nbs/compute/80_engines.ipynb #1fce38cc
-def _agree(loss: Tensor, plain: Tensor | None, dtype: torch.dtype) -> bool:
+def _agree(loss: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
     "Whether the losses of an engine (tokens,) are those of the plain model, of weights of `dtype`."
-    if plain is None or plain.shape != loss.shape:
-        return False
     rounding = max(2 * torch.finfo(dtype).eps, 1e-5)
-    return torch.allclose(loss, plain.to(loss), rounding, rounding)
+    return plain.shape == loss.shape and torch.allclose(loss, plain.to(loss), rounding, rounding)
 
 # %% ../../nbs/compute/80_engines.ipynb #eaaf300a
 class _Planned:
@@ -218,27 +216,26 @@ class _Planned:
     def __call__(self, params: Params, buffers: Params | None) -> tuple[Tensor, Tensor]:
         if buffers is not None:
             self.losses = self.losses.at_buffers(buffers)
-        n = len(self.losses.batches)
-        results = [self._project(i, params, self.engine.exact and _is_checked(self.calls, i, n)) for i in range(n)]
+        results = []
+        for i in range(len(self.losses.batches)):
+            results.append(self._project(i, params, again=self.calls == 0))
         self.calls += 1
         return torch.cat([loss for loss, _ in results]), torch.cat([P for _, P in results])
 
-    def _project(self, i: int, params: Params, checked: bool) -> tuple[Tensor, Tensor]:
-        "The losses and P of part `i`, which is held against the check sum if `checked`."
-        part = Part(self.losses, i, self.room[i])
-        loss, P = self.engine.project(part, params, first=self.calls == i == 0)
+    def _project(self, i: int, params: Params, again: bool) -> tuple[Tensor, Tensor]:
+        "The losses and P of part `i`, held against the check sum in its turn, and made `again` if that is off."
+        loss, P = self.engine.project(Part(self.losses, i, self.room[i]), params, first=self.calls == i == 0)
         _check_projections(P, params, i)
-        if not checked:
+        if not self.engine.exact or not _is_checked(self.calls, i, len(self.losses.batches)):
             return loss, P
         try:
             plain = check_seen(self.losses, i, params, self.slices, P, self.engine)
+            right = not again or _agree(loss, plain, next(iter(params.values())).dtype)
         except UnseenError:
-            if not self.engine.took_over:
+            if not again:
                 raise
-            plain = None
-        if self.engine.took_over and not _agree(loss, plain, next(iter(params.values())).dtype):
-            return self._project(i, params, checked)  # nothing is taken over twice
-        return loss, P
+            right = False
+        return (loss, P) if right else self._project(i, params, again=False)
 
 # %% ../../nbs/compute/80_engines.ipynb #ebfff1f5
 class Projector:

@@ -69,9 +69,21 @@ def directions_at_a_time(batch: Mapping[str, Tensor], device: torch.device) -> i
     return max(1, wanted // max(1, n_examples(batch) * n_positions(batch)))
 
 # %% ../../nbs/compute/61_forward.ipynb #ef549151
+class _Severed(torch.autograd.Function):
+    "The numbers of `out`, as if they came from `leaf`."
+
+    @staticmethod
+    def forward(ctx, leaf, out):
+        return out.detach()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, None
+
+
 class _Cut(ForwardHooks):
-    """In its `with` block, call number `call` of `module` keeps its input and output, and passes on the output without
-    its history.
+    """In its `with` block, call number `call` of `module` keeps its input, and passes on its output as if it came from
+    `output`, which takes no memory.
     """
 
     def __init__(self, module, call):
@@ -88,8 +100,8 @@ class _Cut(ForwardHooks):
         if self.calls != self.call or len(args) != 1 or out.ndim < 2:
             return None
         self.input = args[0]
-        self.output = out.detach().requires_grad_()
-        return self.output.clone()  # the model may write into what it gets
+        self.output = out.new_zeros(()).expand(out.shape).requires_grad_()
+        return _Severed.apply(self.output, out.detach())
 
 # %% ../../nbs/compute/61_forward.ipynb #8782f7f2
 def _weighted_back(loss: Tensor, output: Tensor, weight: Tensor) -> Tensor:
@@ -170,23 +182,29 @@ def token_of_rows(loss: Tensor, output: Tensor, delta: Tensor, guess: Tensor | N
 
 # %% ../../nbs/compute/61_forward.ipynb #4dec9225
 class _Rows(NamedTuple):
-    "Rows of the output layer: δ (rows, out), the token (rows,) of each, and the layer's input h (rows, in)."
+    "Rows of the output layer: δ (rows, out), the token (rows,) of each, or −1, and the layer's input h (rows, in)."
 
     delta: Tensor
     token: Tensor
     input: Tensor
 
+    def summed(self, values: Tensor, n: int) -> Tensor:
+        "The sums over the rows of each of `n` tokens, (n, ...), of `values` (rows, ...)."
+        used = (self.token >= 0).nonzero().squeeze(1)
+        return values.new_zeros(n, *values.shape[1:]).index_add(0, self.token[used], values.index_select(0, used))
+
 
 def _rows_of_tokens(delta: Tensor, token: Tensor, inputs: Tensor) -> _Rows:
-    "Without the rows that belong to none."
-    used = token >= 0
-    return _Rows(delta[used], token[used], inputs.flatten(0, -2)[used])
+    "Without the rows that belong to none, if these are most of them: to pick out more costs more than it saves."
+    used = (token >= 0).nonzero().squeeze(1)
+    rows = _Rows(delta, token, inputs.flatten(0, -2))
+    return rows if 2 * len(used) > len(token) else _Rows(*(part.index_select(0, used) for part in rows))
 
 
 def _through_input(loss: Tensor, rows: _Rows, weight: Tensor) -> Tensor:
     "⟨Wᵀδ, h⟩ of every token, for the layer's `weight` W (out, in): its tangents are the second term."
     back = (rows.delta.to(weight) @ weight).detach()
-    return loss.new_zeros(len(loss)).index_add(0, rows.token, (rows.input * back).sum(-1).to(loss))
+    return rows.summed((rows.input * back).sum(-1).to(loss), len(loss))
 
 
 def _inside_layer(rows: _Rows, last: LastMatrix, slices: Slices) -> Iterator[Tensor]:
@@ -218,9 +236,12 @@ class OutputLayer:
 
 def _guess(losses: TokenLosses, i: int, output: Tensor) -> Tensor | None:
     "The tokens of the rows of `output`, if they stand where the labels of batch `i` do, as in `next_token_loss`."
-    if losses.loss is not next_token_loss or output.shape[:-1] != losses.batches[i]["labels"].shape:
+    if losses.loss is not next_token_loss:
         return None
-    has_target = next_targets(losses.batches[i]["labels"]) != -100
+    has_target = next_targets(losses.batches[i]) != -100
+    if output.shape[:-1] != has_target.shape:
+        return None
+    has_target = has_target.flatten()
     return torch.where(has_target, has_target.cumsum(0) - 1, -1)
 
 # %% ../../nbs/compute/61_forward.ipynb #7cca7999
@@ -266,9 +287,10 @@ def _graph_apart(losses, i, params, leaves, output) -> _Graph | None:
     output.tokens[i] = None if found is None else found.token
     if found is None:
         return None
+    loss = loss.detach()  # whose graph is as large as the logits
     rows = _rows_of_tokens(*found, cut.input)
     values = _through_input(loss, rows, as_matrices(last.layer, params[last.weight]))
-    return _Graph(loss.detach(), linearised(values, leaves), rows, reached(values, leaves) | {last.weight, last.bias})
+    return _Graph(loss, linearised(values, leaves), rows, reached(values, leaves) | {last.weight, last.bias})
 
 
 def _graph(losses: TokenLosses, i: int, params: Params, leaves: Params, output: OutputLayer) -> _Graph:
@@ -287,7 +309,7 @@ def _projected(graph: _Graph, slices: Slices, output: OutputLayer, chunk: int) -
     if graph.rows is None:
         return graph.loss, P
     for term in _inside_layer(graph.rows, output.last, slices):
-        P = P.index_add(0, graph.rows.token, term)
+        P = P + graph.rows.summed(term, len(P))
     return graph.loss, P
 
 
@@ -330,6 +352,12 @@ def _versions(losses: TokenLosses, params: Params, slices: Slices) -> dict[int, 
     return {id(t): _version(t) for t in (*params.values(), *buffers, *directions)}
 
 # %% ../../nbs/compute/61_forward.ipynb #98b6a87e
+_NO_SECOND = (
+    "an operation in it has no second derivative. Use engine='reverse', which needs none, or "
+    "engine='difference' (--engine)"
+)
+
+
 class _Held:
     "The graph of the only batch of `one` at `params`, the tokens of its rows, P of the first direction (tokens, 1)."
 
@@ -356,12 +384,9 @@ class ForwardEngine:
 
     name: ClassVar[str] = "forward"
     exact: ClassVar[bool] = True
-    unseen: ClassVar[str] = (
-        "an operation in it has no second derivative. Use engine='reverse', which needs none, or "
-        "engine='difference' (--engine)"
-    )
+    unseen: ClassVar[str] = _NO_SECOND
     cost = staticmethod(_cost)
-    took_over: bool = False
+    cuts_targets: ClassVar[bool] = True
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
         self.report: dict = {"engine": self.name}
@@ -387,7 +412,6 @@ class ForwardEngine:
     def project(self, part: Part, params: Params, first: bool) -> tuple[Tensor, Tensor]:
         held = self.held if self.held and self.held.is_of(part, params, self.slices) else None
         self.held = None  # not any longer than for one call
-        self.took_over = held is not None
         if held is None:
             return project_forward(part, params, self.slices, self.output)
         self.output.tokens[part.index] = held.tokens

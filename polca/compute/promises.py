@@ -19,35 +19,6 @@ from torch.overrides import TorchFunctionMode
 from .layers import as_matrices, has_plain_weights, is_matrix
 from .smooth import ForwardHooks, is_changed
 
-# %% ../../nbs/compute/60_promises.ipynb #e009c19e
-def _promised(like: Tensor, shape: Sequence[int], needed: bool) -> Tensor | None:
-    "Zeros of `shape` that take no memory, or None if they are not needed."
-    return like.new_zeros(()).expand(shape) if needed else None
-
-
-class _MatrixBack(torch.autograd.Function):
-    """A promise of (g W, gᵀx, Σ g), of which those that are `needed`, for g (..., out), x (..., in), W (out, in)."""
-
-    @staticmethod
-    def forward(ctx, g, x, weight, needed):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight)
-        shapes = (x.shape, weight.shape, weight.shape[:1])
-        return tuple(_promised(g, shape, need) for shape, need in zip(shapes, needed))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, h, in_weight, in_bias):
-        x, weight = ctx.saved_tensors
-        parts = []
-        if in_weight is not None:
-            parts.append(x @ in_weight.mT)
-        if h is not None:
-            parts.append(h @ weight.T)
-        if in_bias is not None:
-            parts.append(in_bias.expand(*x.shape[:-1], -1))
-        return sum(parts[1:], parts[0]) if parts else None, None, None, None
-
 # %% ../../nbs/compute/60_promises.ipynb #d590be96
 def _promised(like: Tensor, shape: Sequence[int], needed: bool) -> Tensor | None:
     "Zeros of `shape` that take no memory, or None if they are not needed."

@@ -80,18 +80,17 @@ class Part(NamedTuple):
 class Engine(Protocol):
     """A way to P[x, b] = ⟨b, ∇L(x)⟩ of one batch, for directions b that were cut by parameter.
 
-    name     what it is called by
-    exact    whether P is exact to rounding: then it is held against a check sum, and `engine="auto"` may take it
-    unseen   of an exact one, what it has missed where the check sum is off, and what to use instead
-    report   what there is to say about its numbers, its name first
-    took_over  whether the last call of `project` took over what `hold` had made
+    exact          whether P is exact to rounding: then it is held against a check sum, and `engine="auto"` may take it
+    unseen         of an exact one, what it has missed where the check sum is off, and what to use instead
+    cuts_targets   whether a batch may be a part of a sequence's targets
+    report         what there is to say about its numbers, its name first
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
     unseen: ClassVar[str]
+    cuts_targets: ClassVar[bool]
     report: dict
-    took_over: bool
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices): ...
 
@@ -102,19 +101,15 @@ class Engine(Protocol):
     @staticmethod
     def cost(work: Work, rates: Rates) -> float:
         "The operations that it takes, weighted with `rates`."
-        ...
 
     def hold(self, one: TokenLosses, params: Params) -> set[str]:
         "Take the memory that the only batch of `one` takes, for its peak; the parameters that its losses depend on."
-        ...
 
     def aside(self, params: Params) -> int:
         "The bytes that it takes besides, however small a batch is."
-        ...
 
     def prepare(self, losses: TokenLosses, params: Params) -> None:
         "Find out, once, what depends on all of the parts, the batches of `losses`."
 
     def project(self, part: Part, params: Params, first: bool) -> tuple[Tensor, Tensor]:
         "The losses (tokens,) and P (tokens, K) of a part. `first`: of the first one, where it warns of what it warns."
-        ...

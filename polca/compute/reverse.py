@@ -248,7 +248,7 @@ class ReverseEngine:
         "engine='difference' (--engine) if that does not see all of it either"
     )
     cost = staticmethod(_cost)
-    took_over: bool = False
+    cuts_targets: ClassVar[bool] = False
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
         self.report: dict = {"engine": self.name}
@@ -275,9 +275,7 @@ class ReverseEngine:
 
     def project(self, part: Part, params: Params, first: bool) -> tuple[Tensor, Tensor]:
         loss, P, left = _project_known(self, part, params)
-        if left and first:
-            warnings.warn(_left_to_forward(left), stacklevel=6)
-        return loss, P + _project_left(self, part, params, left) if left else P
+        return loss, P + _project_left(self, part, params, left, first) if left else P
 
 # %% ../../nbs/compute/65_reverse.ipynb #4768b04b
 def _project_known(engine: ReverseEngine, part: Part, params: Params) -> tuple[Tensor, Tensor, set[str]]:
@@ -286,7 +284,9 @@ def _project_known(engine: ReverseEngine, part: Part, params: Params) -> tuple[T
     return reverse_projection(part.losses, i, params, engine.slices, nonzero, engine.owned, engine.mixing)
 
 
-def _project_left(engine: ReverseEngine, part: Part, params: Params, left: set[str]) -> Tensor:
-    "P over the parameters that are `left`, by the forward engine."
+def _project_left(engine: ReverseEngine, part: Part, params: Params, left: set[str], first: bool) -> Tensor:
+    "P over the parameters that are `left`, by the forward engine, which is said for the `first` part."
+    if first:
+        warnings.warn(_left_to_forward(left), stacklevel=6)  # where the projector is called
     slices = {n: blocks for n, blocks in engine.slices.items() if n in left}
     return project_forward(part, params, slices, engine.output)[1]

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Params', 'Batch', 'Batches', 'Loss', 'TokenTable', 'plain_names', 'weight_names', 'settable_names', 'parameters',
            'buffer_names', 'buffers', 'n_parameters', 'flatten', 'unflatten', 'check_params', 'logits_of',
-           'next_targets', 'next_token_loss', 'token_table', 'complete_table', 'fingerprint', 'unwrapped',
-           'runs_compiled', 'padded_embeddings', 'check_names', 'check_autocast', 'ModelFunction', 'check_model',
-           'check_batches', 'check_repeatable', 'token_counts', 'TokenLosses']
+           'next_targets', 'next_token_loss', 'cut_targets', 'token_table', 'complete_table', 'fingerprint',
+           'unwrapped', 'runs_compiled', 'padded_embeddings', 'check_names', 'check_autocast', 'ModelFunction',
+           'check_model', 'check_batches', 'check_repeatable', 'token_counts', 'TokenLosses']
 
 # %% ../../nbs/core/10_losses.ipynb #bf8daa93
 import hashlib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -231,15 +232,16 @@ def logits_of(out) -> Tensor:
     )
 
 # %% ../../nbs/core/10_losses.ipynb #4788937c
-def next_targets(labels: Tensor) -> Tensor:
-    "The target that follows each place of `labels` (examples, positions), −100 for none: (examples × positions,)."
-    return F.pad(labels[:, 1:], (0, 1), value=-100).flatten().long()
+def next_targets(batch: Batch) -> Tensor:
+    "The target that follows each place that has logits, (examples, places), −100 for none."
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100).long()
+    return targets[:, batch["logits_to_keep"]] if "logits_to_keep" in batch else targets
 
 
 def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     "Of those rows of `logits` (rows, vocabulary) that have one of the `targets` (rows,), where the others are −100."
     rows = (targets != -100).nonzero().squeeze(1)
-    few = 2 * len(rows) < len(targets)  # to pick out more than that costs more than to compute the others
+    few = 2 * len(rows) <= len(targets)  # to pick out more than that costs more than to compute the others
     if few:
         logits = logits.index_select(0, rows)
         targets = targets[rows]
@@ -248,23 +250,24 @@ def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     each = F.cross_entropy(logits, targets, reduction="none")
     return each if few else each.index_select(0, rows)
 
-
+# %% ../../nbs/core/10_losses.ipynb #321207fb
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy in nats of every target token: shape (tokens,), by example, then by position.
 
     `batch["labels"]` (examples, positions) holds the ids, −100 where there is no target; everything else in
-    `batch` goes to the model. Half-precision logits are raised to float32 first. Raises ValueError for logits of
-    another shape than the labels.
+    `batch` goes to the model; with `logits_to_keep` (places,) models of transformers compute logits for these places
+    alone, of which the others have no target. Half-precision logits are raised to float32 first. Raises ValueError for
+    logits of another shape than the labels.
     """
-    labels = batch["labels"]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = logits_of(_call(model, inputs))
-    if logits.shape[:2] != labels.shape:
+    targets = next_targets(batch)
+    if logits.shape[:2] != targets.shape:
         raise ValueError(
-            f"the model returns logits of shape {tuple(logits.shape)} for labels of shape {tuple(labels.shape)}: "
+            f"the model returns logits of shape {tuple(logits.shape)} for labels of shape {tuple(targets.shape)}: "
             "the first two numbers must agree; leave out what it adds, or give a `loss` of your own"
         )
-    return _cross_entropies(logits.flatten(0, 1), next_targets(labels))
+    return _cross_entropies(logits.flatten(0, 1), targets.flatten())
 
 
 def _call(model: nn.Module, inputs: dict):
@@ -272,6 +275,20 @@ def _call(model: nn.Module, inputs: dict):
     if hasattr(getattr(model, "config", None), "use_cache"):
         inputs = {**inputs, "use_cache": False}
     return model(**inputs)
+
+# %% ../../nbs/core/10_losses.ipynb #59cf08c2
+def cut_targets(model: nn.Module, batch: Batch, pieces: int) -> list[dict[str, Tensor]]:
+    """`batch`, of one sequence, once for each of so many `pieces` of its targets, one after the other: with `labels` of
+    −100 for all others, and `logits_to_keep` where the `model` knows that.
+    """
+    places = (next_targets(batch)[0] != -100).nonzero().squeeze(1)
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    cut = []
+    for some in places.tensor_split(min(pieces, len(places))) if len(places) else ():
+        labels = torch.full_like(batch["labels"], -100)
+        labels[:, some + 1] = batch["labels"][:, some + 1]
+        cut.append({**batch, "labels": labels, **({"logits_to_keep": some} if keeps else {})})
+    return cut
 
 # %% ../../nbs/core/10_losses.ipynb #93eb6e1a
 def token_table(batches: Batches) -> TokenTable:

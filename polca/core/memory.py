@@ -13,6 +13,7 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .losses import Batch, Params, TokenLosses
+from .losses import Batch, Params, TokenLosses, cut_targets, next_token_loss
 from .units import size_text
 
 Attempt = Callable[[TokenLosses, Params], object]  # a computation whose memory is asked for
@@ -35,6 +36,15 @@ def memory_bytes(memory: str | int) -> int:
     if not match or match[2] not in _UNITS:
         raise ValueError(f"memory={memory!r} (--memory): give a number of bytes, or a size like '512MiB' or '2GiB'")
     return int(float(match[1]) * _UNITS[match[2]])
+
+# %% ../../nbs/core/20_memory.ipynb #9fab51c2
+def _storages(values: Iterable) -> Iterator[torch.UntypedStorage]:
+    "What holds the numbers of the tensors among `values`, of an operation, and in lists among them."
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value.untyped_storage()
+        elif isinstance(value, (list, tuple)):
+            yield from _storages(value)
 
 # %% ../../nbs/core/20_memory.ipynb #ddea8a2e
 class PeakMemory(TorchDispatchMode):
@@ -71,15 +81,6 @@ class PeakMemory(TorchDispatchMode):
         self._held[address] = weakref.ref(storage, collected)
         self._now += counted
         self.bytes = max(self.bytes, self._now)
-
-
-def _storages(values: Iterable) -> Iterator[torch.UntypedStorage]:
-    "What holds the numbers of the tensors among `values`, of an operation, and in lists among them."
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value.untyped_storage()
-        elif isinstance(value, (list, tuple)):
-            yield from _storages(value)
 
 # %% ../../nbs/core/20_memory.ipynb #c404fe70
 class MemoryBudgetError(MemoryError):
@@ -229,6 +230,16 @@ def is_separable(losses: TokenLosses, i: int, params: Params, n: int) -> bool:
     return whole.shape == halves.shape and torch.allclose(whole, halves, rtol=1e-2, atol=1e-3)
 
 
+def _check_separable(losses: TokenLosses, i: int, params: Params, n: int) -> None:
+    "Raise ValueError where batch `i` cannot be cut after `n` sequences."
+    if not is_separable(losses, i, params, max(2, n)):
+        raise ValueError(
+            "the loss of a token depends on the other sequences of its batch, or the losses do not come sequence "
+            "by sequence, so that a batch cannot be cut to fit the memory budget: raise memory (--memory), or give "
+            "smaller batches"
+        )
+
+
 def _shaken(params: Params) -> Params:
     "`params` with noise, the same every time."
     noise = torch.Generator().manual_seed(0)
@@ -243,6 +254,12 @@ class _Needs:
         self.params = params
         self.attempt = attempt
         self._known: dict[tuple, int] = {}
+
+    def of(self, losses: TokenLosses) -> "_Needs":
+        "Those of other batches, with what is known of these."
+        other = copy(self)
+        other.losses = losses
+        return other
 
     def peak(self, i: int, copies: int = 1) -> int:
         "`sequence_peak` of batch `i`."
@@ -288,6 +305,55 @@ def _check_budget(needs: _Needs, budget: int, memory: str | int, enough: Callabl
             "--out)"
         )
 
+# %% ../../nbs/core/20_memory.ipynb #7013249f
+def _piece_peak(needs: _Needs, i: int, pieces: int) -> int:
+    "What one of so many pieces of the longest sequence of batch `i` takes."
+    losses = needs.losses
+    piece = cut_targets(losses.model, one_sequence(losses, i).batches[0], pieces)[0]
+    return sequence_peak(losses.part([piece]), 0, needs.params, needs.attempt)
+
+
+def _pieces(needs: _Needs, i: int, budget: int) -> int:
+    "In how many pieces the targets of batch `i` are within `budget` bytes; 1 if none is needed, or none enough."
+    whole = needs.peak(i)
+    most = int(_most_targets(needs.losses, i)[1])
+    pieces = 1
+    fixed = 0.0
+    fitting = whole <= budget
+    while not fitting and pieces < most and fixed < budget:
+        # of each target what is left of the whole without what any piece takes
+        pieces = min(most, max(pieces + 1, 3 * pieces // 2, math.ceil((whole - fixed) / (budget - fixed))))
+        peak = _piece_peak(needs, i, pieces)
+        fitting = peak <= budget
+        fixed = whole - (whole - peak) / (1 - 1 / pieces)
+    return pieces if fitting else 1
+
+# %% ../../nbs/core/20_memory.ipynb #83229ddc
+def _with_cut_targets(needs: _Needs, budget: int) -> _Needs:
+    "With the sequences of the batches of which one takes more than `budget` bytes, one by one, in pieces that do not."
+    losses = needs.losses
+    pieces = [_pieces(needs, i, budget) if size else 1 for i, size in enumerate(losses.sizes)]
+    if not pieces or max(pieces) == 1:
+        return needs
+    batches = []
+    for i, batch in enumerate(losses.batches):
+        if pieces[i] == 1:
+            batches.append(batch)
+            continue
+        if n_examples(batch) > 1:
+            _check_separable(losses, i, needs.params, 1)
+        for row in range(n_examples(batch)):
+            batches += cut_targets(losses.model, some_examples(batch, [row]), pieces[i])
+    i = int(np.argmax(pieces))
+    warnings.warn(
+        f"a sequence of {n_positions(losses.batches[i])} tokens takes {size_text(needs.peak(i))}, and "
+        f"{size_text(budget)} are left for it: its targets are cut into {pieces[i]} pieces, each of which takes almost "
+        f"the time of a sequence. {math.ceil(needs.peak(i) / 2**20)}MiB (--memory) would do without",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return needs.of(losses.part(batches, losses.tokens))
+
 # %% ../../nbs/core/20_memory.ipynb #44e8b5e4
 def split_batches(
     losses: TokenLosses,
@@ -297,11 +363,13 @@ def split_batches(
     aside: int = 0,
     shares: int = 1,
     rough: bool = False,
+    targets: bool = False,
 ) -> tuple[TokenLosses, list[int]]:
     """`losses` with batches cut so that each keeps `attempt` within one of so many `shares` of the `memory`, of which
     `aside` bytes are taken, and the bytes that each then takes.
 
-    rough   where all sequences fit if each takes what one takes alone, say so, without measuring more
+    rough     where all sequences fit if each takes what one takes alone, say so, without measuring more
+    targets   cut the targets of a sequence, too, if that is what makes it fit, with a warning
 
     Raises ValueError for a memory too small for one sequence, and where batches must be cut and cannot be, since a
     token's loss depends on other sequences.
@@ -310,19 +378,17 @@ def split_batches(
     bytes_of = []
     needs = _Needs(losses, params, attempt)
     budget = memory_bytes(memory) // shares - aside
+    if targets and losses.loss is next_token_loss:
+        needs = _with_cut_targets(needs, budget)
     _check_budget(needs, budget, memory, lambda one: shares * (one + aside))
-    for i, batch in enumerate(losses.batches):
+    for i, batch in enumerate(needs.losses.batches):
         fixed, each = needs.for_some(i, enough=budget if rough else 0)
         parts = _cut(n_examples(batch), fixed, each, budget)
-        if len(parts) > 1 and not is_separable(losses, i, params, max(2, parts[0].stop)):
-            raise ValueError(
-                "the loss of a token depends on the other sequences of its batch, or the losses do not come sequence "
-                "by sequence, so that a batch cannot be cut to fit the memory budget: raise memory (--memory), or give "
-                "smaller batches"
-            )
+        if len(parts) > 1:
+            _check_separable(needs.losses, i, params, parts[0].stop)
         batches += [some_examples(batch, rows) for rows in parts]
         bytes_of += [fixed + each * (rows.stop - rows.start) for rows in parts]
-    if len(batches) == len(losses.batches):
+    if needs.losses is losses and len(batches) == len(losses.batches):
         return losses, bytes_of
     return losses.part(batches, losses.tokens), bytes_of
 

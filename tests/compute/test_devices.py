@@ -25,7 +25,7 @@ from polca.compute.operators import (
     mean_gradient,
 )
 from polca.compute.protocol import Part, cut_directions
-from polca.core.losses import TokenLosses, fingerprint, raises
+from polca.core.losses import TokenLosses, cut_targets, fingerprint, raises
 from polca.core.memory import PeakMemory, SavedMemory, part_of
 
 
@@ -34,7 +34,9 @@ def test_losses_of_tokens(at):
     every = [language(at, gpt2), language(at, llama), language(at, neox), addition(at), classes(at)]
     some = [(losses(losses.params), losses.only(0)(losses.params), fingerprint(losses.batches)) for losses in every]
     shifted = every[-1].at_buffers({"shift": torch.ones(3)})  # as a checkpoint has it, on the CPU
-    return some, shifted(shifted.params), [losses.tokens for losses in every]
+    text = {name: value[:1] for name, value in every[1].batches[0].items()}
+    pieces = TokenLosses(every[1].model, cut_targets(every[1].model, text, 3))
+    return some, shifted(shifted.params), [losses.tokens for losses in every], pieces(pieces.params), pieces.batches
 
 
 @both_devices

@@ -1,5 +1,7 @@
 """The forward engine where what was found at one checkpoint does not hold at the next, or after a plan is made."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -135,3 +137,54 @@ def test_directions_that_are_written_into_before_the_first_call(change):
     projector = Projector(losses, params, rows, "forward")
     change(rows)
     torch.testing.assert_close(projector(params)[1], by_jacobian(losses, params, rows), rtol=1e-4, atol=1e-6)
+
+
+class Wide(nn.Module):
+    "A vocabulary that is wider than the rest; `keeps`: of which logits can be left out."
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(500, 6)
+        self.out = nn.Linear(6, 500)
+
+    def forward(self, input_ids):
+        return self.out(self.embed(input_ids).cumsum(1))
+
+
+class WideKeeping(Wide):
+    def forward(self, input_ids, logits_to_keep=slice(None)):
+        return self.out(self.embed(input_ids).cumsum(1)[:, logits_to_keep])
+
+
+def cut_projector(losses, rows, engine):
+    "A projector with just so little memory that the targets of a sequence are cut."
+    for memory in (int(2**22 * 0.9**i) for i in range(40)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            projector = Projector(losses, losses.params, rows, engine, memory)
+        if any("its targets are cut into" in str(w.message) for w in caught):
+            return projector
+    raise AssertionError("targets are never cut")
+
+
+@pytest.mark.parametrize("engine, kind", [("forward", WideKeeping), ("difference", WideKeeping), ("difference", Wide)])
+def test_targets_are_cut_where_a_sequence_does_not_fit(engine, kind):
+    torch.manual_seed(0)
+    ids = torch.randint(0, 500, (3, 60))
+    labels = ids.masked_fill(torch.arange(60) < torch.tensor([[40], [0], [60]]), -100)  # few, all, and no targets
+    losses = TokenLosses(kind().double().eval(), [{"input_ids": ids, "labels": labels}])
+    params = losses.params
+    rows = torch.randn(2, n_parameters(params), dtype=torch.float64)
+    whole = Projector(losses, params, rows, engine)(params)
+    projector = cut_projector(losses, rows, engine)
+    assert len(projector.losses.batches) > 3
+    for _ in range(2):
+        torch.testing.assert_close(projector(params), whole, rtol=1e-6, atol=1e-8)
+
+
+def test_the_engine_that_takes_sequences_whole_refuses_to_cut_them():
+    ids = torch.randint(0, 500, (1, 60))
+    losses = TokenLosses(WideKeeping().eval(), [{"input_ids": ids, "labels": ids}])
+    rows = torch.eye(2, n_parameters(losses.params))
+    with pytest.raises(ValueError, match="too small"):
+        Projector(losses, losses.params, rows, "reverse", memory=20_000)
