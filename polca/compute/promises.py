@@ -120,53 +120,86 @@ def _promise_of_embedding(module, inputs, output):
 
 # %% ../../nbs/compute/60_promises.ipynb #9a148ec3
 class _Scores(NamedTuple):
-    "What makes A of queries and keys: the `scale` s, whether it is `causal`, or its `mask` (..., queries, keys)."
+    "What makes A: the `scale` s, whether it is `causal`, or its `mask` (texts, heads, queries, keys)."
 
     scale: float
     causal: bool
     mask: Tensor | None
 
 
-def _places(part: Tensor, places: range) -> Tensor:
-    "Some `places` of q, k, v or a mask (..., places, width)."
-    return part.narrow(-2, places.start, len(places))  # which autograd can batch, unlike an index
+class _Block(NamedTuple):
+    "Some texts, heads and queries of attention."
+
+    texts: range
+    heads: range
+    rows: range
+
+    def of(self, part: Tensor, places: range) -> Tensor:
+        "Those of q, k, v or a mask (texts, heads, places, ...), at `places`."
+        for dim, some in ((-4, self.texts), (-3, self.heads), (-2, places)):
+            part = part.narrow(dim, some.start, len(some))  # which autograd can batch, unlike an index
+        return part
 
 
-def _weights(q: Tensor, k: Tensor, scores: _Scores, rows: range) -> Tensor:
-    "A (..., rows, keys) of the `rows` of q (..., queries, width), for k (..., keys, width)."
-    s = scores.scale * (_places(q, rows) @ k.mT)
+def _weights(q: Tensor, k: Tensor, scores: _Scores, block: _Block) -> Tensor:
+    "A (texts, heads, rows, keys) for q (texts, heads, rows, width) of the `block` and its keys k."
+    s = scores.scale * (q @ k.mT)
     if scores.causal:
-        later = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu(1 + rows.start)
+        later = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu(1 + block.rows.start)
         return s.masked_fill(later, -math.inf).softmax(-1)
     if scores.mask is None:
         return s.softmax(-1)
-    mask = _places(scores.mask.expand(*scores.mask.shape[:-2], q.shape[-2], k.shape[-2]), rows)
+    mask = block.of(scores.mask, block.rows)
     s = s.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else s + mask
     attends = s.amax(-1, keepdim=True) > -math.inf
     return torch.where(attends, s.softmax(-1), 0)  # a row that attends to nothing has an output of 0
 
 # %% ../../nbs/compute/60_promises.ipynb #cb7a6d3b
-def _row_blocks(q: Tensor, k: Tensor) -> list[range]:
-    "The queries, as many at a time as have scores that fit in a cache, or on a GPU keep it busy."
+def _spans(n: int, most: int) -> list[range]:
+    "range(n) in ranges of `most`, but the last."
+    return [range(first, min(first + most, n)) for first in range(0, n, most)]
+
+
+def _spans_of_blocks(q: Tensor, k: Tensor) -> tuple[list[range], list[range], list[range]]:
+    """Of texts, heads and queries as many at a time as have scores that fit in a cache, or on a GPU keep it busy: whole
+    rows first, then heads, then texts, so that the matrices are large.
+    """
     wanted = 2**18 if q.device.type == "cpu" else 2**26
-    rows = max(1, wanted // max(1, q[..., 0, 0].numel() * k.shape[-2]))
-    return [range(first, min(first + rows, q.shape[-2])) for first in range(0, q.shape[-2], rows)]
+    texts, heads, queries, _ = q.shape
+    rows = min(max(1, wanted // k.shape[-2]), queries)
+    some_heads = min(max(1, wanted // (rows * k.shape[-2])), heads)
+    some_texts = min(max(1, wanted // (some_heads * rows * k.shape[-2])), texts)
+    return _spans(texts, some_texts), _spans(heads, some_heads), _spans(queries, rows)
+
+# %% ../../nbs/compute/60_promises.ipynb #fd33a347
+def _block_change(at: list[Tensor], moves: list[Tensor], scores: _Scores, block: _Block) -> Tensor:
+    "`_attention_change` of a block."
+    n_keys = at[1].shape[-2]
+    keys = range(min(block.rows.stop, n_keys) if scores.causal else n_keys)
+    places = (block.rows, keys, keys)
+    q, k, v = (block.of(part, some) for part, some in zip(at, places))
+    q_move, k_move, v_move = (block.of(part, some) for part, some in zip(moves, places))
+    A = _weights(q, k, scores, block)
+    change = A * (q_move @ k.mT + q @ k_move.mT)
+    change = scores.scale * (change - A * change.sum(-1, keepdim=True))
+    return change @ v + A @ v_move
 
 
 def _attention_change(at: list[Tensor], moves: list[Tensor], scores: _Scores) -> Tensor:
     "The derivative of attention of q, k, v, `at` which it is taken, along `moves` of all three, in float32 at least."
-    wide = torch.promote_types(at[0].dtype, torch.float32)
-    q, k, v, q_move, k_move, v_move = (part.to(wide) for part in (*at, *moves))
-    out = []
-    for rows in _row_blocks(q, k):
-        keys = range(min(rows.stop, k.shape[-2]) if scores.causal else k.shape[-2])
-        k_seen = _places(k, keys)
-        A = _weights(q, k_seen, scores, rows)
-        s_move = _places(q_move, rows) @ k_seen.mT + _places(q, rows) @ _places(k_move, keys).mT
-        change = A * s_move
-        change = scores.scale * (change - A * change.sum(-1, keepdim=True))
-        out.append(change @ _places(v, keys) + A @ _places(v_move, keys))
-    return torch.cat(out, dim=-2).to(at[0].dtype)
+    dtype = at[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    at = [part.to(wide) for part in at]
+    moves = [part.to(wide) for part in moves]
+    all_texts, all_heads, all_rows = _spans_of_blocks(*at[:2])
+
+    def of_heads(texts, heads):
+        return torch.cat([_block_change(at, moves, scores, _Block(texts, heads, rows)) for rows in all_rows], dim=-2)
+
+    def of_texts(texts):
+        return torch.cat([of_heads(texts, heads) for heads in all_heads], dim=-3)
+
+    return torch.cat([of_texts(texts) for texts in all_texts], dim=-4).to(dtype)
 
 # %% ../../nbs/compute/60_promises.ipynb #9e8236ae
 class _AttentionBack(torch.autograd.Function):
@@ -208,14 +241,17 @@ def _promised_attention(
     q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ) -> Tensor | None:
     "`scaled_dot_product_attention` with promised gradients; None where it is more than `_attention_change` knows."
-    if dropout_p or not q.dtype == k.dtype == v.dtype or (attn_mask is not None and attn_mask.requires_grad):
+    if dropout_p or q.ndim != 4 or not q.dtype == k.dtype == v.dtype:
+        return None
+    if attn_mask is not None and attn_mask.requires_grad:
         return None
     with torch.no_grad(), sdpa_kernel(_KERNELS):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         k, v = (part.repeat_interleave(q.shape[-3] // part.shape[-3], -3) for part in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _Attention.apply(q, k, v, _Scores(scale, is_causal, attn_mask), y)
+    mask = None if attn_mask is None else attn_mask.expand(*q.shape[:3], k.shape[-2])
+    return _Attention.apply(q, k, v, _Scores(scale, is_causal, mask), y)
 
 
 class _PromisedAttention(TorchFunctionMode):
