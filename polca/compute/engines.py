@@ -194,8 +194,8 @@ def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int
 
 # %% ../../nbs/compute/80_engines.ipynb #1fce38cc
 def _agree(loss: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
-    "Whether the losses of an engine (tokens,) are those of the plain model, of weights of `dtype`."
-    rounding = max(2 * torch.finfo(dtype).eps, 1e-5)
+    "Whether the losses of an engine (tokens,) are those of the plain model, of weights of `dtype`, but for rounding."
+    rounding = (16 if dtype.itemsize >= 4 else 2) * torch.finfo(dtype).eps
     return plain.shape == loss.shape and torch.allclose(loss, plain.to(loss), rounding, rounding)
 
 # %% ../../nbs/compute/80_engines.ipynb #eaaf300a
@@ -245,15 +245,15 @@ class Projector:
 
     directions  (K, d), or several such tensors. Not copied: what is written into them before a call counts
     engine      "forward", "reverse", "difference", or "auto": the exact one of the least `estimate_costs`
-    memory      what P may take beside model and directions: batches are cut into parts of whole sequences to fit
+    memory      what P may take beside model and directions: batches, and targets of a sequence, are cut to fit
 
     Attributes: `engine`, the one in use; `losses`, in parts; `report`, for "difference" with `difference_step` and
     `difference_error` (of P in units of its size, root mean square over directions, the largest over batches). P comes
     in the dtype of `directions`, computed in that of `params`. Raises ValueError, before anything long, for directions
-    of another model or not finite, an unknown engine, parameters that the loss does not reach, too small a memory
-    budget for one sequence; and when the check sum shows that the engine does not see all of the model.
+    of another model or not finite, an unknown engine, parameters that the loss does not reach, too small a memory.
     """
 
+    @torch.enable_grad()
     def __init__(
         self,
         losses: TokenLosses,
@@ -266,6 +266,7 @@ class Projector:
         _use(self, _Planned(request, engine))
         self._instead = request if engine == "auto" else None
 
+    @torch.enable_grad()
     def __call__(self, params: Params, buffers: Params | None = None) -> tuple[Tensor, Tensor]:
         "The losses and P at `params`, and with `buffers` of the checkpoint in place of the model's own, where given."
         try:

@@ -9,17 +9,18 @@ __all__ = ['Linear', 'linearised', 'tangents', 'directions_at_a_time', 'token_of
 # %% ../../nbs/compute/61_forward.ipynb #ff3ea2c1
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .contractions import push
 from .layers import LastMatrix, as_matrices, last_matrix
 from .promises import Promised
 from .protocol import Part, Rates, Slices, Work, block_sizes, dtype_of, reached
-from .smooth import ForwardHooks, Tangent
+from .smooth import ForwardHooks, Tangent, is_changed
 from ..core.losses import Params, TokenLosses, next_targets, next_token_loss
 from ..core.memory import n_examples, n_positions
 
@@ -57,7 +58,7 @@ def _along(linear: Linear, slices: Slices, block: int, rows: range) -> Tensor:
 def tangents(linear: Linear, slices: Slices, chunk: int) -> Tensor:
     "⟨b, ∇values[x]⟩ for every value x and direction b in `slices`: (values, K), `chunk` directions at a time."
     sizes = block_sizes(slices)
-    if not linear.gradients:
+    if not linear.gradients or not any(sizes):
         return linear.u.new_zeros(len(linear.u), sum(sizes))
     chunks = [(block, range(k, min(k + chunk, K))) for block, K in enumerate(sizes) for k in range(0, K, chunk)]
     return torch.cat([_along(linear, slices, block, rows) for block, rows in chunks]).T
@@ -226,7 +227,7 @@ class OutputLayer:
     """
 
     def __init__(self, last: LastMatrix | None):
-        self.last = last
+        self.last = None if last is None or is_changed(last.layer) else last
         self.tokens: dict[int, Tensor | None] = {}
 
     def is_apart(self, i: int) -> bool:
@@ -263,6 +264,13 @@ def _found_rows(loss: Tensor, cut: _Cut, leaves: Params, guess: Tensor | None) -
     token = token_of_rows(loss, cut.output, delta, guess if guess is not None and len(guess) == len(delta) else None)
     return None if token is None else _CutRows(delta, token)
 
+# %% ../../nbs/compute/61_forward.ipynb #bd638ed1
+@contextmanager
+def _simplified(model: nn.Module) -> Iterator[None]:
+    "In its `with` block, `model` has the numbers that it has, and derivatives in its weights that are cheap."
+    with Tangent(model), Promised(model):
+        yield
+
 # %% ../../nbs/compute/61_forward.ipynb #3b672f4a
 class _Graph(NamedTuple):
     """The losses (tokens,) of a batch, and what the tangents go through: the `linear` graph of the losses, or with the
@@ -278,7 +286,7 @@ class _Graph(NamedTuple):
 def _graph_apart(losses, i, params, leaves, output) -> _Graph | None:
     "With the output layer apart, or None if this model or batch is not of that kind."
     last = output.last
-    with Tangent(losses.model), Promised(losses.model), _Cut(last.layer, last.call) as cut:
+    with _Cut(last.layer, last.call) as cut:
         loss = losses.batch(i, {**params, **leaves})
     if cut.input is None:
         return None
@@ -295,18 +303,18 @@ def _graph_apart(losses, i, params, leaves, output) -> _Graph | None:
 
 def _graph(losses: TokenLosses, i: int, params: Params, leaves: Params, output: OutputLayer) -> _Graph:
     "Of batch `i` at `params`, with `leaves` for those of them that are differentiated."
-    graph = _graph_apart(losses, i, params, leaves, output) if output.is_apart(i) else None
-    if graph is not None:
-        return graph
-    with Tangent(losses.model), Promised(losses.model):
+    with _simplified(losses.model):  # also while it is linearised, where parts may be computed again
+        graph = _graph_apart(losses, i, params, leaves, output) if output.is_apart(i) else None
+        if graph is not None:
+            return graph
         loss = losses.batch(i, {**params, **leaves})
-    return _Graph(loss.detach(), linearised(loss, leaves), None, reached(loss, leaves))
+        return _Graph(loss.detach(), linearised(loss, leaves), None, reached(loss, leaves))
 
 # %% ../../nbs/compute/61_forward.ipynb #58a0f864
 def _projected(graph: _Graph, slices: Slices, output: OutputLayer, chunk: int) -> tuple[Tensor, Tensor]:
     "The losses and P (tokens, K) of a graph, over the parameters in `slices`, `chunk` directions at a time."
     P = tangents(graph.linear, slices, chunk).to(dtype_of(slices))
-    if graph.rows is None:
+    if graph.rows is None or not any(block_sizes(slices)):
         return graph.loss, P
     for term in _inside_layer(graph.rows, output.last, slices):
         P = P + graph.rows.summed(term, len(P))
@@ -340,16 +348,20 @@ def project_forward(part: Part, params: Params, slices: Slices, output: OutputLa
     return forward_projection(part.losses, part.index, params, slices, output, _chunk(part, params))
 
 # %% ../../nbs/compute/61_forward.ipynb #0e06525b
-def _version(p: Tensor) -> float:
-    "How often something was written into `p`; of a tensor that does not tell, not a number."
-    return math.nan if p.is_inference() else p._version
+class _State:
+    "The tensors that P depends on, and how often something was written into each."
 
+    def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
+        buffers = losses.model.buffers() if losses.buffers is None else losses.buffers.values()
+        directions = [part for parts in slices.values() for part in parts]
+        self.tensors = [*params.values(), *buffers, *directions]
+        self.versions = [math.nan if t.is_inference() else t._version for t in self.tensors]  # those do not tell
 
-def _versions(losses: TokenLosses, params: Params, slices: Slices) -> dict[int, float]:
-    "Of each tensor that P depends on, by its identity, how often something was written into it."
-    buffers = losses.model.buffers() if losses.buffers is None else losses.buffers.values()
-    directions = [part for parts in slices.values() for part in parts]
-    return {id(t): _version(t) for t in (*params.values(), *buffers, *directions)}
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _State) or len(self.tensors) != len(other.tensors):
+            return False
+        same = all(own is its for own, its in zip(self.tensors, other.tensors))
+        return same and self.versions == other.versions and math.nan not in self.versions
 
 # %% ../../nbs/compute/61_forward.ipynb #98b6a87e
 _NO_SECOND = (
@@ -365,7 +377,7 @@ class _Held:
         output = OutputLayer(last)
         leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
         self.one = one
-        self.state = _versions(one, params, slices)
+        self.state = _State(one, params, slices)
         self.graph = _graph(one, 0, params, leaves, output)
         self.tokens = output.tokens.get(0)
         first = {n: [parts[0][:1]] for n, parts in slices.items()}
@@ -373,10 +385,10 @@ class _Held:
 
     def is_of(self, part: Part, params: Params, slices: Slices) -> bool:
         "Whether it is of `part` at `params`, of tensors that say that nothing was written into them since."
+        own = self.one.batches[0]
         batch = part.losses.batches[part.index]
-        if not all(torch.equal(value, batch[name]) for name, value in self.one.batches[0].items()):
-            return False
-        return _versions(part.losses, params, slices) == self.state and math.nan not in self.state.values()
+        same_batch = batch.keys() == own.keys() and all(torch.equal(batch[name], own[name]) for name in own)
+        return same_batch and _State(part.losses, params, slices) == self.state
 
 # %% ../../nbs/compute/61_forward.ipynb #fef63651
 class ForwardEngine:

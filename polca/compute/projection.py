@@ -38,15 +38,18 @@ from polca.compute.store import (
 from .trajectory import Movements, Trajectory, between, share_of
 from ..core.checkpoints import Checkpoints
 from ..core.losses import Params, TokenLosses
-from ..core.memory import part_of
+from ..core.memory import memory_bytes, part_of
 from ..core.processes import barrier, from_first, gathered, n_processes, on_first, own_share, process_number
 
 # %% ../../nbs/compute/90_projection.ipynb #4af9ef54
 class _Hessian:
-    "The Hessian at one checkpoint after the other; `split`: of tokens that processes have a share of each."
+    """The Hessian at one checkpoint after the other, whose graphs take at most `memory`; `split`: of tokens that
+    processes have a share of each.
+    """
 
-    def __init__(self, split: bool):
+    def __init__(self, split: bool, memory: str | int):
         self.split = split
+        self.memory = 2 * memory_bytes(memory)  # of which an operator takes half for graphs
         self._plan = None
 
     def at(self, losses: TokenLosses, params: Params, buffers: Params | None) -> HessianOperator | SharedOperator:
@@ -55,9 +58,9 @@ class _Hessian:
         if buffers is not None:
             losses = losses.at_buffers(buffers)
         if self.split:
-            operator = SharedOperator(HessianOperator, losses, params)
+            operator = SharedOperator(HessianOperator, losses, params, self.memory)
         else:
-            operator = HessianOperator(losses, params)
+            operator = HessianOperator(losses, params, self.memory)
         self._plan = operator.plan()
         return operator
 
@@ -95,7 +98,7 @@ class Walk:
         params = self.trajectory.params(self.trajectory.weights(0))
         blocks = [own for own in (rows, self.displacements, self.outside) if len(own)]
         self.projector = Projector(self.share.losses, params, blocks, request.engine, request.memory)
-        self.hessian = _Hessian(split=share == "tokens")
+        self.hessian = _Hessian(share == "tokens", request.memory)
         self.known: set[int] = set()
 
     def slopes(self, weights: Tensor, buffers: Params | None, before: int | None, after: int | None) -> Slopes:
@@ -355,7 +358,7 @@ def project(
     """Project every token's gradient on every direction at every one of `steps` (default: all in `store`).
 
     losses      the tokens that are analysed
-    engine, memory  as in `polca.compute.engines.Projector`
+    engine, memory  as in `polca.compute.engines.Projector`; the graphs of `curvature` take as much
     curvature   "token": that of every token, exact, and its mean; or the tokens whose mean curvature is wanted
     nodes, tol  also integrate along the path between checkpoints, for `allocate(rule="path")`: with so many interior
                 points, or 0, 1, 3, 7, ... `max_nodes`, until the mean over tokens of |true loss change − all

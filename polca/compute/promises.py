@@ -25,6 +25,11 @@ def _promised(like: Tensor, shape: Sequence[int], needed: bool) -> Tensor | None
     return like.new_zeros(()).expand(shape) if needed else None
 
 
+def _in_transform() -> bool:
+    "Whether this runs in a `torch.vmap` or another transform of the model's own, which take plain operations alone."
+    return torch._C._are_functorch_transforms_active()
+
+
 class _MatrixBack(torch.autograd.Function):
     "A promise of (g W, gᵀx, Σ g), of those that are `needed`, for g (..., out), x (..., in) and W (out, in)."
 
@@ -66,8 +71,8 @@ class _Matrix(torch.autograd.Function):
 def _promise_of_matrix(module, inputs, output):
     "The hook that promises the gradients of a layer of `is_matrix`."
     weight = as_matrices(module, module.weight)
-    if len(inputs) != 1 or not inputs[0].dtype == weight.dtype == output.dtype:
-        return None  # under autocast, where the layer converts what it gets
+    if len(inputs) != 1 or _in_transform() or not inputs[0].dtype == weight.dtype == output.dtype:
+        return None  # as under autocast, where the layer converts what it gets
     return _Matrix.apply(inputs[0], weight, module.bias, output.detach())
 
 # %% ../../nbs/compute/60_promises.ipynb #1fca2227
@@ -114,17 +119,16 @@ def _is_plain_embedding(module: nn.Module) -> bool:
 
 def _promise_of_embedding(module, inputs, output):
     "The hook that promises the gradient of an embedding."
-    if len(inputs) != 1:
+    if len(inputs) != 1 or _in_transform():
         return None
     return _Embedding.apply(module.weight, inputs[0], module.padding_idx, output.detach())
 
 # %% ../../nbs/compute/60_promises.ipynb #9a148ec3
 class _Scores(NamedTuple):
-    "What makes A: the `scale` s, whether it is `causal`, or its `mask` (texts, heads, queries, keys)."
+    "What makes A: the `scale` s, and whether it is `causal`."
 
     scale: float
     causal: bool
-    mask: Tensor | None
 
 
 class _Block(NamedTuple):
@@ -141,15 +145,15 @@ class _Block(NamedTuple):
         return part
 
 
-def _weights(q: Tensor, k: Tensor, scores: _Scores, block: _Block) -> Tensor:
-    "A (texts, heads, rows, keys) for q (texts, heads, rows, width) of the `block` and its keys k."
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scores: _Scores, block: _Block) -> Tensor:
+    "A (texts, heads, rows, keys) for q (texts, heads, rows, width) of the `block`, its keys k, and a mask for all."
     s = scores.scale * (q @ k.mT)
     if scores.causal:
         later = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu(1 + block.rows.start)
         return s.masked_fill(later, -math.inf).softmax(-1)
-    if scores.mask is None:
+    if mask is None:
         return s.softmax(-1)
-    mask = block.of(scores.mask, block.rows)
+    mask = block.of(mask, block.rows)
     s = s.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else s + mask
     attends = s.amax(-1, keepdim=True) > -math.inf
     return torch.where(attends, s.softmax(-1), 0)  # a row that attends to nothing has an output of 0
@@ -172,20 +176,20 @@ def _spans_of_blocks(q: Tensor, k: Tensor) -> tuple[list[range], list[range], li
     return _spans(texts, some_texts), _spans(heads, some_heads), _spans(queries, rows)
 
 # %% ../../nbs/compute/60_promises.ipynb #fd33a347
-def _block_change(at: list[Tensor], moves: list[Tensor], scores: _Scores, block: _Block) -> Tensor:
+def _block_change(at: list[Tensor], moves: list[Tensor], mask: Tensor | None, scores: _Scores, block: _Block) -> Tensor:
     "`_attention_change` of a block."
     n_keys = at[1].shape[-2]
     keys = range(min(block.rows.stop, n_keys) if scores.causal else n_keys)
     places = (block.rows, keys, keys)
     q, k, v = (block.of(part, some) for part, some in zip(at, places))
     q_move, k_move, v_move = (block.of(part, some) for part, some in zip(moves, places))
-    A = _weights(q, k, scores, block)
+    A = _weights(q, k, mask, scores, block)
     change = A * (q_move @ k.mT + q @ k_move.mT)
     change = scores.scale * (change - A * change.sum(-1, keepdim=True))
     return change @ v + A @ v_move
 
 
-def _attention_change(at: list[Tensor], moves: list[Tensor], scores: _Scores) -> Tensor:
+def _attention_change(at: list[Tensor], moves: list[Tensor], mask: Tensor | None, scores: _Scores) -> Tensor:
     "The derivative of attention of q, k, v, `at` which it is taken, along `moves` of all three, in float32 at least."
     dtype = at[0].dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -194,7 +198,8 @@ def _attention_change(at: list[Tensor], moves: list[Tensor], scores: _Scores) ->
     all_texts, all_heads, all_rows = _spans_of_blocks(*at[:2])
 
     def of_heads(texts, heads):
-        return torch.cat([_block_change(at, moves, scores, _Block(texts, heads, rows)) for rows in all_rows], dim=-2)
+        blocks = [_Block(texts, heads, rows) for rows in all_rows]
+        return torch.cat([_block_change(at, moves, mask, scores, block) for block in blocks], dim=-2)
 
     def of_texts(texts):
         return torch.cat([of_heads(texts, heads) for heads in all_heads], dim=-3)
@@ -206,32 +211,33 @@ class _AttentionBack(torch.autograd.Function):
     "A promise of what comes back to the q, k and v that are `needed`, for g (..., queries, width)."
 
     @staticmethod
-    def forward(ctx, g, scores, needed, *at):
-        ctx.save_for_backward(*at)
+    def forward(ctx, g, scores, needed, mask, *at):
+        ctx.save_for_backward(mask, *at)
         ctx.scores = scores
         return tuple(_promised(g, part.shape, need) for part, need in zip(at, needed))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *moves):
-        at = list(ctx.saved_tensors)
+        mask, *at = ctx.saved_tensors
         moves = [torch.zeros_like(part) if move is None else move for part, move in zip(at, moves)]
-        return _attention_change(at, moves, ctx.scores), None, None, None, None, None
+        return _attention_change(at, moves, mask, ctx.scores), None, None, None, None, None, None
 
 
 class _Attention(torch.autograd.Function):
     "Attention of q, k and v, whose output y is given, with a promised back-propagation."
 
     @staticmethod
-    def forward(ctx, q, k, v, scores, y):
-        ctx.save_for_backward(q, k, v)
+    def forward(ctx, q, k, v, mask, scores, y):
+        ctx.save_for_backward(mask, q, k, v)
         ctx.scores = scores
         return y.detach()
 
     @staticmethod
     def backward(ctx, g):
-        at = [part.detach() for part in ctx.saved_tensors]
-        return *_AttentionBack.apply(g, ctx.scores, ctx.needs_input_grad[:3], *at), None, None
+        mask, *at = ctx.saved_tensors
+        at = [part.detach() for part in at]
+        return *_AttentionBack.apply(g, ctx.scores, ctx.needs_input_grad[:3], mask, *at), None, None, None
 
 # %% ../../nbs/compute/60_promises.ipynb #5e452d3c
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -241,17 +247,19 @@ def _promised_attention(
     q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ) -> Tensor | None:
     "`scaled_dot_product_attention` with promised gradients; None where it is more than `_attention_change` knows."
-    if dropout_p or q.ndim != 4 or not q.dtype == k.dtype == v.dtype:
+    if dropout_p or _in_transform() or q.ndim != 4 or not q.dtype == k.dtype == v.dtype:
         return None
-    if attn_mask is not None and attn_mask.requires_grad:
+    if not q.numel() or not k.numel() or (attn_mask is not None and attn_mask.requires_grad):
         return None
     with torch.no_grad(), sdpa_kernel(_KERNELS):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
-        k, v = (part.repeat_interleave(q.shape[-3] // part.shape[-3], -3) for part in (k, v))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+        k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
+    lead = torch.broadcast_shapes(q.shape[:2], k.shape[:2], v.shape[:2])
+    q, k, v = (part.expand(*lead, *part.shape[2:]) for part in (q, k, v))
     mask = None if attn_mask is None else attn_mask.expand(*q.shape[:3], k.shape[-2])
-    return _Attention.apply(q, k, v, _Scores(scale, is_causal, mask), y)
+    scores = _Scores(q.shape[-1] ** -0.5 if scale is None else scale, is_causal)
+    return _Attention.apply(q, k, v, mask, scores, y)
 
 
 class _PromisedAttention(TorchFunctionMode):

@@ -12,6 +12,7 @@ __all__ = ['Params', 'Batch', 'Batches', 'Loss', 'TokenTable', 'plain_names', 'w
 # %% ../../nbs/core/10_losses.ipynb #bf8daa93
 import hashlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -234,21 +235,28 @@ def logits_of(out) -> Tensor:
 # %% ../../nbs/core/10_losses.ipynb #4788937c
 def next_targets(batch: Batch) -> Tensor:
     "The target that follows each place that has logits, (examples, places), −100 for none."
-    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100).long()
+    targets = F.pad(batch["labels"][:, 1:].long(), (0, 1), value=-100)
     return targets[:, batch["logits_to_keep"]] if "logits_to_keep" in batch else targets
+
+
+def _without_targets(logits: Tensor, targets: Tensor) -> bool:
+    "Whether rows of `logits` without one of the `targets` are better left out: many, or not finite."
+    rows = (targets == -100).nonzero().squeeze(1)
+    # to pick out the others costs more than to compute these, but what is not finite would come back from them
+    return 8 * len(rows) > len(targets) or not math.isfinite(logits.detach().index_select(0, rows).sum())
 
 
 def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     "Of those rows of `logits` (rows, vocabulary) that have one of the `targets` (rows,), where the others are −100."
     rows = (targets != -100).nonzero().squeeze(1)
-    few = 2 * len(rows) <= len(targets)  # to pick out more than that costs more than to compute the others
-    if few:
+    picked = _without_targets(logits, targets)
+    if picked:
         logits = logits.index_select(0, rows)
         targets = targets[rows]
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     each = F.cross_entropy(logits, targets, reduction="none")
-    return each if few else each.index_select(0, rows)
+    return each if picked else each.index_select(0, rows)
 
 # %% ../../nbs/core/10_losses.ipynb #321207fb
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -282,9 +290,13 @@ def cut_targets(model: nn.Module, batch: Batch, pieces: int) -> list[dict[str, T
     −100 for all others, and `logits_to_keep` where the `model` knows that.
     """
     places = (next_targets(batch)[0] != -100).nonzero().squeeze(1)
+    if not len(places):
+        return []
+    if "logits_to_keep" in batch:
+        places = batch["logits_to_keep"][places]
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     cut = []
-    for some in places.tensor_split(min(pieces, len(places))) if len(places) else ():
+    for some in places.tensor_split(min(pieces, len(places))):
         labels = torch.full_like(batch["labels"], -100)
         labels[:, some + 1] = batch["labels"][:, some + 1]
         cut.append({**batch, "labels": labels, **({"logits_to_keep": some} if keeps else {})})

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .losses import Batch, Params, TokenLosses, cut_targets, next_token_loss
+from .losses import Batch, Params, TokenLosses, cut_targets, next_targets, next_token_loss
 from .units import size_text
 
 Attempt = Callable[[TokenLosses, Params], object]  # a computation whose memory is asked for
@@ -139,7 +139,11 @@ def n_positions(batch: Batch) -> int:
 def some_examples(batch: Batch, rows: slice | list[int]) -> dict[str, Tensor]:
     "The examples `rows` of `batch`; what is not one row per example stays whole."
     n = n_examples(batch)
-    return {name: value[rows] if value.ndim and len(value) == n else value for name, value in batch.items()}
+
+    def has_rows(name, value):
+        return value.ndim and len(value) == n and name != "logits_to_keep"
+
+    return {name: value[rows] if has_rows(name, value) else value for name, value in batch.items()}
 
 # %% ../../nbs/core/20_memory.ipynb #3468fdce
 def token_slots(losses: TokenLosses, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -314,45 +318,61 @@ def _piece_peak(needs: _Needs, i: int, pieces: int) -> int:
 
 
 def _pieces(needs: _Needs, i: int, budget: int) -> int:
-    "In how many pieces the targets of batch `i` are within `budget` bytes; 1 if none is needed, or none enough."
-    whole = needs.peak(i)
+    "In how many pieces the targets of batch `i` are within `budget` bytes; 0 if it is as it is, or never."
+    peak = needs.peak(i)
+    if peak <= budget:
+        return 0
     most = int(_most_targets(needs.losses, i)[1])
+    whole = peak = _piece_peak(needs, i, 1)  # without the places that have no targets
     pieces = 1
     fixed = 0.0
-    fitting = whole <= budget
-    while not fitting and pieces < most and fixed < budget:
+    while peak > budget and pieces < most and fixed < budget:
         # of each target what is left of the whole without what any piece takes
         pieces = min(most, max(pieces + 1, 3 * pieces // 2, math.ceil((whole - fixed) / (budget - fixed))))
         peak = _piece_peak(needs, i, pieces)
-        fitting = peak <= budget
         fixed = whole - (whole - peak) / (1 - 1 / pieces)
-    return pieces if fitting else 1
+    return pieces if peak <= budget else 0
 
 # %% ../../nbs/core/20_memory.ipynb #83229ddc
-def _with_cut_targets(needs: _Needs, budget: int) -> _Needs:
-    "With the sequences of the batches of which one takes more than `budget` bytes, one by one, in pieces that do not."
+def _cut_batches(needs: _Needs, pieces: list[int]) -> list[Batch]:
+    "The batches, the sequences of those that have `pieces` one by one, in pieces."
     losses = needs.losses
-    pieces = [_pieces(needs, i, budget) if size else 1 for i, size in enumerate(losses.sizes)]
-    if not pieces or max(pieces) == 1:
-        return needs
     batches = []
     for i, batch in enumerate(losses.batches):
-        if pieces[i] == 1:
+        if not pieces[i]:
             batches.append(batch)
             continue
         if n_examples(batch) > 1:
             _check_separable(losses, i, needs.params, 1)
         for row in range(n_examples(batch)):
             batches += cut_targets(losses.model, some_examples(batch, [row]), pieces[i])
-    i = int(np.argmax(pieces))
+    return batches
+
+
+def _numbered(batches: list[Batch], losses: TokenLosses) -> pd.DataFrame:
+    "A token table of `batches` that numbers the sequences and pieces of sequences, if that of `losses` does."
+    if not tells_sequences(losses):
+        return losses.tokens
+    targets = torch.cat([(next_targets(batch) != -100).sum(1).cpu() for batch in batches])
+    return pd.DataFrame({"example": np.repeat(np.arange(len(targets)), targets)})
+
+
+def _with_cut_targets(needs: _Needs, budget: int) -> _Needs:
+    "With the sequences of the batches of which one takes more than `budget` bytes, one by one, in pieces that do not."
+    losses = needs.losses
+    pieces = [_pieces(needs, i, budget) if size else 0 for i, size in enumerate(losses.sizes)]
+    if not any(pieces):
+        return needs
+    batches = _cut_batches(needs, pieces)
+    i = max(np.flatnonzero(pieces), key=needs.peak)
     warnings.warn(
         f"a sequence of {n_positions(losses.batches[i])} tokens takes {size_text(needs.peak(i))}, and "
         f"{size_text(budget)} are left for it: its targets are cut into {pieces[i]} pieces, each of which takes almost "
         f"the time of a sequence. {math.ceil(needs.peak(i) / 2**20)}MiB (--memory) would do without",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=6,  # where a projector is made
     )
-    return needs.of(losses.part(batches, losses.tokens))
+    return needs.of(losses.part(batches, _numbered(batches, losses)))
 
 # %% ../../nbs/core/20_memory.ipynb #44e8b5e4
 def split_batches(
@@ -390,7 +410,7 @@ def split_batches(
         bytes_of += [fixed + each * (rows.stop - rows.start) for rows in parts]
     if needs.losses is losses and len(batches) == len(losses.batches):
         return losses, bytes_of
-    return losses.part(batches, losses.tokens), bytes_of
+    return losses.part(batches, needs.losses.tokens), bytes_of
 
 # %% ../../nbs/core/20_memory.ipynb #e801f5b0
 def batch_of_part(losses: TokenLosses, parts: TokenLosses, i: int) -> int:

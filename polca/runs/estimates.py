@@ -33,7 +33,7 @@ from ..compute.lanczos import lanczos
 from ..compute.operators import MATRICES, HessianOperator, mean_gradient
 from ..core.checkpoints import Checkpoints, weights_hash
 from ..core.losses import Params, TokenLosses, n_parameters
-from ..core.memory import n_examples, n_positions, some_examples, tells_sequences, token_slots
+from ..core.memory import memory_bytes, n_examples, n_positions, some_examples, tells_sequences, token_slots
 from ..core.units import seconds_text, size_text
 from ..core.verification import verify_checkpoints
 
@@ -230,7 +230,7 @@ def estimate_projection(
     each = seconds / share
     each += (n_directions + 2) / len(directions) * 2 * timed(lambda: (directions @ directions[0]) @ directions)[0]
     if curvature:
-        building, operator = timed(lambda: HessianOperator(curvature, params))
+        building, operator = timed(lambda: HessianOperator(curvature, params, 2 * memory_bytes(memory)))
         each += building + n_directions * timed(lambda: operator @ directions[0])[0]
     # gradients, losses and slopes outside the basis; small files
     size = len(steps) * (len(losses) * (n_directions + 3) * like.element_size() + 1000)

@@ -4,11 +4,13 @@ import warnings
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.func import jacrev
 
 from polca.compute.engines import Projector
 from polca.core.losses import TokenLosses, flatten, n_parameters, next_token_loss, unflatten
+from polca.core.memory import n_examples, tells_sequences
 
 
 class Small(nn.Module):
@@ -188,3 +190,131 @@ def test_the_engine_that_takes_sequences_whole_refuses_to_cut_them():
     rows = torch.eye(2, n_parameters(losses.params))
     with pytest.raises(ValueError, match="too small"):
         Projector(losses, losses.params, rows, "reverse", memory=20_000)
+
+
+class Plain(nn.Module):
+    "Whose `inner` network is given as a function of the model and the embedded ids."
+
+    def __init__(self, inner=lambda model, h: model.mid(h).tanh()):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.mid = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 7)
+        self.inner = inner
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.head(self.inner(self, self.embed(input_ids)))
+
+
+def texts(n=1, positions=6, seed=0, dtype=torch.long):
+    ids = torch.randint(0, 7, (n, positions), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": ids.to(dtype)}
+
+
+def by_backward(losses, params, rows):
+    "One back-propagation after the other, since not all models can be given to `jacrev`."
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    loss = losses.batch(0, leaves)
+    gradients = [torch.autograd.grad(one, list(leaves.values()), retain_graph=True) for one in loss]
+    return torch.stack([rows @ flatten(dict(zip(leaves, gradient))) for gradient in gradients])
+
+
+def assert_projected(model, batches, K=3):
+    "That P of each batch of `model` is that of its Jacobian."
+    losses = TokenLosses(model.double().eval(), batches)
+    params = losses.params
+    rows = torch.randn(K, n_parameters(params), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    loss, P = Projector(losses, params, rows, "forward")(params)
+    torch.testing.assert_close(loss, losses(params))
+    expected = [by_backward(losses.only(i), params, rows) for i in range(len(batches))]
+    torch.testing.assert_close(P, torch.cat(expected), rtol=1e-8, atol=1e-10)
+
+
+def recomputed(model, h):
+    return torch.utils.checkpoint.checkpoint(lambda h: torch.tanh(model.mid(h)), h, use_reentrant=False)
+
+
+def mapped(model, h):
+    return torch.vmap(model.mid)(h).tanh()
+
+
+def one_key_for_all_heads(model, h):
+    q, k, v = (part(h).unflatten(-1, (-1, 2)).transpose(1, 2) for part in (model.mid, model.mid.forward, torch.sin))
+    out = nn.functional.scaled_dot_product_attention(q, k[:, :1], v[:, :1], is_causal=True)
+    return out.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("inner", [recomputed, mapped, one_key_for_all_heads], ids=lambda inner: inner.__name__)
+def test_networks_that_promises_are_not_made_for(inner):
+    assert_projected(Plain(inner), [texts(2)])
+
+
+@pytest.mark.parametrize("K", [0, 1, 2])
+def test_few_directions_for_a_single_text(K):
+    assert_projected(Plain(), [texts()], K)
+
+
+def test_a_hook_of_the_user_on_the_output_layer():
+    model = Plain()
+    model.head.register_forward_hook(lambda module, inputs, out: 2 * out)
+    assert_projected(model, [texts(2)])
+
+
+def test_batches_with_different_columns():
+    assert_projected(Plain(), [texts(), {"attention_mask": torch.ones(1, 6).long(), **texts(seed=3)}])
+
+
+def test_labels_of_bytes():
+    assert_projected(Plain(), [texts(2, dtype=torch.uint8)])
+
+
+def test_logits_that_are_not_finite_where_nothing_is_predicted():
+    class Ending(Plain):
+        def forward(self, input_ids):
+            logits = super().forward(input_ids)
+            return logits.index_fill(1, torch.tensor([input_ids.shape[1] - 1]), -torch.inf)
+
+    assert_projected(Ending(), [texts(2, 20)])
+
+
+def test_without_gradients_around_it():
+    with torch.no_grad():
+        losses = small_losses(texts=1)
+        rows = directions(losses)
+        P = Projector(losses, losses.params, rows, "forward")(losses.params)[1]
+    torch.testing.assert_close(P, by_jacobian(losses, losses.params, rows), rtol=1e-4, atol=1e-6)
+
+
+def test_a_graph_is_not_taken_for_that_of_tensors_that_are_gone():
+    losses = TokenLosses(Plain().double().eval(), [texts()])
+    rows = directions(losses).double()
+    for i in range(20):
+        projector = Projector(losses, {n: p + 1e-9 * i for n, p in losses.params.items()}, rows, "forward")
+        params = {n: p + 1e-9 * (i + 1) for n, p in losses.params.items()}
+        expected = by_jacobian(losses, params, rows)
+        torch.testing.assert_close(projector(params)[1], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_one_target_of_a_long_text_is_cut_out():
+    torch.manual_seed(0)
+    ids = torch.randint(0, 500, (1, 60))
+    for targets in (1, 2):
+        labels = ids.masked_fill(torch.arange(60) < 60 - targets, -100)
+        losses = TokenLosses(WideKeeping().double().eval(), [{"input_ids": ids, "labels": labels}])
+        rows = torch.randn(2, n_parameters(losses.params), dtype=torch.float64)
+        whole = Projector(losses, losses.params, rows, "forward")(losses.params)
+        projector = cut_projector(losses, rows, "forward")
+        assert projector.losses.batches[0]["logits_to_keep"].tolist() == list(range(59 - targets, 59))
+        torch.testing.assert_close(projector(losses.params), whole)
+
+
+def test_the_other_batches_keep_to_the_memory_where_one_is_cut():
+    torch.manual_seed(0)
+    ids = torch.randint(0, 500, (20, 30))
+    long = torch.randint(0, 500, (1, 200))
+    labels = ids.masked_fill(torch.arange(20)[:, None] == 0, -100)  # the first has no targets
+    batches = [{"input_ids": long, "labels": long}, {"input_ids": ids, "labels": labels}]
+    losses = TokenLosses(WideKeeping().eval(), batches)
+    projector = cut_projector(losses, torch.randn(1, n_parameters(losses.params)), "forward")
+    of_texts = sum(n_examples(batch) for batch in projector.losses.batches if "logits_to_keep" not in batch)
+    assert of_texts == 20 and tells_sequences(projector.losses)
