@@ -268,7 +268,7 @@ class Projector:
 
     @torch.enable_grad()
     def __call__(self, params: Params, buffers: Params | None = None) -> tuple[Tensor, Tensor]:
-        "The losses and P at `params`, and with `buffers` of the checkpoint in place of the model's own, where given."
+        "The losses and P at `params` (and `buffers`); UnseenError if the check sum shows that some is missed."
         try:
             return self._planned(params, buffers)
         except UnseenError as error:

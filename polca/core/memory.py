@@ -367,8 +367,8 @@ def _with_cut_targets(needs: _Needs, budget: int) -> _Needs:
     i = max(np.flatnonzero(pieces), key=needs.peak)
     warnings.warn(
         f"a sequence of {n_positions(losses.batches[i])} tokens takes {size_text(needs.peak(i))}, and "
-        f"{size_text(budget)} are left for it: its targets are cut into {pieces[i]} pieces, each of which takes almost "
-        f"the time of a sequence. {math.ceil(needs.peak(i) / 2**20)}MiB (--memory) would do without",
+        f"{size_text(budget)} are left for it: its targets are cut into pieces ({pieces[i]}), each of which takes "
+        f"almost the time of a sequence. {math.ceil(needs.peak(i) / 2**20)}MiB (--memory) would do without",
         RuntimeWarning,
         stacklevel=6,  # where a projector is made
     )
