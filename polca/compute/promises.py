@@ -164,13 +164,15 @@ def _spans(n: int, most: int) -> list[range]:
     return [range(first, min(first + most, n)) for first in range(0, n, most)]
 
 
-def _spans_of_blocks(q: Tensor, k: Tensor) -> tuple[list[range], list[range], list[range]]:
+def _spans_of_blocks(q: Tensor, k: Tensor, causal: bool) -> tuple[list[range], list[range], list[range]]:
     """Of texts, heads and queries as many at a time as have scores that fit in a cache, or on a GPU keep it busy: whole
-    rows first, then heads, then texts, so that the matrices are large.
+    rows first, then heads, then texts, so that the matrices are large. Where it is causal, few rows on a CPU, which
+    are spared the keys after them.
     """
-    wanted = 2**18 if q.device.type == "cpu" else 2**26
+    on_cpu = q.device.type == "cpu"
+    wanted = 2**18 if on_cpu else 2**26
     texts, heads, queries, _ = q.shape
-    rows = min(max(1, wanted // k.shape[-2]), queries)
+    rows = min(max(1, wanted // k.shape[-2]), 64 if causal and on_cpu else queries, queries)
     some_heads = min(max(1, wanted // (rows * k.shape[-2])), heads)
     some_texts = min(max(1, wanted // (some_heads * rows * k.shape[-2])), texts)
     return _spans(texts, some_texts), _spans(heads, some_heads), _spans(queries, rows)
@@ -195,7 +197,7 @@ def _attention_change(at: list[Tensor], moves: list[Tensor], mask: Tensor | None
     wide = torch.promote_types(dtype, torch.float32)
     at = [part.to(wide) for part in at]
     moves = [part.to(wide) for part in moves]
-    all_texts, all_heads, all_rows = _spans_of_blocks(*at[:2])
+    all_texts, all_heads, all_rows = _spans_of_blocks(*at[:2], scores.causal)
 
     def of_heads(texts, heads):
         blocks = [_Block(texts, heads, rows) for rows in all_rows]

@@ -318,3 +318,33 @@ def test_the_other_batches_keep_to_the_memory_where_one_is_cut():
     projector = cut_projector(losses, torch.randn(1, n_parameters(losses.params)), "forward")
     of_texts = sum(n_examples(batch) for batch in projector.losses.batches if "logits_to_keep" not in batch)
     assert of_texts == 20 and tells_sequences(projector.losses)
+
+
+def uneven_texts(targets):
+    "Texts with so many targets each."
+    batch = texts(len(targets))
+    last = torch.arange(6) >= 6 - torch.tensor(targets)[:, None]
+    return {**batch, "labels": batch["labels"].masked_fill(~last, -100)}
+
+
+@pytest.mark.parametrize("targets", [(2, 5, 3), (0, 3), (3, 0), (4, 4, 4)])
+def test_the_text_that_was_measured_stands_where_it_was_among_the_others(targets):
+    assert_projected(Plain(), [uneven_texts(targets)])
+    assert_projected(Plain(), [uneven_texts(targets[::-1]), uneven_texts(targets)])
+
+
+class Coupled(Plain):
+    "Each text sees the mean of all."
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, input_ids):
+        h = self.inner(self, self.embed(input_ids))
+        return self.head(h + self.seen(h.mean(0)))
+
+
+@pytest.mark.parametrize("seen", [torch.sin, lambda mean: mean - mean.detach()], ids=["value", "derivative"])
+def test_a_text_that_was_measured_alone_is_not_taken_where_it_depends_on_others(seen):
+    assert_projected(Coupled(seen), [uneven_texts((5, 5, 3))])
