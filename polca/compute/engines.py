@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checksum import UnseenError, check_seen
+from .checksum import UnseenError, check_seen, check_some_seen
 from .difference import DifferenceEngine
 from .forward import ForwardEngine
 from .layers import is_matrix, last_matrix
@@ -227,6 +227,9 @@ class _Planned:
         loss, P = self.engine.project(Part(self.losses, i, self.room[i]), params, first=self.calls == i == 0)
         _check_projections(P, params, i)
         if not self.engine.exact or not _is_checked(self.calls, i, len(self.losses.batches)):
+            return loss, P
+        if self.calls > 0:
+            check_some_seen(self.losses, i, params, self.slices, P, self.engine, self.calls)
             return loss, P
         try:
             plain = check_seen(self.losses, i, params, self.slices, P, self.engine)

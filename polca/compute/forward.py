@@ -21,8 +21,8 @@ from .layers import LastMatrix, as_matrices, last_matrix
 from .promises import Promised
 from .protocol import Part, Rates, Slices, Work, block_sizes, dtype_of, reached
 from .smooth import ForwardHooks, Tangent, is_changed
-from ..core.losses import Batch, Params, TokenLosses, next_targets, next_token_loss
-from ..core.memory import n_examples, n_positions, some_examples, tells_sequences, token_slots
+from ..core.losses import Params, TokenLosses, next_targets, next_token_loss
+from ..core.memory import n_examples, n_positions
 
 # %% ../../nbs/compute/61_forward.ipynb #db700b32
 class Linear(NamedTuple):
@@ -370,17 +370,6 @@ _NO_SECOND = (
 )
 
 
-def _row_of(own: Batch, batch: Batch) -> int | None:
-    "The first sequence of `batch` that is the only one of `own`, None if there is none."
-    if own.keys() != batch.keys():
-        return None
-    for row in range(n_examples(batch)):
-        some = some_examples(batch, [row])
-        if all(torch.equal(some[name], own[name]) for name in own):
-            return row
-    return None
-
-
 class _Held:
     "The graph of the only batch of `one` at `params`, the tokens of its rows, P of the first direction (tokens, 1)."
 
@@ -394,48 +383,12 @@ class _Held:
         first = {n: [parts[0][:1]] for n, parts in slices.items()}
         self.P = _projected(self.graph, first, output, 1)[1]
 
-    def row_in(self, part: Part, params: Params, slices: Slices) -> int | None:
-        "The sequence of `part` that it is of, None if of none, or if something was written into a tensor since."
-        if _State(part.losses, params, slices) != self.state:
-            return None
-        return _row_of(self.one.batches[0], part.losses.batches[part.index])
-
-    def projected(self, slices: Slices, last: LastMatrix | None, chunk: int) -> tuple[Tensor, Tensor]:
-        "The losses and P of all directions."
-        others = {n: [parts[0][1:], *parts[1:]] for n, parts in slices.items()}
-        loss, P = _projected(self.graph, others, OutputLayer(last), chunk)
-        return loss, torch.cat([self.P, P], dim=1)
-
-# %% ../../nbs/compute/61_forward.ipynb #cc6b7708
-class _Own(NamedTuple):
-    """What a held graph gives of a batch: the `loss` and P of its sequence, which tokens those are (tokens of the
-    batch,), and the `rest` of the batch, None where there is none.
-    """
-
-    loss: Tensor
-    P: Tensor
-    is_own: Tensor
-    rest: TokenLosses | None
-
-
-def _tokens_of(part: Part, row: int) -> Tensor | None:
-    "Which tokens of a part are of sequence `row`, (tokens,), None where the token table does not tell."
-    losses, i, _ = part
-    if n_examples(losses.batches[i]) == 1:
-        return torch.ones(losses.sizes[i], dtype=torch.bool)
-    if not tells_sequences(losses):
-        return None
-    sequence, _ = token_slots(losses, i)
-    return torch.from_numpy(sequence == row)
-
-
-def _together(is_own: Tensor, own: Tensor, rest: Tensor) -> Tensor:
-    "The values of a batch's tokens, of those that are `own` and of the `rest`."
-    at = is_own.to(own.device)
-    out = own.new_empty(len(at), *own.shape[1:])
-    out[at] = own
-    out[~at] = rest
-    return out
+    def is_of(self, part: Part, params: Params, slices: Slices) -> bool:
+        "Whether it is of `part` at `params`, of tensors that say that nothing was written into them since."
+        own = self.one.batches[0]
+        batch = part.losses.batches[part.index]
+        same_batch = batch.keys() == own.keys() and all(torch.equal(batch[name], own[name]) for name in own)
+        return same_batch and _State(part.losses, params, slices) == self.state
 
 # %% ../../nbs/compute/61_forward.ipynb #fef63651
 class ForwardEngine:
@@ -469,28 +422,11 @@ class ForwardEngine:
         "Nothing."
 
     def project(self, part: Part, params: Params, first: bool) -> tuple[Tensor, Tensor]:
-        own = self._taken_over(part, params)
-        if own is None:
+        held = self.held if self.held and self.held.is_of(part, params, self.slices) else None
+        self.held = None  # not any longer than for one call
+        if held is None:
             return project_forward(part, params, self.slices, self.output)
-        if own.rest is None:
-            return own.loss, own.P
-        rest = Part(own.rest, 0, part.room)
-        loss, P = project_forward(rest, params, self.slices, OutputLayer(self.output.last))
-        return _together(own.is_own, own.loss, loss), _together(own.is_own, own.P, P)
-
-    def _taken_over(self, part: Part, params: Params) -> _Own | None:
-        "What the held graph gives of `part`, None if nothing; it is not held any longer."
-        held = self.held
-        self.held = None
-        row = held.row_in(part, params, self.slices) if held else None
-        batch = part.losses.batches[part.index]
-        if row is None:
-            return None
-        is_own = _tokens_of(part, row)
-        if is_own is None or int(is_own.sum()) != len(held.graph.loss):
-            return None
-        others = [other for other in range(n_examples(batch)) if other != row]
-        rest = part.losses.part([some_examples(batch, others)]) if others else None
-        if rest is None:
-            self.output.tokens[part.index] = held.tokens
-        return _Own(*held.projected(self.slices, self.output.last, _chunk(part, params)), is_own, rest)
+        self.output.tokens[part.index] = held.tokens
+        others = {n: [parts[0][1:], *parts[1:]] for n, parts in self.slices.items()}
+        loss, P = _projected(held.graph, others, self.output, _chunk(part, params))
+        return loss, torch.cat([held.P, P], dim=1)

@@ -159,11 +159,11 @@ def tells_sequences(losses: TokenLosses) -> bool:
     "Whether the column `example` of the token table numbers the sequences, from 0 on through all batches."
     if "example" not in losses.tokens or losses.tokens["example"].dtype.kind not in "iu":
         return False
-    for i, batch in enumerate(losses.batches):
-        sequence, _ = token_slots(losses, i)
-        if (sequence < 0).any() or (sequence >= n_examples(batch)).any():
-            return False
-    return True
+    counts = [n_examples(batch) for batch in losses.batches]
+    ends = np.cumsum(counts, dtype=int)
+    first, end = (np.repeat(bounds, losses.sizes) for bounds in (ends - counts, ends))  # of the batch of each token
+    example = losses.tokens["example"].to_numpy()
+    return bool(((first <= example) & (example < end)).all())
 
 # %% ../../nbs/core/20_memory.ipynb #ea9cc656
 def _most_targets(losses: TokenLosses, i: int) -> tuple[int, float]:

@@ -8,7 +8,9 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.func import jacrev
 
+from polca.compute.checksum import UnseenError
 from polca.compute.engines import Projector
+from polca.compute.forward import ForwardEngine
 from polca.core.losses import TokenLosses, flatten, n_parameters, next_token_loss, unflatten
 from polca.core.memory import n_examples, tells_sequences
 
@@ -328,7 +330,7 @@ def uneven_texts(targets):
 
 
 @pytest.mark.parametrize("targets", [(2, 5, 3), (0, 3), (3, 0), (4, 4, 4)])
-def test_the_text_that_was_measured_stands_where_it_was_among_the_others(targets):
+def test_texts_of_uneven_targets(targets):
     assert_projected(Plain(), [uneven_texts(targets)])
     assert_projected(Plain(), [uneven_texts(targets[::-1]), uneven_texts(targets)])
 
@@ -346,5 +348,53 @@ class Coupled(Plain):
 
 
 @pytest.mark.parametrize("seen", [torch.sin, lambda mean: mean - mean.detach()], ids=["value", "derivative"])
-def test_a_text_that_was_measured_alone_is_not_taken_where_it_depends_on_others(seen):
+def test_texts_that_depend_on_each_other(seen):
     assert_projected(Coupled(seen), [uneven_texts((5, 5, 3))])
+
+
+def test_texts_that_depend_on_each_other_are_all_held_against_the_check_sum():
+    losses = TokenLosses(Coupled(torch.sin).double().eval(), [texts(20)])
+    rows = directions(losses).double()
+    projector = Projector(losses, losses.params, rows, "forward")
+    for factor in (1, 2):  # the second call is held against a tenth of the texts first
+        params = {name: factor * p for name, p in losses.params.items()}
+        torch.testing.assert_close(projector(params)[1], by_backward(losses, params, rows), rtol=1e-8, atol=1e-10)
+
+
+def test_a_tenth_of_the_texts_shows_what_an_engine_does_not_see(monkeypatch):
+    losses = TokenLosses(Plain().double().eval(), [texts(20)])
+    rows = directions(losses).double()
+    projector = Projector(losses, losses.params, rows, "forward")
+    projector(losses.params)
+    plain = ForwardEngine.project
+
+    def off_by_a_percent(*given, **how):
+        loss, P = plain(*given, **how)
+        return loss, 1.01 * P
+
+    monkeypatch.setattr(ForwardEngine, "project", off_by_a_percent)
+    with pytest.raises(UnseenError, match="does not see all"):
+        projector(losses.params)
+
+
+def test_what_has_a_row_for_each_position_is_not_taken_for_one_of_each_text():
+    class Placed(Plain):
+        def forward(self, input_ids, places):
+            return self.head(self.inner(self, self.embed(input_ids) + self.embed(places % 7)))
+
+    losses = TokenLosses(Placed().double().eval(), [{**texts(20, 20), "places": torch.arange(20)}])
+    rows = directions(losses).double()
+    projector = Projector(losses, losses.params, rows, "forward")
+    for _ in range(2):
+        P = projector(losses.params)[1]
+    torch.testing.assert_close(P, by_backward(losses, losses.params, rows), rtol=1e-8, atol=1e-10)
+
+
+def test_a_model_that_is_set_to_train_after_the_projector_was_made():
+    losses = small_losses(texts=20)
+    rows = directions(losses)
+    projector = Projector(losses, losses.params, rows, "forward")
+    losses.model.train()
+    for _ in range(2):
+        P = projector(losses.params)[1]
+    torch.testing.assert_close(P, by_jacobian(losses, losses.params, rows), rtol=1e-4, atol=1e-6)
