@@ -6,6 +6,7 @@
 __all__ = ['CheckSum', 'check_sum', 'relative_error', 'UnseenError', 'check_seen', 'check_some_seen']
 
 # %% ../../nbs/compute/67_checksum.ipynb #a2389022
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ class CheckSum(NamedTuple):
 
 def _rows(part: Tensor) -> Tensor:
     "The directions' part of a parameter, which may have no dimensions, as one row each."
-    return part.reshape(len(part), -1)
+    return part.reshape(len(part), math.prod(part.shape[1:]))
 
 
 def _weighted_gradient(losses: TokenLosses, i: int, params: Params, names, weights: Tensor) -> tuple[Tensor, Params]:

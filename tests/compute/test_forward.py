@@ -398,3 +398,10 @@ def test_a_model_that_is_set_to_train_after_the_projector_was_made():
     for _ in range(2):
         P = projector(losses.params)[1]
     torch.testing.assert_close(P, by_jacobian(losses, losses.params, rows), rtol=1e-4, atol=1e-6)
+
+
+def test_a_block_without_directions():
+    losses = small_losses()
+    rows = directions(losses)
+    P = Projector(losses, losses.params, [rows[:0], rows], "forward")(losses.params)[1]
+    torch.testing.assert_close(P, by_jacobian(losses, losses.params, rows), rtol=1e-4, atol=1e-6)
