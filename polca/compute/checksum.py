@@ -166,7 +166,7 @@ def _a_tenth(losses: TokenLosses, i: int, turn: int) -> _SomeSequences | None:
     some.losses.tokens = some.losses.tokens[some.tokens]
     return some
 
-
+# %% ../../nbs/compute/67_checksum.ipynb #3ff7aef1
 def check_some_seen(
     losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor, engine: Engine, turn: int
 ) -> None:

@@ -216,9 +216,8 @@ class _Planned:
     def __call__(self, params: Params, buffers: Params | None) -> tuple[Tensor, Tensor]:
         if buffers is not None:
             self.losses = self.losses.at_buffers(buffers)
-        results = []
-        for i in range(len(self.losses.batches)):
-            results.append(self._project(i, params, again=self.calls == 0))
+        parts = range(len(self.losses.batches))
+        results = [self._project(i, params, again=self.calls == 0) for i in parts]
         self.calls += 1
         return torch.cat([loss for loss, _ in results]), torch.cat([P for _, P in results])
 
