@@ -16,7 +16,7 @@ from torch import Tensor
 from .lanczos import dots
 from .protocol import Engine, Slices, block_sizes
 from .smooth import ForwardHooks
-from ..core.losses import Params, TokenLosses, next_token_loss
+from ..core.losses import Batch, Params, TokenLosses, cut_targets, next_token_loss
 from ..core.memory import n_examples, n_positions, some_examples, tells_sequences, token_slots
 
 # %% ../../nbs/compute/67_checksum.ipynb #e81d9761
@@ -140,37 +140,50 @@ def check_seen(losses: TokenLosses, i: int, params: Params, slices: Slices, P: T
     return loss
 
 # %% ../../nbs/compute/67_checksum.ipynb #e515d0f1
-class _SomeSequences(NamedTuple):
-    "Some sequences of a batch, the only batch of `losses`, and which `tokens` of the batch they have, (tokens,)."
+class _SomeTargets(NamedTuple):
+    "Some targets of a batch, the only batch of `losses`, and which `tokens` of the batch they are, (tokens,)."
 
     losses: TokenLosses
     tokens: np.ndarray
 
 
-def _a_tenth(losses: TokenLosses, i: int, turn: int) -> _SomeSequences | None:
-    "A tenth of the sequences of batch `i`, one at least, others in each `turn`; None where it cannot be asked alone."
+def _asked_alone(losses: TokenLosses, i: int, batch: Batch, tokens: np.ndarray) -> _SomeTargets:
+    "Those `tokens` of batch `i` that are the targets of `batch`."
+    some = _SomeTargets(losses.only(i), tokens)
+    some.losses.batches = [batch]
+    some.losses.sizes = [int(tokens.sum())]
+    some.losses.tokens = some.losses.tokens[tokens]
+    return some
+
+
+def _a_tenth(losses: TokenLosses, i: int, turn: int) -> _SomeTargets | None:
+    """A tenth of the sequences of batch `i`, others in each `turn`, of less than ten a tenth of the targets, in one of
+    them; None where these cannot be asked alone.
+    """
     batch = losses.batches[i]
-    if losses.loss is not next_token_loss or not tells_sequences(losses):
+    if losses.loss is not next_token_loss or not tells_sequences(losses) or not losses.sizes[i]:
         return None
     if n_examples(batch) == n_positions(batch):
         return None  # what has a row for each position would be taken to have one for each sequence
     sequence, _ = token_slots(losses, i)
-    all_with_targets = np.unique(sequence)
-    few = max(1, len(all_with_targets) // 10)
-    if few >= len(all_with_targets):
-        return None
-    drawn = np.sort(np.random.default_rng(turn).choice(all_with_targets, few, replace=False))
-    some = _SomeSequences(losses.only(i), np.isin(sequence, drawn))
-    some.losses.batches = [some_examples(batch, drawn.tolist())]
-    some.losses.sizes = [int(some.tokens.sum())]
-    some.losses.tokens = some.losses.tokens[some.tokens]
-    return some
+    with_targets = np.unique(sequence)
+    few = max(1, len(with_targets) // 10)
+    rng = np.random.default_rng(turn)
+    drawn = np.sort(rng.choice(with_targets, few, replace=False))
+    rows = some_examples(batch, drawn.tolist())
+    tokens = np.isin(sequence, drawn)
+    if len(with_targets) >= 10:
+        return _asked_alone(losses, i, rows, tokens)
+    pieces = cut_targets(losses.model, rows, math.ceil(10 / len(with_targets)))
+    piece = int(rng.integers(len(pieces)))
+    places = np.array_split(np.flatnonzero(tokens), len(pieces))[piece]
+    return _asked_alone(losses, i, pieces[piece], np.isin(np.arange(len(tokens)), places))
 
 # %% ../../nbs/compute/67_checksum.ipynb #3ff7aef1
 def check_some_seen(
     losses: TokenLosses, i: int, params: Params, slices: Slices, P: Tensor, engine: Engine, turn: int
 ) -> None:
-    "As `check_seen`, by a tenth of the sequences of batch `i`, others in each `turn`; by all if these do not agree."
+    "As `check_seen`, by a tenth of batch `i`, another in each `turn`; by all of it if that does not agree."
     some = _a_tenth(losses, i, turn) if P.numel() else None
     if some is not None:
         P_some = P[torch.from_numpy(some.tokens).to(P.device)]

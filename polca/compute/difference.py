@@ -99,6 +99,7 @@ class DifferenceEngine:
     exact: ClassVar[bool] = False
     unseen: ClassVar[str] = ""
     cuts_targets: ClassVar[bool] = True
+    goes_on: ClassVar[bool] = False
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
         self.report: dict = {"engine": self.name}
@@ -125,6 +126,5 @@ class DifferenceEngine:
         losses, i, _ = part
         P = difference_projection(losses, i, params, self.slices, self.report["difference_step"])
         error = difference_error(losses, i, params, self.slices, P) if len(P) else 0.0
-        before = self.report.get("difference_error", 0.0) if i else 0.0
-        self.report["difference_error"] = max(error, before)
+        self.report["difference_error"] = max(error, self.report["difference_error"]) if i else error
         return losses.batch(i, params).detach(), P

@@ -22,7 +22,17 @@ from .operators import is_finite
 from .protocol import Engine, Part, Rates, Work, cut_directions, reached
 from .reverse import ReverseEngine
 from ..core.losses import Params, TokenLosses, n_parameters, weight_names
-from ..core.memory import memory_bytes, n_examples, n_positions, split_batches
+from polca.core.memory import (
+    Attempt,
+    MemoryBudgetError,
+    batch_of_part,
+    cut_large,
+    memory_bytes,
+    n_examples,
+    n_positions,
+    peak_of,
+    split_batches,
+)
 
 # %% ../../nbs/compute/80_engines.ipynb #b376badd
 ENGINE_CLASSES: dict[str, type[Engine]] = {e.name: e for e in (ForwardEngine, ReverseEngine, DifferenceEngine)}
@@ -162,7 +172,7 @@ def _is_checked(calls: int, i: int, n_parts: int) -> bool:
         return False
     return i == (1 + calls // 16) % n_parts
 
-# %% ../../nbs/compute/80_engines.ipynb #c619648c
+# %% ../../nbs/compute/80_engines.ipynb #a892ced7
 Directions = Tensor | Sequence[Tensor]  # (K, d), or several such tensors
 
 
@@ -174,7 +184,29 @@ class _Request(NamedTuple):
     directions: Directions
     memory: str | int
 
+# %% ../../nbs/compute/80_engines.ipynb #f586843b
+_FASTEST = 4096  # positions of a batch on a CPU: more are slower for each, fewer have more to do besides
 
+
+def _is_small(losses: TokenLosses, params: Params, budget: int) -> bool:
+    "Whether the losses have one batch of several texts, which may be tried as it is: no tensor will be large."
+    if len(losses.batches) != 1 or n_examples(losses.batches[0]) < 2:
+        return False
+    positions = n_examples(losses.batches[0]) * n_positions(losses.batches[0])
+    widest = max(max(p.shape, default=1) for p in params.values())  # mostly the vocabulary
+    return positions <= _FASTEST and 16 * positions * widest <= budget
+
+
+def _need_of_small(engine: Engine, losses: TokenLosses, params: Params, hold: Attempt, budget: int) -> int | None:
+    "The bytes that the only batch takes if it is small; None if it is not, or takes more than the `budget`."
+    if not engine.goes_on or not _is_small(losses, params, budget):
+        return None
+    try:
+        return peak_of(losses, params, hold, most=budget)
+    except MemoryBudgetError:
+        return None
+
+# %% ../../nbs/compute/80_engines.ipynb #c619648c
 def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int]]:
     """The losses in parts that keep `engine` within the memory, and how many directions at a time have room in each.
 
@@ -182,14 +214,19 @@ def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int
     """
     losses, params, _, memory = request
     aside = engine.aside(params)
+    budget = memory_bytes(memory) - aside
     found = set()
 
     def hold(one, params):
         found.update(engine.hold(one, params))
 
-    parts, needs = split_batches(losses, params, hold, memory, aside, rough=True, targets=engine.cuts_targets)
+    need = _need_of_small(engine, losses, params, hold, budget)
+    parts, needs = losses, [need]
+    if need is None:
+        parts, needs = split_batches(losses, params, hold, memory, aside, rough=True, targets=engine.cuts_targets)
+    if next(iter(params.values())).device.type == "cpu":
+        parts, needs = cut_large(parts, params, needs, _FASTEST)
     _check_reached(losses, params, found)
-    budget = memory_bytes(memory) - aside
     return parts, [max(1, budget // max(1, need)) for need in needs]
 
 # %% ../../nbs/compute/80_engines.ipynb #1fce38cc
@@ -209,6 +246,7 @@ class _Planned:
             engine = choose_engine(losses, sum(map(len, blocks)))
         self.slices = cut_directions(blocks, params)
         self.engine = ENGINE_CLASSES[engine](losses, params, self.slices)
+        self.given = losses
         self.losses, self.room = _fit_parts(self.engine, request)
         self.engine.prepare(self.losses, params)
         self.calls = 0
@@ -216,15 +254,14 @@ class _Planned:
     def __call__(self, params: Params, buffers: Params | None) -> tuple[Tensor, Tensor]:
         if buffers is not None:
             self.losses = self.losses.at_buffers(buffers)
-        parts = range(len(self.losses.batches))
-        results = [self._project(i, params, again=self.calls == 0) for i in parts]
+        results = [self._project(i, params, again=self.calls == 0) for i in range(len(self.losses.batches))]
         self.calls += 1
         return torch.cat([loss for loss, _ in results]), torch.cat([P for _, P in results])
 
     def _project(self, i: int, params: Params, again: bool) -> tuple[Tensor, Tensor]:
         "The losses and P of part `i`, held against the check sum in its turn, and made `again` if that is off."
         loss, P = self.engine.project(Part(self.losses, i, self.room[i]), params, first=self.calls == i == 0)
-        _check_projections(P, params, i)
+        _check_projections(P, params, batch_of_part(self.given, self.losses, i))
         if not self.engine.exact or not _is_checked(self.calls, i, len(self.losses.batches)):
             return loss, P
         if self.calls > 0:

@@ -390,6 +390,12 @@ class _Held:
         same_batch = batch.keys() == own.keys() and all(torch.equal(batch[name], own[name]) for name in own)
         return same_batch and _State(part.losses, params, slices) == self.state
 
+    def go_on(self, slices: Slices, output: OutputLayer, chunk: int) -> tuple[Tensor, Tensor]:
+        "The losses and P, with the other directions."
+        others = {n: [parts[0][1:], *parts[1:]] for n, parts in slices.items()}
+        loss, P = _projected(self.graph, others, output, chunk)
+        return loss, torch.cat([self.P, P], dim=1)
+
 # %% ../../nbs/compute/61_forward.ipynb #fef63651
 class ForwardEngine:
     "One tangent per direction, for all tokens of a batch at once (`polca.compute.protocol.Engine`)."
@@ -399,6 +405,7 @@ class ForwardEngine:
     unseen: ClassVar[str] = _NO_SECOND
     cost = staticmethod(_cost)
     cuts_targets: ClassVar[bool] = True
+    goes_on: ClassVar[bool] = True
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
         self.report: dict = {"engine": self.name}
@@ -427,6 +434,4 @@ class ForwardEngine:
         if held is None:
             return project_forward(part, params, self.slices, self.output)
         self.output.tokens[part.index] = held.tokens
-        others = {n: [parts[0][1:], *parts[1:]] for n, parts in self.slices.items()}
-        loss, P = _projected(held.graph, others, self.output, _chunk(part, params))
-        return loss, torch.cat([held.P, P], dim=1)
+        return held.go_on(self.slices, self.output, _chunk(part, params))

@@ -83,6 +83,7 @@ class Engine(Protocol):
     exact          whether P is exact to rounding: then it is held against a check sum, and `engine="auto"` may take it
     unseen         of an exact one, what it has missed where the check sum is off, and what to use instead
     cuts_targets   whether a batch may be a part of a sequence's targets
+    goes_on        whether the first call goes on with what `hold` has made of a batch
     report         what there is to say about its numbers, its name first
     """
 
@@ -90,6 +91,7 @@ class Engine(Protocol):
     exact: ClassVar[bool]
     unseen: ClassVar[str]
     cuts_targets: ClassVar[bool]
+    goes_on: ClassVar[bool]
     report: dict
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices): ...

@@ -249,6 +249,7 @@ class ReverseEngine:
     )
     cost = staticmethod(_cost)
     cuts_targets: ClassVar[bool] = False
+    goes_on: ClassVar[bool] = False
 
     def __init__(self, losses: TokenLosses, params: Params, slices: Slices):
         self.report: dict = {"engine": self.name}

@@ -2,13 +2,15 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
 from torch import nn
 from torch.func import jacrev
 
-from polca.compute.checksum import UnseenError
+from polca.compute import engines, forward
+from polca.compute.checksum import UnseenError, _a_tenth
 from polca.compute.engines import Projector
 from polca.compute.forward import ForwardEngine
 from polca.core.losses import TokenLosses, flatten, n_parameters, next_token_loss, unflatten
@@ -208,6 +210,13 @@ class Plain(nn.Module):
         return self.head(self.inner(self, self.embed(input_ids)))
 
 
+class PlainKeeping(Plain):
+    "Which gives the logits that are asked for."
+
+    def forward(self, input_ids, logits_to_keep=slice(None)):
+        return self.head(self.inner(self, self.embed(input_ids))[:, logits_to_keep])
+
+
 def texts(n=1, positions=6, seed=0, dtype=torch.long):
     ids = torch.randint(0, 7, (n, positions), generator=torch.Generator().manual_seed(seed))
     return {"input_ids": ids, "labels": ids.to(dtype)}
@@ -405,3 +414,115 @@ def test_a_block_without_directions():
     rows = directions(losses)
     P = Projector(losses, losses.params, [rows[:0], rows], "forward")(losses.params)[1]
     torch.testing.assert_close(P, by_jacobian(losses, losses.params, rows), rtol=1e-4, atol=1e-6)
+
+
+def test_a_small_batch_is_measured_as_it_is_and_the_first_call_goes_on_from_there(monkeypatch):
+    losses = small_losses(texts=3)
+    rows = directions(losses)
+    made = []
+    graph = forward._graph
+    monkeypatch.setattr(forward, "_graph", lambda *given: made.append(given) or graph(*given))
+    params = losses.params
+    P = Projector(losses, params, rows, "forward")(params)[1]
+    assert len(made) == 1 and len(made[0][0].batches[0]["input_ids"]) == 3
+    torch.testing.assert_close(P, by_jacobian(losses, losses.params, rows), rtol=1e-4, atol=1e-6)
+
+
+def test_a_small_batch_that_does_not_fit_is_cut_into_parts():
+    losses = small_losses(texts=20)
+    rows = directions(losses)
+    projectors = [Projector(losses, losses.params, rows, "forward", memory=int(2**19 * 0.8**n)) for n in range(16)]
+    parts = [[n_examples(batch) for batch in projector.losses.batches] for projector in projectors]
+    assert parts[0] == [20] and len(parts[-1]) > 1 and sum(parts[-1]) == 20
+    for projector in (projectors[0], projectors[-1]):
+        P = projector(losses.params)[1]
+        torch.testing.assert_close(P, by_jacobian(losses, losses.params, rows), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["forward", "reverse", "difference"])
+def test_a_large_batch_goes_in_parts(monkeypatch, engine):
+    losses = small_losses(texts=20)
+    rows = directions(losses)
+    monkeypatch.setattr(engines, "_FASTEST", 45)
+    projector = Projector(losses, losses.params, rows, engine)
+    assert [n_examples(batch) for batch in projector.losses.batches] == [7, 7, 6]
+    for factor in (1, 2):
+        params = {name: factor * p for name, p in losses.params.items()}
+        rounding = 1e-2 if engine == "difference" else 1e-4
+        expected = by_jacobian(losses, params, rows)
+        torch.testing.assert_close(projector(params)[1], expected, rtol=rounding, atol=rounding / 10)
+
+
+def test_a_large_batch_of_texts_that_depend_on_each_other_stays_whole(monkeypatch):
+    monkeypatch.setattr(engines, "_FASTEST", 45)
+    for seen in (torch.sin, lambda mean: mean - mean.detach()):
+        losses = TokenLosses(Coupled(seen).double().eval(), [texts(20)])
+        rows = directions(losses).double()
+        projector = Projector(losses, losses.params, rows, "forward")
+        assert len(projector.losses.batches) == 1
+        P = projector(losses.params)[1]
+        torch.testing.assert_close(P, by_backward(losses, losses.params, rows), rtol=1e-8, atol=1e-10)
+
+
+def test_projections_that_are_not_finite_are_of_the_batch_that_was_given(monkeypatch):
+    monkeypatch.setattr(engines, "_FASTEST", 18)
+    small = small_losses(texts=10)
+    good, bad = (dict(small.batches[0]) for _ in range(2))
+    bad["input_ids"] = bad["input_ids"].clamp_min(1)
+    good["input_ids"] = torch.zeros_like(good["input_ids"])
+    losses = TokenLosses(small.model, [good, bad])
+    projector = Projector(losses, losses.params, directions(losses), "forward")
+    assert len(projector.losses.batches) == 8
+    params = {name: p.clone() for name, p in losses.params.items()}
+    params["embed.weight"][1:] = torch.nan
+    with pytest.raises(ValueError, match="gradients of batch 1 are not finite"):
+        projector(params)
+
+
+def one_text(kind=Plain):
+    losses = TokenLosses(kind().double().eval(), [texts(1, positions=41)])
+    rows = directions(losses).double()
+    projector = Projector(losses, losses.params, rows, "forward")
+    projector(losses.params)
+    return losses, rows, projector
+
+
+@pytest.mark.parametrize("kind", [Plain, PlainKeeping], ids=["all logits", "some logits"])
+def test_of_few_texts_a_tenth_of_the_targets_is_held_against_the_check_sum(monkeypatch, kind):
+    losses, rows, projector = one_text(kind)
+    plain = ForwardEngine.project
+    seen = set()
+    for token in range(40):
+
+        def off_in_one_token(*given, **how):
+            loss, P = plain(*given, **how)
+            P[token] *= 2
+            return loss, P
+
+        monkeypatch.setattr(ForwardEngine, "project", off_in_one_token)
+        projector._planned.calls = 1
+        try:
+            projector(losses.params)
+        except UnseenError:
+            seen.add(token)
+    assert len(seen) == 4 and max(seen) - min(seen) == 3
+
+
+def test_in_turn_the_check_sum_takes_all_targets_of_few_texts():
+    losses = TokenLosses(Plain().eval(), [texts(3, positions=21)])
+    seen = [set(np.flatnonzero(_a_tenth(losses, 0, turn).tokens)) for turn in (1, *range(16, 1600, 16))]
+    assert {len(some) for some in seen} == {5} and set.union(*seen) == set(range(60))
+
+
+class PlainOther(PlainKeeping):
+    "Whose logits are others where only some are asked for."
+
+    def forward(self, input_ids, logits_to_keep=slice(None)):
+        logits = super().forward(input_ids, logits_to_keep)
+        return logits if isinstance(logits_to_keep, slice) else 2 * logits
+
+
+def test_where_some_targets_have_other_losses_the_check_sum_takes_all():
+    losses, rows, projector = one_text(PlainOther)
+    P = projector(losses.params)[1]
+    torch.testing.assert_close(P, by_backward(losses, losses.params, rows), rtol=1e-8, atol=1e-10)

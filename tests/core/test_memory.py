@@ -11,8 +11,11 @@ from torch import nn
 
 from polca.core.losses import TokenLosses
 from polca.core.memory import (
+    MemoryBudgetError,
+    PeakMemory,
     SavedMemory,
     batch_of_part,
+    cut_large,
     fixed_and_each,
     memory_bytes,
     n_positions,
@@ -153,3 +156,85 @@ def test_more_processes_than_sequences_leave_some_without_tokens(ten):
     with_tokens = [part for part in parts if part is not None]
     assert len(with_tokens) == 10
     assert torch.equal(torch.cat([part(ten.params) for part in with_tokens]), ten(ten.params))
+
+
+def test_counting_stops_where_there_is_no_memory_left():
+    with pytest.raises(MemoryBudgetError, match="more than 9999 bytes"), PeakMemory(most=9999) as peak:
+        [torch.ones(1000) for _ in range(10)]
+    assert peak.bytes == 12_000
+    with PeakMemory(most=9999):
+        for _ in range(10):
+            torch.ones(1000)  # gone when the next is made
+
+
+class Apart(nn.Module):
+    "The logits of a sequence, and what `shared` makes of those of its batch."
+
+    def __init__(self, shared):
+        super().__init__()
+        self.embed = nn.Embedding(13, 4)
+        self.out = nn.Linear(4, 13)
+        self.shared = shared
+
+    def forward(self, input_ids, **others):
+        logits = self.out(self.embed(input_ids))
+        return logits + self.shared(logits)
+
+
+def apart_losses(shared=torch.zeros_like, dtype=torch.float32, **others):
+    "Ten texts of five positions."
+    torch.manual_seed(0)
+    ids = torch.randint(0, 13, (10, 5))
+    return TokenLosses(Apart(shared).to(dtype).eval(), [{"input_ids": ids, "labels": ids, **others}])
+
+
+def parts_of_large(losses, positions=20):
+    parts, needs = cut_large(losses, losses.params, [100], positions)
+    assert needs == [100] * len(parts.batches)
+    torch.testing.assert_close(parts(losses.params), losses(losses.params))
+    return [len(batch["labels"]) for batch in parts.batches]
+
+
+@pytest.mark.parametrize(
+    "positions, expected", [(50, [10]), (49, [5, 5]), (20, [4, 4, 2]), (5, [1] * 10), (1, [1] * 10)]
+)
+def test_large_batches_are_cut_into_parts_of_about_the_same_size(positions, expected):
+    assert parts_of_large(apart_losses(), positions) == expected
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        lambda logits: 1e-3 * logits.mean(0, keepdim=True),
+        lambda logits: 1e-2 * (logits.mean(0) - logits.mean(0).detach()),
+        lambda logits: torch.full_like(logits, 1e-3 * len(logits)) * torch.arange(13),
+    ],
+    ids=["value", "derivative", "number"],
+)
+def test_large_batches_whose_texts_depend_on_each_other_stay_whole(shared):
+    assert parts_of_large(apart_losses(shared)) == [10]
+
+
+@pytest.mark.parametrize("others", [{"places": torch.arange(5)}, {"mask": torch.ones(10, 1, 5)}])
+def test_large_batches_with_tensors_of_other_shapes_stay_whole(others):
+    assert parts_of_large(apart_losses(**others)) == [10]
+
+
+def test_large_batches_in_half_precision_stay_whole():
+    assert parts_of_large(apart_losses(dtype=torch.bfloat16)) == [10]
+
+
+def test_large_batches_of_a_loss_of_ones_own_stay_whole(ten, mixed):
+    assert len(cut_large(mixed, mixed.params, [1], 20)[0].batches) == 1
+
+
+def test_a_part_of_cut_targets_is_found_in_the_batch_that_it_is_from():
+    batches = [batch for losses in (apart_losses(), apart_losses()) for batch in losses.batches]
+    two = TokenLosses(Apart(torch.zeros_like).eval(), batches)
+    pieces = [{name: value[row : row + 1] for name, value in batch.items()} for batch in batches for row in range(10)]
+    halves = [{**piece, "labels": piece["labels"].masked_fill(first, -100)} for piece in pieces for first in HALVES]
+    parts = two.part(halves)
+    assert [batch_of_part(two, parts, i) for i in range(len(halves))] == [0] * 20 + [1] * 20
+
+
+HALVES = (torch.arange(5) < 3, torch.arange(5) >= 3)
