@@ -279,8 +279,7 @@ def finish(run, say: Say) -> dict:
     if complete["project"] and complete["axes"] and complete["cluster"]:
         found = run.findings()
         say(f"\n{findings_text(run.results, found, _MOST_SHOWN)}")
-        every = f"all {len(found)}: polca findings {run.folder}; " if len(found) > _MOST_SHOWN else ""
-        say(f"({every}the tables of axes and threads: polca inspect {run.folder})")
+        say(f"(the tables of axes and threads: polca inspect {run.folder})")
     elif complete["axes"]:
         say(axis_lines(axis_facts(run.results, projected=complete["project"])))
     try:
@@ -625,6 +624,7 @@ def command_parser() -> argparse.ArgumentParser:
     "The parser of all commands; it imports nothing that is slow."
     parser = _Parser(
         prog="polca",
+        allow_abbrev=False,
         description="Find what a language model learned, and when, from its training checkpoints.",
         epilog="Start with: polca analyze --help, polca run arithmetic, or polca run language. A run that was "
         "interrupted goes on with the same command.",
@@ -634,7 +634,8 @@ def command_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in _COMMANDS.items():
         described = command.words[0].upper() + command.words[1:] + "."
-        added = subparsers.add_parser(name, help=command.words, description=described, epilog=command.ends)
+        words = {"help": command.words, "description": described, "epilog": command.ends}
+        added = subparsers.add_parser(name, allow_abbrev=False, **words)
         added.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_JSON_WORDS)
         for argument, option in command.arguments.items():
             added.add_argument(argument, **option)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_NAME', 'SHOWN', 'LEAST', 'SIGNS', 'Side', 'is_found_again', 'Finding', 'ranked_clusters', 'axis_findings',
-           'cluster_findings', 'in_order', 'learns', 'find_findings', 'held_words', 'before_words', 'findings_table',
-           'findings_values', 'side_label', 'steps_words', 'when_words', 'part_words', 'side_words', 'trust_words',
-           'loss_words', 'like_words', 'token_words', 'nothing_words', 'count_words', 'findings_lines']
+           'cluster_findings', 'in_order', 'learns', 'find_findings', 'held_words', 'before_words', 'frequency_words',
+           'findings_table', 'findings_values', 'side_label', 'steps_words', 'when_words', 'part_words', 'side_words',
+           'trust_words', 'loss_words', 'like_words', 'token_words', 'nothing_words', 'count_words', 'findings_lines']
 
 # %% ../../nbs/analysis/96_findings.ipynb #ed12cd41
 from collections.abc import Mapping, Sequence
@@ -479,6 +479,26 @@ def before_words(loss: xr.DataArray, outputs: int | None, least: float = 0.05) -
         f"for {outputs:,} outputs have {guess:.2f}. So {before:.2f} nats, {before / learned:.0%} of what was learned "
         f"up to step {steps[-1]:,}, came earlier, and cannot be seen here. Checkpoints from step 0 on show it "
         "(polca.PolcaCallback saves them)."
+    )
+
+# %% ../../nbs/analysis/96_findings.ipynb #2a3a4423
+def frequency_words(loss: xr.DataArray) -> str:
+    """That the last checkpoint guesses no better than by how frequent tokens are; empty where it does, or that is not
+    known.
+
+    loss   (step, token), exact, in nats, with the coordinate frequency_loss of such a guess
+    """
+    if "frequency_loss" not in loss.coords:
+        return ""
+    last = float(loss.isel(step=-1).mean())
+    guess = float(loss["frequency_loss"].mean())
+    if not last >= guess:
+        return ""
+    return (
+        f"No better than frequency: at step {int(loss['step'][-1]):,} the loss is {last:.2f} nats, where a guess by "
+        f"how frequent each token is in these texts has {guess:.2f}. So hardly more than frequencies can have been "
+        "learned of them. Give checkpoints of longer training (--checkpoints), or texts like those that the model was "
+        "trained on (--texts), and another --out."
     )
 
 # %% ../../nbs/analysis/96_findings.ipynb #8b7b8c82

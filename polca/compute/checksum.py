@@ -174,7 +174,7 @@ def _a_tenth(losses: TokenLosses, i: int, turn: int) -> _SomeTargets | None:
     tokens = np.isin(sequence, drawn)
     if len(with_targets) >= 10:
         return _asked_alone(losses, i, rows, tokens)
-    pieces = cut_targets(losses.model, rows, math.ceil(10 / len(with_targets)))
+    pieces = cut_targets(losses.model, rows, math.ceil(10 / len(with_targets)), untold=False)
     piece = int(rng.integers(len(pieces)))
     places = np.array_split(np.flatnonzero(tokens), len(pieces))[piece]
     return _asked_alone(losses, i, pieces[piece], np.isin(np.arange(len(tokens)), places))

@@ -25,6 +25,7 @@ from ..core.losses import Params, TokenLosses, n_parameters, weight_names
 from polca.core.memory import (
     Attempt,
     MemoryBudgetError,
+    Pieces,
     batch_of_part,
     cut_large,
     memory_bytes,
@@ -192,8 +193,10 @@ def _is_small(losses: TokenLosses, params: Params, budget: int) -> bool:
     "Whether the losses have one batch of several texts, which may be tried as it is: no tensor will be large."
     if len(losses.batches) != 1 or n_examples(losses.batches[0]) < 2:
         return False
-    positions = n_examples(losses.batches[0]) * n_positions(losses.batches[0])
-    widest = max(max(p.shape, default=1) for p in params.values())  # mostly the vocabulary
+    length = n_positions(losses.batches[0])
+    positions = n_examples(losses.batches[0]) * length
+    # of a position: the logits, or what else a layer returns, or its scores with all others in 32 heads
+    widest = max(32 * length, *(p.numel() // max(1, min(p.shape, default=1)) for p in params.values()))
     return positions <= _FASTEST and 16 * positions * widest <= budget
 
 
@@ -201,8 +204,9 @@ def _need_of_small(engine: Engine, losses: TokenLosses, params: Params, hold: At
     "The bytes that the only batch takes if it is small; None if it is not, or takes more than the `budget`."
     if not engine.goes_on or not _is_small(losses, params, budget):
         return None
+    own = {name: value.clone() for name, value in losses.batches[0].items()}  # which nobody else writes into
     try:
-        return peak_of(losses, params, hold, most=budget)
+        return peak_of(losses.part([own], losses.tokens), params, hold, most=budget)
     except MemoryBudgetError:
         return None
 
@@ -224,16 +228,23 @@ def _fit_parts(engine: Engine, request: _Request) -> tuple[TokenLosses, list[int
     parts, needs = losses, [need]
     if need is None:
         parts, needs = split_batches(losses, params, hold, memory, aside, rough=True, targets=engine.cuts_targets)
-    if next(iter(params.values())).device.type == "cpu":
-        parts, needs = cut_large(parts, params, needs, _FASTEST)
     _check_reached(losses, params, found)
     return parts, [max(1, budget // max(1, need)) for need in needs]
 
 # %% ../../nbs/compute/80_engines.ipynb #1fce38cc
-def _agree(loss: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
-    "Whether the losses of an engine (tokens,) are those of the plain model, of weights of `dtype`, but for rounding."
-    rounding = (16 if dtype.itemsize >= 4 else 2) * torch.finfo(dtype).eps
+def _agree(loss: Tensor, plain: Tensor, dtype: torch.dtype, in_pieces: bool = False) -> bool:
+    """Whether the losses of an engine (tokens,) are those of the plain model, of weights of `dtype`, but for rounding,
+    which is another in products of other sizes, of what is `in_pieces`.
+    """
+    rounding = (16 if dtype.itemsize >= 4 else 2) * torch.finfo(dtype).eps * (64 if in_pieces else 1)
     return plain.shape == loss.shape and torch.allclose(loss, plain.to(loss), rounding, rounding)
+
+# %% ../../nbs/compute/80_engines.ipynb #950327eb
+def _fast_pieces(engine: Engine, losses: TokenLosses, params: Params) -> Pieces:
+    "The parts in pieces that are fast, where the check sum would show that texts depend on each other."
+    one = next(iter(params.values()))
+    shown = engine.exact and one.device.type == "cpu" and one.dtype.itemsize >= 4
+    return cut_large(losses, _FASTEST if shown else None)
 
 # %% ../../nbs/compute/80_engines.ipynb #eaaf300a
 class _Planned:
@@ -248,33 +259,56 @@ class _Planned:
         self.engine = ENGINE_CLASSES[engine](losses, params, self.slices)
         self.given = losses
         self.losses, self.room = _fit_parts(self.engine, request)
+        self.pieces = _fast_pieces(self.engine, self.losses, params)
         self.engine.prepare(self.losses, params)
         self.calls = 0
 
-    def __call__(self, params: Params, buffers: Params | None) -> tuple[Tensor, Tensor]:
-        if buffers is not None:
-            self.losses = self.losses.at_buffers(buffers)
-        results = [self._project(i, params, again=self.calls == 0) for i in range(len(self.losses.batches))]
-        self.calls += 1
-        return torch.cat([loss for loss, _ in results]), torch.cat([P for _, P in results])
-
-    def _project(self, i: int, params: Params, again: bool) -> tuple[Tensor, Tensor]:
-        "The losses and P of part `i`, held against the check sum in its turn, and made `again` if that is off."
-        loss, P = self.engine.project(Part(self.losses, i, self.room[i]), params, first=self.calls == i == 0)
+    def project(self, i: int, params: Params) -> tuple[Tensor, Tensor]:
+        "The losses and P of part `i`, in its pieces."
+        first = self.calls == i == 0
+        pieces = self.pieces.has[i]
+        parts = [Part(self.pieces.losses, piece, self.room[i]) for piece in pieces]
+        results = [self.engine.project(part, params, first and part.index == 0) for part in parts]
+        loss, P = results[0] if len(results) == 1 else (torch.cat(own) for own in zip(*results))
         _check_projections(P, params, batch_of_part(self.given, self.losses, i))
-        if not self.engine.exact or not _is_checked(self.calls, i, len(self.losses.batches)):
+        return loss, P
+
+# %% ../../nbs/compute/80_engines.ipynb #f5b9d9c3
+def _is_right(planned: _Planned, i: int, params: Params, loss: Tensor, P: Tensor) -> bool:
+    "Whether the losses of part `i` are those of the plain model, asked at the first call; UnseenError if P is not."
+    given = planned.losses, i, params, planned.slices, P, planned.engine
+    if planned.calls > 0:
+        check_some_seen(*given, planned.calls)
+        return True
+    plain = check_seen(*given)
+    return _agree(loss, plain, next(iter(params.values())).dtype, in_pieces=len(planned.pieces.has[i]) > 1)
+
+
+def _checked(planned: _Planned, i: int, params: Params, again: bool) -> tuple[Tensor, Tensor]:
+    "The losses and P of part `i`, held against the check sum in its turn, and made `again` if that is off."
+    loss, P = planned.project(i, params)
+    if not planned.engine.exact or not _is_checked(planned.calls, i, len(planned.losses.batches)):
+        return loss, P
+    in_pieces = len(planned.pieces.has[i]) > 1
+    try:
+        if _is_right(planned, i, params, loss, P) or not (again or in_pieces):
             return loss, P
-        if self.calls > 0:
-            check_some_seen(self.losses, i, params, self.slices, P, self.engine, self.calls)
-            return loss, P
-        try:
-            plain = check_seen(self.losses, i, params, self.slices, P, self.engine)
-            right = not again or _agree(loss, plain, next(iter(params.values())).dtype)
-        except UnseenError:
-            if not again:
-                raise
-            right = False
-        return (loss, P) if right else self._project(i, params, again=False)
+    except UnseenError:
+        if not (again or in_pieces):
+            raise
+    planned.pieces = cut_large(planned.losses, None)
+    return _checked(planned, i, params, again and in_pieces)
+
+# %% ../../nbs/compute/80_engines.ipynb #0c605caa
+def _answer(planned: _Planned, params: Params, buffers: Params | None) -> tuple[Tensor, Tensor]:
+    "The losses and P of all parts, at one more checkpoint."
+    if buffers is not None:
+        planned.losses = planned.losses.at_buffers(buffers)
+        planned.pieces = planned.pieces._replace(losses=planned.pieces.losses.at_buffers(buffers))
+    parts = range(len(planned.losses.batches))
+    results = [_checked(planned, i, params, again=planned.calls == 0) for i in parts]
+    planned.calls += 1
+    return torch.cat([loss for loss, _ in results]), torch.cat([P for _, P in results])
 
 # %% ../../nbs/compute/80_engines.ipynb #ebfff1f5
 class Projector:
@@ -309,7 +343,7 @@ class Projector:
     def __call__(self, params: Params, buffers: Params | None = None) -> tuple[Tensor, Tensor]:
         "The losses and P at `params` (and `buffers`); UnseenError if the check sum shows that some is missed."
         try:
-            return self._planned(params, buffers)
+            return _answer(self._planned, params, buffers)
         except UnseenError as error:
             return _by_another_engine(self, error, params, buffers)
 
@@ -341,7 +375,7 @@ def _by_another_engine(projector: Projector, error: UnseenError, params: Params,
         )
         _use(projector, _Planned(request, other))
         try:
-            return projector._planned(params, buffers)
+            return _answer(projector._planned, params, buffers)
         except UnseenError as another:
             error = another
     raise UnseenError(

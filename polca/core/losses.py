@@ -285,16 +285,24 @@ def _call(model: nn.Module, inputs: dict):
     return model(**inputs)
 
 # %% ../../nbs/core/10_losses.ipynb #59cf08c2
-def cut_targets(model: nn.Module, batch: Batch, pieces: int) -> list[dict[str, Tensor]]:
+def _keeps_places(model: nn.Module, untold: bool) -> bool:
+    "Whether `model` takes a tensor of places as `logits_to_keep`; where it does not say what it takes: `untold`."
+    keeps = inspect.signature(model.forward).parameters.get("logits_to_keep")
+    if keeps is None or keeps.annotation is inspect.Parameter.empty:
+        return keeps is not None and untold
+    return "Tensor" in str(keeps.annotation)
+
+
+def cut_targets(model: nn.Module, batch: Batch, pieces: int, untold: bool = True) -> list[dict[str, Tensor]]:
     """`batch`, of one sequence, once for each of so many `pieces` of its targets, one after the other: with `labels` of
-    −100 for all others, and `logits_to_keep` where the `model` knows that.
+    −100 for all others, and `logits_to_keep` where the `model` takes a tensor as that, or, `untold`, may take one.
     """
     places = (next_targets(batch)[0] != -100).nonzero().squeeze(1)
     if not len(places):
         return []
     if "logits_to_keep" in batch:
         places = batch["logits_to_keep"][places]
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    keeps = _keeps_places(model, untold)
     cut = []
     for some in places.tensor_split(min(pieces, len(places))):
         labels = torch.full_like(batch["labels"], -100)

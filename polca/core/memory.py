@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Attempt', 'memory_bytes', 'MemoryBudgetError', 'PeakMemory', 'SavedMemory', 'n_examples', 'n_positions',
            'some_examples', 'token_slots', 'tells_sequences', 'one_sequence', 'on_cpu', 'elsewhere', 'peak_of',
-           'sequence_peak', 'fixed_and_each', 'is_separable', 'split_batches', 'cut_large', 'batch_of_part', 'part_of']
+           'sequence_peak', 'fixed_and_each', 'is_separable', 'split_batches', 'Pieces', 'cut_large', 'batch_of_part',
+           'part_of']
 
 # %% ../../nbs/core/20_memory.ipynb #0463162e
 import math
@@ -14,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -226,9 +228,9 @@ def fixed_and_each(one: int, two: int) -> tuple[int, int]:
     return one - each, each
 
 # %% ../../nbs/core/20_memory.ipynb #c0379bb1
-def is_separable(losses: TokenLosses, i: int, params: Params, n: int, rounding: float = 1e-2) -> bool:
+def is_separable(losses: TokenLosses, i: int, params: Params, n: int) -> bool:
     """Whether the losses of the first `n` sequences of batch `i` come sequence by sequence, and are those of its two
-    halves but for `rounding`, in units of their size.
+    halves.
 
     The weights are shaken: at a fresh model's, all losses may be alike.
     """
@@ -241,7 +243,7 @@ def is_separable(losses: TokenLosses, i: int, params: Params, n: int, rounding: 
         sequence, _ = token_slots(losses, i)
         if (np.diff(sequence) < 0).any():
             return False
-    return whole.shape == halves.shape and torch.allclose(whole, halves, rtol=rounding, atol=rounding / 10)
+    return whole.shape == halves.shape and torch.allclose(whole, halves, rtol=1e-2, atol=1e-3)
 
 
 def _check_separable(losses: TokenLosses, i: int, params: Params, n: int) -> None:
@@ -422,58 +424,38 @@ def split_batches(
         return losses, bytes_of
     return losses.part(batches, needs.losses.tokens), bytes_of
 
-# %% ../../nbs/core/20_memory.ipynb #25a8db9d
-def _gradients(losses: TokenLosses, params: Params) -> tuple[Tensor, ...]:
-    "Those of a random combination of all losses."
-    leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
-    loss = torch.cat([losses.batch(i, leaves, fused=True) for i in range(len(losses.batches))])
-    weights = torch.randn(len(loss), generator=torch.Generator().manual_seed(0)).to(loss)
-    return torch.autograd.grad((weights * loss).sum(), tuple(leaves.values()), materialize_grads=True)
-
-
-def _add_up(losses: TokenLosses, i: int, params: Params, rounding: float) -> bool:
-    """Whether the gradients of two sequences of batch `i` are those that each has alone, but for `rounding` in units of
-    their size: losses may depend on other sequences in their derivatives alone.
-    """
-    if not tells_sequences(losses):
-        return False
-    sequence, _ = token_slots(losses, i)
-    two = np.unique(sequence)[:2].tolist()
-    if len(two) < 2:
-        return False
-    at = _shaken(params)
-    batch = losses.batches[i]
-    together = _gradients(losses.part([some_examples(batch, two)]), at)
-    apart = _gradients(losses.part([some_examples(batch, [row]) for row in two]), at)
-    off = sum((a - b).square().sum() for a, b in zip(together, apart))
-    return bool(off <= rounding**2 * sum(a.square().sum() for a in together))
-
 # %% ../../nbs/core/20_memory.ipynb #0d0ea7d9
-def _fast_parts(losses: TokenLosses, i: int, params: Params, positions: int) -> list[slice]:
-    "The sequences of batch `i` in parts of about as many, of at most so many `positions` if that changes no loss."
+def _fast_pieces(losses: TokenLosses, i: int, positions: int) -> list[slice]:
+    "The sequences of batch `i` in pieces of about as many, of at most so many `positions`, if they can be cut at all."
     batch = losses.batches[i]
     n = n_examples(batch)
     length = n_positions(batch)
-    whole = [slice(0, n)]
-    parts = _cut(n, 0, length, max(length, positions))
-    if len(parts) < 2 or losses.loss is not next_token_loss or next(iter(params.values())).dtype.itemsize < 4:
-        return whole
+    if losses.loss is not next_token_loss or n == length:
+        return [slice(0, n)]  # what has a row for each position would be taken to have one for each sequence
     if any(value.shape != (n, length) for value in batch.values()):
-        return whole  # what has no row for each sequence might be needed whole, or cut elsewhere
-    if not is_separable(losses, i, params, max(2, parts[0].stop), rounding=1e-4):
-        return whole
-    return parts if _add_up(losses, i, params, rounding=1e-4) else whole
+        return [slice(0, n)]
+    return _cut(n, 0, length, max(length, positions))
 
 
-def cut_large(losses: TokenLosses, params: Params, needs: list[int], positions: int) -> tuple[TokenLosses, list[int]]:
-    """`losses` with batches of more than so many `positions` cut, where that changes no loss, and the bytes that each
-    takes at most, of `needs` before.
-    """
-    parts = [_fast_parts(losses, i, params, positions) for i in range(len(losses.batches))]
-    if all(len(rows) == 1 for rows in parts):
-        return losses, needs
-    batches = [some_examples(batch, rows) for batch, some in zip(losses.batches, parts) for rows in some]
-    return losses.part(batches, losses.tokens), [need for need, some in zip(needs, parts) for _ in some]
+class Pieces(NamedTuple):
+    "The pieces of batches, which are the batches of `losses`, and which of them each batch `has`."
+
+    losses: TokenLosses
+    has: list[range]
+
+
+def cut_large(losses: TokenLosses, positions: int | None) -> Pieces:
+    "The batches of `losses`, in pieces where they have more than so many `positions`; None: each is a piece."
+    slices = [
+        [slice(0, n_examples(batch))] if positions is None else _fast_pieces(losses, i, positions)
+        for i, batch in enumerate(losses.batches)
+    ]
+    ends = np.cumsum([len(some) for some in slices], dtype=int).tolist()
+    has = [range(end - len(some), end) for end, some in zip(ends, slices)]
+    if not ends or ends[-1] == len(slices):
+        return Pieces(losses, has)
+    batches = [some_examples(batch, rows) for batch, some in zip(losses.batches, slices) for rows in some]
+    return Pieces(losses.part(batches, losses.tokens), has)
 
 # %% ../../nbs/core/20_memory.ipynb #e801f5b0
 def batch_of_part(losses: TokenLosses, parts: TokenLosses, i: int) -> int:

@@ -22,6 +22,7 @@ from polca.analysis.findings import (
     find_findings,
     findings_lines,
     findings_table,
+    frequency_words,
     held_words,
     learns,
 )
@@ -67,7 +68,7 @@ def _some_words(results: RunResults, n_tokens: int) -> str:
 
 
 def findings_text(results: RunResults, findings: Sequence[Finding], most: int = 6) -> str:
-    "The `findings` of a run for people: what was learned before the first checkpoint, and the first `most` of them."
+    "The `findings` of a run for people: what to know before them, and the first `most` of them."
     projection = results.read_projection()
     lines = findings_lines(
         findings, projection_tokens(projection), projection["loss"], most, projection.sizes["direction"]
@@ -75,7 +76,9 @@ def findings_text(results: RunResults, findings: Sequence[Finding], most: int = 
     stages = read_manifest(results.folder)["stages"]
     before = before_words(projection["loss"], stages["train"].get("outputs"))
     doubt = sample_doubt_of(results) if learns(projection["loss"]) else ""
-    parts = [before, lines, textwrap.fill(doubt, 110)]
+    shown = f"({most} of {len(findings)} are shown here, all by: polca findings {results.folder})"
+    parts = [before, frequency_words(projection["loss"]), lines, shown if len(findings) > most else ""]
+    parts.append(textwrap.fill(doubt, 110))
     if "decompose" in stages and learns(projection["loss"]):
         totals = results.read_decomposition()[most_exact_rule(projection)]["totals"]
         sizes = projection.sizes

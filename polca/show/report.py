@@ -19,7 +19,14 @@ import xarray as xr
 from ..analysis.breakthroughs import breakthroughs, flat_words, window_fits
 from ..analysis.clustering import DROPPED, OUTLIER, Clusters, describe_clusters
 from ..analysis.decomposition import NO_DIRECTION, allocate, explained, most_exact_rule, projected_loss, rules
-from ..analysis.findings import before_words, find_findings, held_words, learns, ranked_clusters
+from polca.analysis.findings import (
+    before_words,
+    find_findings,
+    frequency_words,
+    held_words,
+    learns,
+    ranked_clusters,
+)
 from ..analysis.joint import JointClusters, distinct_clusters
 from ..analysis.labels import ALPHA, label_tests, label_words, nearest_tokens, projection_tokens, random_control
 from ..analysis.many import found_words
@@ -822,9 +829,10 @@ def _findings_part(projection, tokens, accounts, clusterings, axes, plateau, win
     found = find_findings(projection, named, joint[0] if joint else None, plateau, window, bool(doubt))
     has_threads = named is not None and named.axes.n_beyond and len(found)
     timeline = threads_figure(projection["loss"], named) if has_threads else ""
+    warned = [frequency_words(projection["loss"]), doubt if learns(projection["loss"]) else ""]
     earlier = html_text(before_words(projection["loss"], outputs))
+    earlier += "".join(f"<b>{html_text(words)}</b> " for words in warned if words)
     account = _held_words(projection, accounts[most_exact_rule(projection)].attrs)
-    earlier += f"<b>{html_text(doubt)}</b>" if doubt and learns(projection["loss"]) else ""
     section = findings_section(
         projection, found, partial(plain_examples, tokens, projection["loss"]), timeline, account
     )

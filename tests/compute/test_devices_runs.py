@@ -180,7 +180,6 @@ def test_interventions(at):
 # what is public, and runs in no case on the other device; and why
 NOT_RUN = {
     "core.memory.on_cpu": "is of the memory of the CPU",
-    "core.memory.cut_large": "is for the caches of the CPU",
     "compute.smooth.ForwardHooks.hooks": "is left to subclasses",
 }
 SOURCE = Path(polca.compute.__file__).parents[1]

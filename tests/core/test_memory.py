@@ -168,69 +168,64 @@ def test_counting_stops_where_there_is_no_memory_left():
 
 
 class Apart(nn.Module):
-    "The logits of a sequence, and what `shared` makes of those of its batch."
+    "Token by token."
 
-    def __init__(self, shared):
+    def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(13, 4)
         self.out = nn.Linear(4, 13)
-        self.shared = shared
 
     def forward(self, input_ids, **others):
-        logits = self.out(self.embed(input_ids))
-        return logits + self.shared(logits)
+        return self.out(self.embed(input_ids))
 
 
-def apart_losses(shared=torch.zeros_like, dtype=torch.float32, **others):
+def apart_losses(**others):
     "Ten texts of five positions."
     torch.manual_seed(0)
     ids = torch.randint(0, 13, (10, 5))
-    return TokenLosses(Apart(shared).to(dtype).eval(), [{"input_ids": ids, "labels": ids, **others}])
+    return TokenLosses(Apart().eval(), [{"input_ids": ids, "labels": ids, **others}])
 
 
-def parts_of_large(losses, positions=20):
-    parts, needs = cut_large(losses, losses.params, [100], positions)
-    assert needs == [100] * len(parts.batches)
-    torch.testing.assert_close(parts(losses.params), losses(losses.params))
-    return [len(batch["labels"]) for batch in parts.batches]
-
-
-@pytest.mark.parametrize(
-    "positions, expected", [(50, [10]), (49, [5, 5]), (20, [4, 4, 2]), (5, [1] * 10), (1, [1] * 10)]
-)
-def test_large_batches_are_cut_into_parts_of_about_the_same_size(positions, expected):
-    assert parts_of_large(apart_losses(), positions) == expected
+def sizes_of_pieces(losses, positions=20):
+    pieces = cut_large(losses, positions)
+    torch.testing.assert_close(pieces.losses(losses.params), losses(losses.params))
+    assert [piece for has in pieces.has for piece in has] == list(range(len(pieces.losses.batches)))
+    return [[len(pieces.losses.batches[piece]["labels"]) for piece in has] for has in pieces.has]
 
 
 @pytest.mark.parametrize(
-    "shared",
-    [
-        lambda logits: 1e-3 * logits.mean(0, keepdim=True),
-        lambda logits: 1e-2 * (logits.mean(0) - logits.mean(0).detach()),
-        lambda logits: torch.full_like(logits, 1e-3 * len(logits)) * torch.arange(13),
-    ],
-    ids=["value", "derivative", "number"],
+    "positions, expected",
+    [(50, [10]), (49, [5, 5]), (20, [4, 4, 2]), (5, [1] * 10), (1, [1] * 10), (None, [10])],
 )
-def test_large_batches_whose_texts_depend_on_each_other_stay_whole(shared):
-    assert parts_of_large(apart_losses(shared)) == [10]
+def test_large_batches_are_cut_into_pieces_of_about_the_same_size(positions, expected):
+    assert sizes_of_pieces(apart_losses(), positions) == [expected]
+
+
+def test_batches_have_pieces_of_their_own():
+    large = apart_losses()
+    few = {name: value[:3] for name, value in large.batches[0].items()}
+    assert sizes_of_pieces(TokenLosses(large.model, [few, *large.batches, few])) == [[3], [4, 4, 2], [3]]
+    assert cut_large(large.part([]), 20).has == []
 
 
 @pytest.mark.parametrize("others", [{"places": torch.arange(5)}, {"mask": torch.ones(10, 1, 5)}])
 def test_large_batches_with_tensors_of_other_shapes_stay_whole(others):
-    assert parts_of_large(apart_losses(**others)) == [10]
+    assert sizes_of_pieces(apart_losses(**others)) == [[10]]
 
 
-def test_large_batches_in_half_precision_stay_whole():
-    assert parts_of_large(apart_losses(dtype=torch.bfloat16)) == [10]
+def test_large_batches_of_as_many_texts_as_positions_stay_whole():
+    losses = apart_losses()
+    square = {name: value[:5] for name, value in losses.batches[0].items()}
+    assert sizes_of_pieces(TokenLosses(losses.model, [square]), 10) == [[5]]
 
 
-def test_large_batches_of_a_loss_of_ones_own_stay_whole(ten, mixed):
-    assert len(cut_large(mixed, mixed.params, [1], 20)[0].batches) == 1
+def test_large_batches_of_a_loss_of_ones_own_stay_whole(mixed):
+    assert len(cut_large(mixed, 20).losses.batches) == 1
 
 
 def test_a_part_of_cut_targets_is_found_in_the_batch_that_it_is_from():
     batches = [batch for losses in (apart_losses(), apart_losses()) for batch in losses.batches]
-    two = TokenLosses(Apart(torch.zeros_like).eval(), batches)
+    two = TokenLosses(Apart().eval(), batches)
     pieces = [{name: value[row : row + 1] for name, value in batch.items()} for batch in batches for row in range(10)]
     halves = [{**piece, "labels": piece["labels"].masked_fill(first, -100)} for piece in pieces for first in HALVES]
     parts = two.part(halves)
