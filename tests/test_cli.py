@@ -188,6 +188,11 @@ def test_wrong_words_show_the_usage():
     assert "--preset" in program("run", "--help").stdout and "torch" not in program("--help").stdout
 
 
+def test_an_option_is_not_taken_for_a_longer_one():
+    done = program("run", "arithmetic", "--pre", "tiny")
+    assert done.returncode == 2 and "there is no option --pre" in done.stderr and "--preset" in done.stderr
+
+
 def test_status_and_inspect_answer_machines_and_people(finished, tmp_path):
     out, _ = finished
     status = json.loads(program("status", out, "--json").stdout)
@@ -196,7 +201,8 @@ def test_status_and_inspect_answer_machines_and_people(finished, tmp_path):
     found = json.loads(polca_here("inspect", out, "--json").stdout)
     assert found["tokens"] == 200
     assert found["decomposition"]["trapezoid"]["net"] == numbers(out)["explained"]["trapezoid"]["net"]
-    assert "mean loss" in polca_here("inspect", out).stdout
+    shown = polca_here("inspect", out).stdout
+    assert "mean loss" in shown and "of random sets of tokens would" in shown
     missing = polca_here("status", tmp_path, "--json")
     assert missing.returncode == 2
     assert "no run of polca" in json.loads(missing.stdout)["error"]
@@ -208,6 +214,9 @@ def test_findings_are_the_same_in_every_view(finished, tmp_path):
     answer = json.loads(polca_here("--json", "findings", out).stdout)
     found = answer["findings"]
     assert found and all(finding["heading"] in done.stdout for finding in found[:8])
+    more = f"(8 of {len(found)} are shown here, all by: polca findings {out})"
+    assert (more in done.stdout) == (len(found) > 8)
+    assert "are shown here" not in polca_here("findings", out).stdout
     rows = pd.read_csv(io.StringIO(polca_here("findings", out, "--csv").stdout))
     assert rows["id"].drop_duplicates().tolist() == [finding["id"] for finding in found]
     page = (out / "report.html").read_text()

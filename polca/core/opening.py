@@ -165,7 +165,7 @@ def ask_hub(name: str, revision: str = "main", what: str = "", timeout: float = 
         )
         raise ValueError(
             f"there is no folder {name} here{purpose} ({neighbours(name)}), and the hub "
-            f"{'says' if answered else 'cannot be asked'}: {reason_of(e)}{remedy}"
+            f"{'says' if answered else 'cannot be asked'}: {reason_of(e).rstrip('.')}{remedy}"
         ) from e
 
 # %% ../../nbs/core/78_opening.ipynb #127f1606

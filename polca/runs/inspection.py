@@ -210,7 +210,8 @@ def _cluster_lines(recipe: str, rows: list[dict], window: float, most: int = 12)
     table = pd.DataFrame(rows)
     head = f"clusters, {recipe}: {len(rows)}" + (" distinct" if "stability" in table else "")
     if "hidden" in table:
-        head += f", of which {table['hidden'].sum()} with a hidden breakthrough (window {window:g} steps)"
+        chance = f"; {table['control'].mean():.0%} of random sets of tokens would" if len(table) else ""
+        head += f", of which {table['hidden'].sum()} with a hidden breakthrough (window {window:g} steps{chance})"
     else:
         head += "; too few checkpoints for a break"
     if "stability" in table:

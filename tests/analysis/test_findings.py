@@ -20,6 +20,7 @@ from polca.analysis.findings import (
     findings_lines,
     findings_table,
     findings_values,
+    frequency_words,
     in_order,
     side_words,
     steps_words,
@@ -301,3 +302,13 @@ def test_findings_of_one_name_say_so():
     again = {"text": (0.8, 0.1), "sample": (0.5, 0.1), "step": (0.6, 0.1)}
     found = [Finding(f"axis-{i}", "axis", (side([i]), side([i + 5])), 0.3 - i / 10, again) for i in range(2)]
     assert [f.namesake for f in in_order(found)] == ["", "axis-0"]
+
+
+@pytest.mark.parametrize("guess, worse", [(0.1, True), (9.0, False), (np.nan, False)])
+def test_a_model_that_is_no_better_than_frequency_is_told(guess, worse):
+    loss = projection()["loss"].assign_coords(frequency_loss=("token", np.full(N, guess)))
+    words = frequency_words(loss)
+    assert bool(words) == worse
+    if worse:
+        last = float(loss[-1].mean())
+        assert f"the loss is {last:.2f} nats" in words and "has 0.10" in words
