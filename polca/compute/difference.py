@@ -126,5 +126,5 @@ class DifferenceEngine:
         losses, i, _ = part
         P = difference_projection(losses, i, params, self.slices, self.report["difference_step"])
         error = difference_error(losses, i, params, self.slices, P) if len(P) else 0.0
-        self.report["difference_error"] = max(error, self.report["difference_error"]) if i else error
+        self.report["difference_error"] = max(error, self.report.get("difference_error", 0.0)) if i else error
         return losses.batch(i, params).detach(), P
